@@ -1,0 +1,101 @@
+"""A record as a picture: latency against token count, one panel a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from . import tables
+from .record import ModelRecord, Record
+
+# Okabe and Ito's colours, told apart by the colour-blind too; marker and dash say the same once more.
+_STYLES: dict[str, tuple[str, str, str]] = {
+    "ours": ("#0072B2", "o", "-"),
+    "probe": ("#000000", "", "--"),
+    "seed": ("#E69F00", "s", "-"),
+    "norm_then_gemv": ("#009E73", "^", "-"),
+    "torch_eager": ("#CC79A7", "D", "-"),
+    "torch_compiled": ("#D55E00", "v", "-"),
+    "torch_compiled_unrounded": ("#56B4E9", "x", "-."),
+    "empty": ("#999999", "", ":"),
+}
+_OTHER = ("#999999", ".", "-")
+_COLUMNS = 2
+_PANEL_INCHES = (4.6, 3.0)
+_DPI = 150
+
+
+def figure(record: Record, models: tuple[str, ...] = ()) -> Figure:
+    """Panels of `models` (all of the record by default), a line for each candidate; both axes logarithmic."""
+    names = models or tuple(record.models)
+    columns = min(_COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    width, height = _PANEL_INCHES
+    drawn = Figure(figsize=(columns * width, rows * height + 0.9), layout="constrained")
+    panels = list(drawn.subplots(rows, columns, squeeze=False).flat)
+    legend: dict[str, Artist] = {}
+    for name, axes in zip(names, panels, strict=False):
+        _panel(axes, name, record.models[name])
+        legend |= {str(line.get_label()): line for line in axes.get_lines()}
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    in_order = [tables.label(name) for name in _STYLES]
+    labels = sorted(legend, key=lambda text: in_order.index(text) if text in in_order else len(in_order))
+    drawn.legend(
+        [legend[text] for text in labels],
+        labels,
+        loc="outside upper center",
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+    )
+    drawn.supylabel("microseconds, cold weights, behind a producer", fontsize=10)
+    drawn.supxlabel(f"tokens  ({record.machine.chip})", fontsize=10)
+    return drawn
+
+
+def save(record: Record, path: Path, models: tuple[str, ...] = ()) -> None:
+    """Write the figure; the suffix of `path` says whether as PNG or SVG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # No date and no random ids: the same record gives the same file.
+    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    with rc_context({"svg.hashsalt": "normgate"}):
+        figure(record, models).savefig(path, dpi=_DPI, metadata=metadata)
+
+
+def _panel(axes: Axes, name: str, model: ModelRecord) -> None:
+    for candidate in tables.candidates(model):
+        if not (points := tables.medians(model, candidate)):
+            continue
+        colour, marker, dash = _STYLES.get(candidate, _OTHER)
+        front = 3 if candidate == "ours" else 2
+        axes.plot(
+            list(points),
+            list(points.values()),
+            color=colour,
+            marker=marker,
+            linestyle=dash,
+            linewidth=2.2 if candidate == "ours" else 1.4,
+            markersize=4,
+            zorder=front,
+            label=tables.label(candidate),
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(plain)
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in _TICKS if low <= tick <= high])
+    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
+    axes.set_title(f"{name}  {model.hidden_size} x {model.num_experts}", fontsize=10)
+    axes.tick_params(labelsize=8)
+
+
+_TICKS = tuple(step * 10.0**power for power in range(-1, 6) for step in (1, 2, 5))

@@ -1,0 +1,130 @@
+"""The `bench` verb: build what is timed, time it, write the record and its picture."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from rich.console import Console
+
+from .. import naming, places
+from ..arch import SM_TARGETS
+from ..compile import LIBRARY
+from ..errors import BadInput, Problem, ToolError
+from ..problem import Problem as RouterPath
+from ..spec import RouterSpec
+from . import peers, record, run
+from .build import Index, build, built_before, folder_of
+from .native import BenchLibrary, Library
+
+
+def bench(
+    specs: Sequence[RouterSpec],
+    tokens: Sequence[int],
+    *,
+    out: Path,
+    compiled_tokens: Collection[int] | None,
+    candidates: tuple[str, ...] | None,
+    record_file: Path | None,
+    budget_s: float,
+    resume: bool,
+    plot_file: Path | None,
+    sm: int | None,
+    build_only: bool,
+    no_build: bool,
+    jobs: int | None,
+    console: Console,
+) -> None:
+    """See the verb's --help. Raises ToolError without a GPU (unless build_only) or without a compiled package."""
+    names = peers.NAMES if candidates is None else peers.chosen(candidates)
+    if not build_only:
+        _require_gpu_and_library(out)
+    if plot_file is not None:
+        _require_matplotlib(plot_file)
+    folder = folder_of(out)
+    if no_build:
+        index = built_before(folder)
+    else:
+        index = build(specs, tokens, _target(sm), folder, jobs=jobs, console=console)
+    if build_only:
+        console.print(
+            f"{len(specs)} benchmarks are built for sm_{index.sm}; on the GPU: bench --no-build", highlight=False
+        )
+        return
+    models = _models(specs, index, folder)
+    package = _package(out)
+    file = record_file or places.home() / "docs" / "measured" / record.file_name(torch.cuda.get_device_name(), "bench")
+    written = run.run(
+        models,
+        tokens,
+        package=package,
+        library=Library(out / places.PACKAGE / LIBRARY),
+        out=file,
+        repository=places.home(),
+        budget_s=budget_s,
+        candidates=names,
+        compiled_tokens=compiled_tokens,
+        resume=resume,
+        console=console,
+    )
+    if plot_file is not None:
+        from .plot import save
+
+        save(written, plot_file)
+
+
+def _require_gpu_and_library(out: Path) -> None:
+    if not torch.cuda.is_available():
+        raise ToolError(
+            "the benchmark needs a GPU and a CUDA build of torch; to build it here: bench --build-only --sm N"
+        )
+    if not (out / places.PACKAGE / LIBRARY).is_file():
+        raise ToolError(f"{out / places.PACKAGE / LIBRARY}: missing; compile it: python build.py")
+
+
+def _require_matplotlib(plot_file: Path) -> None:
+    if plot_file.suffix not in (".png", ".svg"):
+        raise BadInput([Problem(None, None, f"--plot {plot_file}: a .png or .svg would be right")])
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise ToolError('--plot needs matplotlib: pip install -e ".[bench]"') from None
+
+
+def _target(sm: int | None) -> int:
+    """The target whose code the GPU here runs best, or the one named."""
+    if sm is None:
+        major, minor = torch.cuda.get_device_capability()
+        device = 10 * major + minor
+        return max(target for target in SM_TARGETS if target <= device)
+    if sm not in SM_TARGETS:
+        raise BadInput([Problem(None, None, f"--sm {sm}: one of {', '.join(map(str, SM_TARGETS))} would be right")])
+    return sm
+
+
+def _models(specs: Sequence[RouterSpec], index: Index, folder: Path) -> list[run.Model]:
+    lacking = [spec.name for spec in specs if spec.name not in index.models]
+    if lacking:
+        raise ToolError(f"{folder}: built without {', '.join(lacking)}; build it anew, or name others with --spec")
+    return [
+        run.Model(
+            spec,
+            naming.kernel_name(RouterPath.of(spec)),
+            BenchLibrary(folder / index.models[spec.name].folder / LIBRARY),
+            index.models[spec.name].functions,
+        )
+        for spec in specs
+    ]
+
+
+def _package(out: Path) -> ModuleType:
+    """The package in `out`, imported from there unless it is there that it was imported from already."""
+    sys.path.insert(0, str(out.absolute()))
+    package = importlib.import_module(places.PACKAGE)
+    if Path(str(package.__file__)).resolve().parent != (out / places.PACKAGE).resolve():
+        raise ToolError(f"another normgate is imported already, from {package.__file__}; use python build.py bench")
+    return package

@@ -1,0 +1,331 @@
+"""The verbs of `python build.py`. Each says what it did; what is wrong goes to stderr, never as a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+
+from . import hf_config, places
+from .errors import BadInput, CheckFailed, NormgateError, Problem
+from .spec import RouterSpec, dump_spec, load_spec, load_specs
+
+# Verbs import what they need: `add` needs no templates, and a build with nothing to do should take no time.
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_PATH = click.Path(path_type=Path)
+_TABLE_WIDTH = 100
+_BENCH_TOKENS = "1,2,4,8,16,17,32,64,128,256,512,1024,2048,4096"
+
+
+def main(arguments: Sequence[str], program: str) -> int:
+    """Run one command line; the exit code: 0 done, 1 a check did not hold, 2 bad input, 130 interrupted."""
+    try:
+        code = int(cli.main(list(arguments), prog_name=program, standalone_mode=False) or 0)
+        sys.stdout.flush()
+        return code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except NormgateError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:  # the reader has seen enough, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _specs_option(command: _Command) -> _Command:
+    return click.option(
+        "--spec", "specs", type=_PATH, multiple=True, help="A spec; may be repeated.  [default: all of specs/]"
+    )(command)
+
+
+def _out_option(command: _Command) -> _Command:
+    return click.option(
+        "--out", type=_PATH, metavar="DIR", help="The package becomes DIR/normgate.  [default: generated]"
+    )(command)
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@_specs_option
+@_out_option
+@click.option("--sm", default="all", show_default=True, metavar="native|all|90,100", help="SM targets to compile for.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.")
+@click.pass_context
+def cli(context: click.Context, specs: tuple[Path, ...], out: Path | None, sm: str, jobs: int | None) -> None:
+    """Generate the normgate package from specs and compile it. Without a verb: both."""
+    if context.invoked_subcommand is not None:
+        given = [name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+        if given:
+            raise click.UsageError(f"options go behind the verb: {context.invoked_subcommand} --{given[0].rstrip('s')}")
+        return
+    from .compile import compile_package
+    from .manifest import load_manifest
+    from .toolkit import select_sms
+
+    console = _console()
+    out = out or _default_out()
+    select_sms(sm)  # what no package could have is said before anything is written
+    _generate(specs, out)
+    package = out / places.PACKAGE
+    targets = {target for source in load_manifest(package).sources for target in source.sm_targets}
+    report = compile_package(
+        package, sms=select_sms(sm, targets), build_dir=places.build_folder(out), jobs=jobs, console=console
+    )
+    if report.compiled:
+        for warning in report.warnings:
+            print(warning, file=sys.stderr)
+        console.print(report.table())
+    steps = f"{report.compiled} steps" if report.compiled else "nothing to compile"
+    sms = ", ".join(f"sm_{target}" for target in report.sms)
+    print(f"{_shown(report.library)}: {sms}; {steps}, {report.seconds:.1f} s")
+
+
+@cli.command()
+@_specs_option
+@_out_option
+def generate(specs: tuple[Path, ...], out: Path | None) -> None:
+    """Render the package, and compile nothing."""
+    _generate(specs, out or _default_out())
+
+
+@cli.command()
+@_specs_option
+@_out_option
+def check(specs: tuple[Path, ...], out: Path | None) -> None:
+    """Say whether the generated package is what the specs give; exit code 1 when it is not."""
+    from . import package
+
+    out = out or _default_out()
+    found = package.check(specs or places.all_specs(), out)
+    if not found.fresh:
+        folder = _shown(out / places.PACKAGE)
+        raise CheckFailed("\n".join([*found.lines(), f"{folder} is not what the specs give: python build.py generate"]))
+    print(f"{_shown(out / places.PACKAGE)} is fresh")
+
+
+def _answers(command: _Command) -> _Command:
+    """A flag for each thing that a config.json may leave open; hf_config checks the words."""
+    for flag, answer in reversed(hf_config.ANSWERS.items()):
+        command = click.option(f"--{flag}", metavar=answer.metavar, help=answer.help)(command)
+    return command
+
+
+@cli.command()
+@click.argument("config", type=_PATH, metavar="CONFIG.json")
+@click.option("--name", help="The spec's name.  [default: made from _name_or_path]")
+@click.option("--out", type=_PATH, metavar="DIR", help="Where the spec is written.  [default: specs]")
+@click.option("--force", is_flag=True, help="Replace a spec of that name which says something else.")
+@_answers
+def add(config: Path, name: str | None, out: Path | None, force: bool, **answers: str | None) -> None:
+    """Write a spec from a model's Hugging Face config.json."""
+    given = {key.replace("_", "-"): word for key, word in answers.items() if word is not None}
+    known = hf_config.load_config(config)
+    spec = hf_config.spec_from_config(known, name=name, answers=given, file=str(config))
+    text = dump_spec(spec, hf_config.comment_for(known))
+    path = (out or places.home() / "specs") / f"{spec.name}.yaml"
+    if path.exists() and not force:
+        if path.read_bytes() != text.encode() and load_spec(path) != spec:
+            raise BadInput(
+                [
+                    Problem(
+                        _shown(path),
+                        None,
+                        "is there and says something else; --force replaces it, --name NAME writes another",
+                    )
+                ]
+            )
+        print(f"{_shown(path)} says so already")
+        return
+    from .output import replace_whole
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_whole(path, text.encode())
+    except OSError as error:
+        raise BadInput([Problem(_shown(path), None, f"cannot be written: {error.strerror}")]) from None
+    print(f"{_shown(path)} written; next: python build.py")
+
+
+@cli.command()
+@click.argument("spec_or_model", metavar="SPEC_OR_MODEL")
+@click.option("--sm", type=int, metavar="N", help="For the chip sm_N.  [default: each group of SM targets]")
+def plan(spec_or_model: str, sm: int | None) -> None:
+    """Print the quantities that follow from a spec: name, formula, value, meaning."""
+    from .derived import tables
+    from .plan import make_plan
+
+    path = Path(spec_or_model)
+    if path.suffix == ".yaml" or path.is_file():
+        spec = load_spec(path)
+        sharing = [spec]
+    else:
+        sharing = _sharing(spec_or_model)
+        spec = sharing[0]
+    kernel = make_plan(sharing).kernels[0]
+    group = None if sm is None else kernel.group_of(sm)
+    if sm is not None and group is None:
+        targets = ", ".join(str(target) for each in kernel.groups for target in each.sm_targets)
+        raise BadInput([Problem(None, None, f"--sm {sm}: no target of {spec.name} ({targets}) runs there")])
+    console = _console()
+    for table in tables(kernel, kernel.groups if group is None else (group,), sm):
+        console.print(table)
+
+
+@cli.command()
+@click.option("--model", required=True, help="A spec's name, or a kernel's.")
+@click.option("--tokens", type=click.IntRange(min=0), required=True, metavar="T")
+@click.option(
+    "--sm",
+    type=click.IntRange(min=10),
+    metavar="N",
+    help="90 for compute capability 9.0.  [default: this machine's GPU]",
+)
+def explain(model: str, tokens: int, sm: int | None) -> None:
+    """Say which variant serves T tokens of a model on a chip, why, and what was rejected."""
+    from .explain import explained
+    from .plan import make_plan
+    from .toolkit import native_sms
+
+    sharing = _sharing(model)
+    if sm is None:
+        try:
+            sm = native_sms()[0]
+        except NormgateError:
+            raise BadInput(
+                [Problem(None, None, "--sm: not given, and this machine has no GPU to ask; --sm 90 would be right")]
+            ) from None
+    print(explained(make_plan(sharing), model, tokens, sm))
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, words: str | None) -> tuple[int, ...] | None:
+    """A list of counts, as in 1,2,4."""
+    if words is None:
+        return None
+    parts = [word.strip() for word in words.split(",")]
+    if bad := [word for word in parts if not (word.isascii() and word.isdecimal() and 0 < int(word) <= 1 << 20)]:
+        raise click.BadParameter(f"{bad[0]!r} given, whole numbers from 1 to 1048576 as in 1,2,4 would be right")
+    return tuple(sorted({int(word) for word in parts}))
+
+
+@cli.command()
+@_specs_option
+@_out_option
+@click.option("--tokens", callback=_numbers, default=_BENCH_TOKENS, show_default=True, metavar="T,T,...")
+@click.option(
+    "--compiled-tokens",
+    callback=_numbers,
+    metavar="T,T,...",
+    help="Where torch.compile is timed.  [default: all of --tokens]",
+)
+@click.option("--candidates", metavar="NAME,...", help="What is timed.  [default: everything]")
+@click.option("--record", type=_PATH, metavar="FILE", help="The JSON record.  [default: docs/measured/CHIP-bench.json]")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=1),
+    default=3600,
+    show_default=True,
+    metavar="SECONDS",
+    help="No point is begun later.",
+)
+@click.option("--resume", is_flag=True, help="Keep the points that the record has.")
+@click.option("--plot", type=_PATH, metavar="FILE", help="Draw the record, as PNG or SVG.")
+@click.option("--sm", type=int, metavar="N", help="The SM target to build for.  [default: that of this GPU]")
+@click.option("--build-only", is_flag=True, help="Build the benchmark, and run nothing: needs no GPU.")
+@click.option("--no-build", is_flag=True, help="Run what an earlier --build-only built: needs no compilers.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.")
+def bench(
+    specs: tuple[Path, ...],
+    out: Path | None,
+    tokens: tuple[int, ...],
+    compiled_tokens: tuple[int, ...] | None,
+    candidates: str | None,
+    record: Path | None,
+    budget: float,
+    resume: bool,
+    plot: Path | None,
+    sm: int | None,
+    build_only: bool,
+    no_build: bool,
+    jobs: int | None,
+) -> None:
+    """Time the compiled package against its peers on this machine's GPU.
+
+    The package must have been compiled before.
+    """
+    if build_only and no_build:
+        raise click.UsageError("--build-only and --no-build: one of them")
+    if build_only and sm is None:
+        raise click.UsageError("--build-only needs --sm N")
+    from .bench import verb
+
+    verb.bench(
+        load_specs(specs or places.all_specs()),
+        tokens,
+        out=out or _default_out(),
+        compiled_tokens=compiled_tokens,
+        candidates=None if candidates is None else tuple(candidates.split(",")),
+        record_file=record,
+        budget_s=budget,
+        resume=resume,
+        plot_file=plot,
+        sm=sm,
+        build_only=build_only,
+        no_build=no_build,
+        jobs=jobs,
+        console=_console(),
+    )
+
+
+def _generate(specs: Sequence[Path], out: Path) -> None:
+    from . import package
+
+    written = package.generate(specs or places.all_specs(), out)
+    folder = _shown(out / places.PACKAGE)
+    if written is None or not (written.written or written.removed):
+        print(f"{folder}: up to date")
+    else:
+        wrote, removed = len(written.written), len(written.removed)
+        print(f"{folder}: {wrote} files written, {removed} removed, {written.unchanged} unchanged")
+
+
+def _sharing(model: str) -> list[RouterSpec]:
+    """The specs that share a kernel with `model`, which comes first; `model` may be a kernel's name."""
+    from . import naming
+    from .problem import Problem as Path_
+
+    specs = load_specs(places.all_specs())
+    problems = {spec.name: Path_.of(spec) for spec in specs}
+    by_kernel = {naming.kernel_name(problem): name for name, problem in problems.items()}
+    name = by_kernel.get(model, model)
+    if name not in problems:
+        near = difflib.get_close_matches(model, problems, n=3) or list(problems)
+        raise BadInput([Problem(None, None, f"unknown model {model!r}, one of {', '.join(near)} would be right")])
+    found = [spec for spec in specs if problems[spec.name] == problems[name]]
+    return sorted(found, key=lambda spec: spec.name != name)
+
+
+def _default_out() -> Path:
+    return places.home() / "generated"
+
+
+def _console() -> Console:
+    """Standard output; a pipe is as wide as the tables need."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_TABLE_WIDTH)
+
+
+def _shown(path: Path) -> str:
+    """`path` relative to the current folder where it is inside."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)

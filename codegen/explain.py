@@ -1,0 +1,32 @@
+"""What the generated package says about itself, asked of it before it is written anywhere."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+from pathlib import Path
+
+from .plan import Plan
+from .render import render
+
+_NAME = "normgate_explained"
+
+
+def explained(plan: Plan, model: str, num_tokens: int, sm: int) -> str:
+    """The text of the package's own `explain`: its files are rendered to a temporary folder and imported."""
+    with tempfile.TemporaryDirectory(prefix="normgate-") as folder:
+        package = Path(folder) / _NAME
+        package.mkdir()
+        for name, text in render(plan).items():
+            if "/" not in name:
+                # The package itself would register its operators, which this process may hold already.
+                (package / name).write_text("" if name == "__init__.py" else text, encoding="utf-8")
+        sys.path.insert(0, folder)
+        try:
+            dispatch = importlib.import_module(f"{_NAME}.dispatch")
+            return str(dispatch.explain(model, num_tokens, sm))
+        finally:
+            sys.path.remove(folder)
+            for name in [name for name in sys.modules if name.partition(".")[0] == _NAME]:
+                del sys.modules[name]

@@ -1,0 +1,412 @@
+"""A model's Hugging Face config.json into a `RouterSpec`.
+
+Three things may say a fact, and the spec's `sources` tell which did: a key of the config, the model's family
+(what its `model_type` implies and no key says), and the person who runs `add`, by a flag. A fact that nobody
+says is asked for by the flag that answers it; two that disagree are an error. Nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BadInput, Problem
+from .hf_families import FAMILIES, KEYS, Family
+from .spec import NAME_PATTERN, RIGHT, RouterSpec, spec_from_data
+from .strict_yaml import plain_value, read_text, shown, shown_key
+
+MAX_CONFIG_BYTES = 16 << 20
+
+_TID2EID = "routing.tid2eid.vocab_size"
+_CORRECTION = "routing.e_score_correction_bias"
+_FAMILY = "family"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A flag of `add`.
+
+    key: the spec's key it answers; help: for the command line; choices: the words it takes and their meaning,
+    or None where it takes a number of type `number`.
+    """
+
+    key: str
+    help: str
+    choices: Mapping[str, object] | None = None
+    number: type[int | float] = int
+
+    @property
+    def metavar(self) -> str:
+        """What follows the flag: the choices, or N."""
+        return "|".join(self.choices) if self.choices else "N"
+
+
+_DTYPES = {"bfloat16": "bfloat16", "float16": "float16"}
+_YES_NO = {"yes": True, "no": False}
+
+ANSWERS: dict[str, Answer] = {
+    "hidden-size": Answer("hidden_size", "the router's input width"),
+    "num-experts": Answer("num_experts", "rows of the gate weight"),
+    "top-k": Answer("routing.top_k", "experts chosen for a token"),
+    "norm-order": Answer(
+        "norm.order",
+        "A: weight * round(xhat), as Llama; B: round(weight * xhat); G: round((1 + weight) * xhat), as "
+        "Gemma; none: the kernel before has normed x already",
+        {"A": "A", "B": "B", "G": "G", "none": None},
+    ),
+    "norm-eps": Answer("norm.eps", "added to the mean square, such as 1e-6", number=float),
+    "activation-dtype": Answer("dtypes.activation", "dtype of x and normed_x", _DTYPES),
+    "gate-weight-dtype": Answer(
+        "dtypes.gate_weight",
+        "dtype of the gate weight as stored: the safetensors header tells",
+        {**_DTYPES, "float32": "float32"},
+    ),
+    "logits-dtype": Answer(
+        "dtypes.logits",
+        "dtype of router_logits (float32 when left out)",
+        {"float32": "float32", "bfloat16": "bfloat16"},
+    ),
+    "gate-bias": Answer("gate_bias", "whether the gate is a Linear with a bias", _YES_NO),
+    "e-score-correction-bias": Answer(
+        _CORRECTION, "whether a bias per expert takes part in choosing", _YES_NO
+    ),
+    "tid2eid-vocab-size": Answer(
+        _TID2EID, "rows of the hash layers' tid2eid table; 0, or left out: no hash layers"
+    ),
+}
+"""The flags of `add` by name, without dashes in front: the answers to what a config does not say."""
+
+_FLAGS = {answer.key: flag for flag, answer in ANSWERS.items()}
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Read a config.json. Raises BadInput if it is no JSON object, repeats a key or holds NaN or infinity."""
+    path = Path(path)
+    text, problems = read_text(path, MAX_CONFIG_BYTES)
+    if problems:
+        raise BadInput(problems)
+
+    def problem(line: int | None, message: str) -> None:
+        problems.append(Problem(str(path), line, message))
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        known: dict[str, Any] = {}
+        for key, value in items:
+            if key in known:
+                problem(None, f"{shown_key(key)}: given twice in one object, once would be right")
+            known[key] = value
+        return known
+
+    def constant(word: str) -> None:
+        problem(None, f"{word} given, a number that JSON knows would be right")
+
+    config = None
+    try:
+        config = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        if not isinstance(config, dict):
+            problem(1, "an object of keys and values would be right")
+    except json.JSONDecodeError as error:
+        problem(error.lineno, f"not valid JSON: {error.msg}")
+    except RecursionError:
+        problem(None, "nested too deeply for a config.json")
+    except ValueError as error:  # an integer of thousands of digits
+        problem(None, f"not valid JSON: {error}")
+    if problems:
+        raise BadInput(problems)
+    assert isinstance(config, dict)
+    return config
+
+
+def spec_from_config(
+    config: dict[str, Any], *, name: str | None, answers: Mapping[str, str], file: str = "config.json"
+) -> RouterSpec:
+    """The spec of the model that `config` describes.
+
+    name: the spec's name, else made from `_name_or_path`; answers: flags (keys of ANSWERS) to the words given
+    for them; file: what messages call the config. Raises BadInput listing all at once: what the config does
+    not say and the flag that answers it, keys that disagree, wrong types, and answers against the config.
+    """
+    facts = _Facts(_Config.of(config))
+    facts.settle_all(_answered(answers, facts.problems), name)
+    if facts.problems:
+        raise BadInput(
+            [Problem(None if text.startswith("--") else file, None, text) for text in facts.problems]
+        )
+    spec, found = spec_from_data(facts.data())
+    if found or spec is None:
+        by = {key: f" (given by {by})" for key, by in facts.said_by.items() if by != _FAMILY}
+        raise BadInput(
+            [Problem(file, None, text + by.get(".".join(map(str, at)), "")) for at, text in found.items()]
+        )
+    return spec
+
+
+def comment_for(config: dict[str, Any]) -> str:
+    """What is special about the config's family, for the top of its spec; "" when the family is not known."""
+    family = _Config.of(config).family
+    return family.note if family else ""
+
+
+@dataclass(frozen=True)
+class _Config:
+    """The parts of a config that are read.
+
+    places: (prefix of the keys, mapping), the one that describes the text model first; outer: the whole.
+    """
+
+    places: tuple[tuple[str, dict[str, Any]], ...]
+    outer: dict[str, Any]
+    problems: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> _Config:
+        """Descend to where the text model is described: text_config, and ffn_config for its experts."""
+        prefix, here, problems = "", config, []
+        for key in ("text_config", "ffn_config"):
+            inner = here.get(key)
+            if inner is not None and not isinstance(inner, dict):
+                problems.append(f"{prefix}{key}: {shown(inner)} given, an object would be right")
+        if isinstance(config.get("text_config"), dict):
+            prefix, here = "text_config.", config["text_config"]
+        places = [(prefix, here)]
+        if isinstance(here.get("ffn_config"), dict):
+            places.append((f"{prefix}ffn_config.", here["ffn_config"]))
+        read = cls(tuple(places), config, ())
+        if read.model_type is None and any(c.get("model_type") is not None for c in (here, config)):
+            problems.append("model_type: no text given, a name such as deepseek_v3 would be right")
+        return cls(tuple(places), config, tuple(problems))
+
+    @property
+    def model_type(self) -> str | None:
+        """The text model's own model_type, or else that of the whole."""
+        for place in (self.places[0][1], self.outer):
+            said = place.get("model_type")
+            if said is not None:
+                return said if isinstance(said, str) else None
+        return None
+
+    @property
+    def family(self) -> Family | None:
+        return FAMILIES.get(self.model_type) if self.model_type is not None else None
+
+    def given(self, *keys: str) -> Iterator[tuple[str, Any]]:
+        """(key with its prefix, value) of each of `keys` that is there and not null."""
+        for prefix, place in self.places:
+            yield from ((prefix + key, place[key]) for key in keys if place.get(key) is not None)
+
+    def nulls(self, *keys: str) -> list[str]:
+        return [
+            prefix + key
+            for prefix, place in self.places
+            for key in keys
+            if key in place and place[key] is None
+        ]
+
+    def dtypes(self) -> dict[str, str]:
+        """The checkpoint's dtype as the text model's keys say it, or else the whole's."""
+        keys = ("torch_dtype", "dtype")
+        found = dict(self.given(*keys)) or {
+            key: self.outer[key] for key in keys if self.outer.get(key) is not None
+        }
+        return {key: shown_key(str(value)).removeprefix("torch.") for key, value in found.items()}
+
+
+def _answered(answers: Mapping[str, str], problems: list[str]) -> dict[str, object]:
+    """The answers by the spec's keys, their words turned into values; `...` for a word that is no answer."""
+    values: dict[str, object] = {}
+    for flag, word in answers.items():
+        answer = ANSWERS.get(flag)
+        if answer is None:
+            problems.append(f"--{flag}: unknown, one of --{', --'.join(ANSWERS)} would be right")
+            continue
+        value = answer.choices.get(word, ...) if answer.choices else plain_value(word)
+        if answer.choices is None and type(value) is not answer.number:
+            value = ...
+        if value is ...:
+            right = ", ".join(answer.choices) if answer.choices else RIGHT[answer.key]
+            problems.append(f"--{flag}: {shown(word)} given, {right} would be right")
+        values[answer.key] = None if answer.key == _TID2EID and value == 0 else value
+    return values
+
+
+class _Facts:
+    """Each key of the spec with its value and who said it (a config key, a --flag, or _FAMILY)."""
+
+    def __init__(self, config: _Config) -> None:
+        self.config = config
+        self.problems = list(config.problems)
+        self.values: dict[str, object] = {}
+        self.said_by: dict[str, str] = {}
+
+    def settle_all(self, answered: Mapping[str, object], name: str | None) -> None:
+        """Settle every key and the name. With a problem among them, say too when the family is not known."""
+        for key in _FLAGS:
+            no_norm = key == "norm.eps" and self.values.get("norm.order", ...) is None
+            if no_norm or answered.get(key) is ...:
+                continue
+            try:
+                self._settle(key, answered)
+            except _WrongType as error:
+                self.problems.append(str(error))
+        self.name = name if name is not None else _default_name(self.config)
+        if self.name is None:
+            self.problems.append("name: the config does not say (no _name_or_path); answer with --name NAME")
+        if self.problems and self.config.family is None:
+            model_type, known = shown(self.config.model_type), ", ".join(FAMILIES)
+            self.problems.append(
+                f"model_type: {model_type} given, of which nothing is known beyond its keys ({known} are)"
+            )
+
+    def _settle(self, key: str, answered: Mapping[str, object]) -> None:
+        flag = f"--{_FLAGS[key]}"
+        ask = f"answer with {flag} {ANSWERS[_FLAGS[key]].metavar}"
+        said = self._said(key)
+        implied = self._implied(key)
+        claims = [f"{at} {_word(value)}" for at, value in said.items()]
+        values = list(said.values())
+        if implied is not None and not said:
+            claims = [f"model_type {self.config.model_type}, which means {_word(implied[0])} ({implied[1]})"]
+            values = [implied[0]]
+        if key in answered:
+            value = answered[key]
+            no_norm = (
+                key == "norm.order" and value is None
+            )  # says nothing about the model, so it contradicts nothing
+            if values and value not in values and not no_norm:
+                edit = "leave the flag out, or edit the spec once it is written"
+                self.problems.append(
+                    f"{flag}: {_word(value)} given, but the config says {' and '.join(claims)}; {edit}"
+                )
+                return
+            by = flag
+        elif any(value != values[0] for value in values):
+            self.problems.append(f"{key}: the config disagrees with itself, {' and '.join(claims)}; {ask}")
+            return
+        elif values:
+            value, by = values[0], next(iter(said), _FAMILY)
+        else:
+            if self._is_needed(key):
+                self.problems.append(f"{key}: the config does not say{self._why(key)}; {ask}")
+            return
+        self.values[key] = value
+        agreed = [at for at, one in said.items() if one == value]
+        self.said_by[key] = (
+            _FAMILY if implied is not None and implied[0] == value else agreed[0] if agreed else by
+        )
+
+    def _said(self, key: str) -> dict[str, object]:
+        """What the config's keys say of the spec's `key`: {config key: value}. Raises _WrongType."""
+        config = self.config
+        if key == "dtypes.activation":
+            return {at: dtype for at, dtype in config.dtypes().items() if dtype in _DTYPES}
+        if key == "norm.order":
+            return {at: "G" for at, on in config.given("use_gemma_norm", "zero_centered") if on is True}
+        if key == _TID2EID:
+            layers = [(at, _typed(at, count, int)) for at, count in config.given("num_hash_layers")]
+            if all(count == 0 for _, count in layers):
+                return {at: None for at, _ in layers}
+            return {at: _typed(at, size, int) for at, size in config.given("vocab_size")}
+        kind = float if key == "norm.eps" else bool if key in ("gate_bias", _CORRECTION) else int
+        said = {at: _typed(at, value, kind) for at, value in config.given(*KEYS.get(key, ()))}
+        if key == "num_experts":
+            for at, more in config.given(
+                "zero_expert_num"
+            ):  # experts without weights have rows in the gate too
+                said = {f"{one} + {at}": count + _typed(at, more, int) for one, count in said.items()}
+        if key == _CORRECTION and not said:
+            return {at: True for at, method in config.given("topk_method") if method == "noaux_tc"}
+        return said
+
+    def _implied(self, key: str) -> tuple[object, str] | None:
+        """The family's word for `key`. Dtypes were read in bfloat16 checkpoints and hold for those only."""
+        if key.startswith("dtypes.") and set(self.config.dtypes().values()) - {"bfloat16"}:
+            return None
+        return self.config.family.facts.get(key) if self.config.family else None
+
+    def _is_needed(self, key: str) -> bool:
+        if key == _TID2EID:
+            return any(self.config.given("num_hash_layers")) or self.config.model_type == "deepseek_v4"
+        return key != "dtypes.logits"
+
+    def _why(self, key: str) -> str:
+        nulls = self.config.nulls(*KEYS.get(key, ()))
+        dtypes = (
+            [f"{at} is {dtype}" for at, dtype in self.config.dtypes().items()]
+            if key.startswith("dtypes")
+            else []
+        )
+        why = [f"{at} is null" for at in nulls] + dtypes
+        return f" ({', '.join(why)})" if why else ""
+
+    def data(self) -> dict[str, Any]:
+        """The spec in the shape of its YAML."""
+        values = {**self.values, "name": self.name, "sources": self._sources()}
+        data: dict[str, Any] = {}
+        for key, value in values.items():
+            *path, last = key.split(".")
+            place = data
+            for part in path:
+                place = place.setdefault(part, {})
+            place[last] = value
+        if data["norm"]["order"] is None:
+            data["norm"] = "none"
+        if self.values.get(_TID2EID) is None:
+            data["routing"].pop("tid2eid", None)
+        return data
+
+    def _model_type(self) -> str:
+        model_type = self.config.model_type
+        return f" (model_type {shown_key(model_type)})" if model_type is not None else ""
+
+    def _sources(self) -> list[str]:
+        """One line for the config's keys, one for each source of the family's facts, one for the answers."""
+        facts = {key: f"{key} {_word(value)}" for key, value in self.values.items()}
+        from_config: list[str] = []
+        lines: dict[str, list[str]] = {f"the model's config.json{self._model_type()}": from_config}
+        for key, by in self.said_by.items():
+            if by == _FAMILY and (implied := self._implied(key)):
+                lines.setdefault(implied[1], []).append(facts[key])
+            elif not by.startswith("--"):
+                from_config.append(key)
+        lines["said by a flag of add"] = [
+            facts[key] for key, by in self.said_by.items() if by.startswith("--")
+        ]
+        return [f"{', '.join(said)}: {source}" for source, said in lines.items() if said]
+
+
+class _WrongType(Exception):
+    """A key of the config holds something of another type than its meaning needs."""
+
+
+def _typed(at: str, value: Any, kind: type) -> Any:
+    """`value` when it is of `kind`, or the one value that a list gives layer by layer, the same each time."""
+    if isinstance(value, list) and value and all(item == value[0] for item in value):
+        value = value[0]
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    right = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+    layers = (
+        ", the same for every layer (else each needs a spec of its own)" if isinstance(value, list) else ""
+    )
+    raise _WrongType(f"{at}: {shown(value)} given, {right}{layers} would be right")
+
+
+def _default_name(config: _Config) -> str | None:
+    """A spec's name out of the last part of `_name_or_path`."""
+    for place in (config.outer, config.places[0][1]):
+        path = place.get("_name_or_path")
+        if isinstance(path, str):
+            last = re.split(r"[/\\]", path.rstrip("/\\"))[-1].lower()
+            name = re.sub(r"([-_.])[-_.]+", r"\1", re.sub(r"[^a-z0-9._-]+", "-", last)).strip("-_.")
+            if re.match(NAME_PATTERN, name) and len(name) <= 64:
+                return name
+    return None
+
+
+def _word(value: object) -> str:
+    """`value` within a sentence: words without quotes, None as none."""
+    return "none" if value is None else value if isinstance(value, str) else shown(value)

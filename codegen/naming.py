@@ -1,0 +1,49 @@
+"""Every identifier, symbol and path, from one function each."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from .problem import Problem
+
+_SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_CUDA_TYPE = {"bfloat16": "bf16", "float16": "fp16", "float32": "float"}
+
+
+def short_dtype(dtype: str) -> str:
+    """`bf16` for `bfloat16`."""
+    return _SHORT[dtype]
+
+
+def cuda_type(dtype: str) -> str:
+    """The name that `numbers.cuh` gives the type, as in `bf16`."""
+    return _CUDA_TYPE[dtype]
+
+
+def kernel_name(problem: Problem) -> str:
+    """As in `norm_b_gate_7168x384_bf16_bf16_fp32`: path, shape, dtypes of activation, gate weight and logits."""
+    path = f"norm_{problem.norm_order.lower()}_gate" if problem.has_norm else "gate"
+    dtypes = (problem.activation_dtype, problem.gate_weight_dtype, problem.logits_dtype)
+    name = f"{path}_{problem.hidden_size}x{problem.num_experts}_" + "_".join(map(short_dtype, dtypes))
+    if problem.gate_bias:
+        name += "_bias"
+    if problem.rounds_rows:
+        name += "_rounded"
+    if not problem.early_weight_loads:
+        name += "_late_weights"
+    return name
+
+
+def function_name(kernel: str, variant: str, group_sm: int) -> str:
+    """The symbol of a variant's `__global__` function and, with `launch_` before it, of its launcher."""
+    return f"{kernel}_{variant}_sm{group_sm}"
+
+
+def struct_name(variant: str) -> str:
+    """`SplitKT16E16` for `split_k_t16_e16`."""
+    return "".join(part.capitalize() for part in variant.split("_"))
+
+
+def source_path(kernel: str, group_sm: int) -> PurePosixPath:
+    """Where a kernel's CUDA lies in the package."""
+    return PurePosixPath("csrc/kernels") / f"{kernel}.sm{group_sm}.cu"

@@ -1,0 +1,159 @@
+"""What ptxas says a kernel needs, read from its `-v` report, and the table of a whole build."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+
+from rich import box
+from rich.table import Table
+
+_ENTRY = re.compile(r"Compiling entry function '([^']+)' for 'sm_(\d+)\w?'")
+_PROPERTIES = re.compile(r"Function properties for (\S+)")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SMEM = re.compile(r"(\d+) bytes smem")
+_REPORT_LINE = re.compile(r"^ptxas info\s*:|^\s+\d+ bytes stack frame")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one function needs on one SM. registers: a thread's, None for a device function that is called,
+    not inlined; smem: static shared memory; spill: stores and loads together; stack: frame. All but registers
+    in bytes."""
+
+    function: str
+    sm: int
+    registers: int | None = None
+    smem: int = 0
+    spill: int = 0
+    stack: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One function on one SM, with its source: path in the package, bytes of its object file, seconds to
+    compile it.
+    """
+
+    usage: Usage
+    source: str
+    object_bytes: int
+    seconds: float
+
+
+def parse(text: str) -> tuple[list[Usage], list[str]]:
+    """Read a compiler's output with ptxas' -v report: what each function needs, and the lines that are no
+    report.
+
+    The other lines are the compiler's warnings. ptxas reports on the SMs one after another, each entry
+    function with its frame and then its registers; device functions that it did not inline have a frame only.
+    """
+    found: dict[tuple[str, int], Usage] = {}
+    others = []
+    entry: tuple[str, int] | None = None
+    current: tuple[str, int] | None = None
+    for line in text.splitlines():
+        if match := _ENTRY.search(line):
+            entry = current = (match.group(1), int(match.group(2)))
+            found[entry] = Usage(*entry)
+        elif (match := _PROPERTIES.search(line)) and entry:
+            current = (match.group(1), entry[1])
+            found.setdefault(current, Usage(*current))
+        elif (match := _STACK.search(line)) and current:
+            stack, stores, loads = map(int, match.groups())
+            found[current] = dataclasses.replace(found[current], stack=stack, spill=stores + loads)
+        elif (match := _USED.search(line)) and entry:
+            smem = _SMEM.search(line)
+            found[entry] = dataclasses.replace(
+                found[entry], registers=int(match.group(1)), smem=int(smem.group(1)) if smem else 0
+            )
+        elif line.strip() and not _REPORT_LINE.match(line):
+            others.append(line)
+    return list(found.values()), others
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build gave: `library`, the SMs it holds machine code for and those, each the newest of some
+    kernel, it holds PTX for; a row for each (function, SM).
+
+    compiled: how many of the steps had to be run; warnings: what the compilers said; seconds: of the whole
+    build.
+    """
+
+    library: Path
+    sms: tuple[int, ...]
+    ptx_sms: tuple[int, ...]
+    rows: tuple[Row, ...]
+    compiled: int
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def write_json(self, path: Path) -> None:
+        """Write the rows as JSON, one object each; no absolute paths."""
+        rows = [
+            {
+                **dataclasses.asdict(row.usage),
+                "source": row.source,
+                "object_bytes": row.object_bytes,
+                "seconds": row.seconds,
+            }
+            for row in self.rows
+        ]
+        data = {"sms": self.sms, "ptx_sms": self.ptx_sms, "seconds": round(self.seconds, 2), "rows": rows}
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+    def table(self) -> Table:
+        """A table for people: a line for each source with its size and seconds, under it its functions.
+
+        SMs on which a function needs the same share a row, and the source's name is not said again in its
+        functions'. Made for 100 columns; a console that writes to a pipe takes 80, so give it width=100.
+        """
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+        table.add_column("source, function", overflow="fold")
+        table.add_column("SM", no_wrap=True)
+        for name in ("regs", "smem", "spill", "stack", "KiB", "sec"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for source, group in groupby(self.rows, key=lambda row: row.source):
+            rows = list(group)
+            path = PurePosixPath(source)
+            figures = (f"{rows[0].object_bytes / 1024:.0f}", f"{rows[0].seconds:.1f}")
+            table.add_row(path.name, *[""] * 5, *figures, style="bold")
+            for usage, sms in collapse(row.usage for row in rows):
+                name = usage.function.removeprefix(path.name.split(".")[0] + "_")
+                registers = "-" if usage.registers is None else str(usage.registers)
+                needs = map(str, (usage.smem, usage.spill, usage.stack))
+                table.add_row(f"  {name}", ",".join(map(str, sms)), registers, *needs)
+        return table
+
+
+def collapse(usages: Iterable[Usage]) -> list[tuple[Usage, list[int]]]:
+    """Group by function, in order of appearance; within one, runs of SMs with the same figures become one
+    entry.
+    """
+    by_function: dict[str, list[Usage]] = {}
+    for usage in usages:
+        by_function.setdefault(usage.function, []).append(usage)
+    result: list[tuple[Usage, list[int]]] = []
+    for members in by_function.values():
+        members = sorted(members, key=lambda usage: usage.sm)
+        for _, run in groupby(members, key=lambda usage: dataclasses.replace(usage, sm=0)):
+            same = list(run)
+            result.append((same[0], [usage.sm for usage in same]))
+    return result
+
+
+def spilling(rows: Sequence[Row]) -> list[str]:
+    """A line for each function and SM that spills registers or keeps a stack frame."""
+    return [
+        f"{row.source}: {row.usage.function} on sm_{row.usage.sm}: {row.usage.spill} bytes of spills, "
+        f"{row.usage.stack} bytes of stack frame"
+        for row in rows
+        if row.usage.spill or row.usage.stack
+    ]

@@ -1,0 +1,371 @@
+"""A model's router path as its author declares it: one strict YAML file into one frozen `RouterSpec`.
+
+The YAML uses these keys (see `RIGHT` for what each may be); those with a default may be left out:
+
+    name, sources, hidden_size, num_experts, gate_bias, early_weight_loads, allow_spills, sm_targets,
+    logits_from, dtypes: {activation, gate_weight, logits}, norm: {order, eps} or none,
+    routing: {top_k, e_score_correction_bias, tid2eid: {vocab_size}},
+    token_thresholds: {gemv, split_k} or auto
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from .arch import SM_TARGETS
+from .errors import BadInput, Problem
+from .strict_yaml import Document, Where, plain_value, read_yaml, shown, shown_key
+
+NAME_PATTERN = r"^[a-z][a-z0-9]*([-_.][a-z0-9]+)*$"
+
+RIGHT: dict[str, str] = {
+    "name": "a plain name such as deepseek-v4-pro (a lower case letter first, then lower case letters and "
+    "digits, single - _ . between them, at most 64 characters)",
+    "sources": "a list of at least one line of text that says where the facts come from",
+    "hidden_size": "a multiple of 8 from 8 to 65536",
+    "num_experts": "a whole number from 1 to 1024",
+    "dtypes": "a mapping with activation and gate_weight",
+    "dtypes.activation": "bfloat16 or float16",
+    "dtypes.gate_weight": "bfloat16, float16 or float32",
+    "dtypes.logits": "float32 or bfloat16",
+    "norm": "none, or a mapping with order and eps",
+    "norm.order": "A, B or G",
+    "norm.eps": "a number from 1e-30 to 0.1, such as 1e-6",
+    "gate_bias": "true or false",
+    "logits_from": "unrounded or rounded",
+    "routing": "a mapping with top_k and e_score_correction_bias",
+    "routing.top_k": "a whole number from 1 to num_experts",
+    "routing.e_score_correction_bias": "true or false",
+    "routing.tid2eid": "none, or a mapping with vocab_size",
+    "routing.tid2eid.vocab_size": "a whole number from 1 to 2147483647",
+    "token_thresholds": "auto, or a mapping with gemv and split_k",
+    "token_thresholds.gemv": "the last token count it serves, a whole number from 0 (never) to 1048576",
+    "token_thresholds.split_k": "the last token count it serves, a whole number from 0 (never) to 1048576",
+    "sm_targets": "all, or an ascending list of SM numbers out of " + ", ".join(map(str, SM_TARGETS)),
+    "early_weight_loads": "true or false",
+    "allow_spills": "true or false",
+}
+"""What would be right for each key, by its dotted path: the error messages and the list of known keys."""
+
+_FLAT = {"activation": "activation_dtype", "gate_weight": "gate_weight_dtype", "logits": "logits_dtype"}
+"""`dtypes` of the YAML is flat in `RouterSpec`."""
+
+ORDERS = {
+    "A": "weight * round(xhat)",
+    "B": "round(weight * xhat), xhat in fp32",
+    "G": "round((1 + weight) * xhat), xhat in fp32",
+}
+"""The norm orders, for readers of a spec; xhat = x * rsqrt(mean(x^2) + eps)."""
+
+
+def _source(text: str) -> str:
+    if not text.isprintable() or not text.strip():
+        raise ValueError("not one line of text")
+    return text
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Norm(_Frozen):
+    """RMSNorm before the gate. order: A, B or G as in `ORDERS`; eps: added to the mean square."""
+
+    order: Literal["A", "B", "G"]
+    eps: float = Field(ge=1e-30, le=0.1, allow_inf_nan=False)
+
+
+class Tid2Eid(_Frozen):
+    """Hash layers take their expert ids from a table `tid2eid[vocab_size, top_k]` of tokens (DeepSeek-V4)."""
+
+    vocab_size: int = Field(ge=1, le=2**31 - 1)
+
+
+class Routing(_Frozen):
+    """What the layer owns beside the gate: experts a token, the correction bias, the hash table."""
+
+    top_k: int = Field(ge=1, le=1024)
+    e_score_correction_bias: bool
+    tid2eid: Tid2Eid | None = None
+
+
+class TokenThresholds(_Frozen):
+    """The last token count each family serves; 0: never, None: decided by the plan."""
+
+    gemv: int | None = Field(default=None, ge=0, le=1 << 20)
+    split_k: int | None = Field(default=None, ge=0, le=1 << 20)
+
+
+_Thresholds = Annotated[
+    Annotated[Literal["auto"], Tag("auto")] | Annotated[TokenThresholds, Tag("explicit")],
+    Discriminator(lambda value: "explicit" if isinstance(value, (dict, TokenThresholds)) else "auto"),
+]
+
+
+class RouterSpec(_Frozen):
+    """One model's router path, checked. `load_spec` makes one from YAML, `dump_spec` writes it back.
+
+    x and normed_x are [num_tokens, hidden_size] of activation_dtype, the gate weight is
+    [num_experts, hidden_size] of gate_weight_dtype (as is the gate bias, [num_experts]), router_logits are
+    [num_tokens, num_experts] of logits_dtype. norm None means the gate alone: x is normed already.
+    logits_from: whether the gate reads the norm as kept in fp32 (unrounded) or as written in activation_dtype
+    (rounded). Building one by hand from impossible values raises pydantic's ValidationError.
+    """
+
+    name: str = Field(pattern=NAME_PATTERN, max_length=64)
+    sources: tuple[Annotated[str, Field(max_length=1000), AfterValidator(_source)], ...] = Field(
+        min_length=1, max_length=32
+    )
+    hidden_size: int = Field(ge=8, le=65536, multiple_of=8)
+    num_experts: int = Field(ge=1, le=1024)
+    activation_dtype: Literal["bfloat16", "float16"]
+    gate_weight_dtype: Literal["bfloat16", "float16", "float32"]
+    logits_dtype: Literal["float32", "bfloat16"] = "float32"
+    norm: Norm | None
+    gate_bias: bool
+    logits_from: Literal["unrounded", "rounded"] = "unrounded"
+    routing: Routing
+    token_thresholds: _Thresholds = "auto"
+    sm_targets: tuple[int, ...] = Field(default=SM_TARGETS, min_length=1, max_length=len(SM_TARGETS))
+    early_weight_loads: bool = True
+    allow_spills: bool = False
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> RouterSpec:
+        data = self.model_dump()
+        if self.logits_from == "unrounded":
+            del data["logits_from"]  # the default, and meaningless without a norm
+        for key, message in _disagreements(data):
+            raise ValueError(f"{key}: {message}")
+        return self
+
+
+def load_spec(path: str | Path) -> RouterSpec:
+    """Read one spec. Raises BadInput with everything that is wrong in the file."""
+    return load_specs([path])[0]
+
+
+def load_specs(paths: Iterable[str | Path]) -> list[RouterSpec]:
+    """Read specs in the order of `paths`. Raises BadInput with the problems of all files together."""
+    problems: list[Problem] = []
+    specs: list[RouterSpec] = []
+    first: dict[str, Path] = {}
+    for path in map(Path, paths):
+        document, found = read_yaml(path)
+        if document is not None:
+            found += _check(document, path, specs)
+            name = document.data.get("name")
+            if path.name == f"{name}.yaml" and first.setdefault(str(name), path) is not path:
+                line, other = document.line(("name",)), first[str(name)]
+                found.append(
+                    Problem(
+                        str(path), line, f"name: {shown(name)} given, which is the name of {other} already"
+                    )
+                )
+        problems += sorted(found, key=lambda problem: problem.line or 0)
+    if problems:
+        raise BadInput(problems)
+    return specs
+
+
+def _check(document: Document, path: Path, specs: list[RouterSpec]) -> list[Problem]:
+    """All problems of one document; its spec is appended to `specs` when it can be made."""
+    spec, found = spec_from_data(document.data)
+    if spec is not None:
+        specs.append(spec)
+    name = document.data.get("name")
+    if isinstance(name, str) and path.name != f"{name}.yaml":
+        right = (
+            f"{path.stem} (or the file named {name[:64]}.yaml)"
+            if path.suffix == ".yaml"
+            else f"{name[:64]}.yaml"
+        )
+        what = f"name: {shown(name)}" if path.suffix == ".yaml" else f"file name {path.name}"
+        found.setdefault(("name",), f"{what} given, {right} would be right")
+    return [Problem(str(path), document.line(where), text) for where, text in found.items()]
+
+
+def spec_from_data(data: dict[str, Any]) -> tuple[RouterSpec | None, dict[Where, str]]:
+    """The spec that `data`, shaped as the YAML is, declares, and every problem with it by where it stands.
+
+    `data` loses its unknown keys. A spec may be there beside problems: it is good only without.
+    """
+    found: dict[Where, str] = dict(_unknown_keys(data, ()))
+    flat, said = _flattened(data)
+    found |= said
+    spec = None
+    try:
+        spec = RouterSpec.model_validate(flat)
+    except ValidationError as error:
+        for entry in error.errors(include_url=False, include_context=False):
+            if not entry[
+                "loc"
+            ]:  # _agrees_with_itself: what it asks is asked below, of data that fails here too
+                continue
+            where, text = _in_plain_words(entry["type"], entry["loc"], entry["input"])
+            if where[:1] not in said:
+                found.setdefault(where, text)
+    for key, text in _disagreements(flat):
+        found.setdefault(tuple(key.split(".")), f"{key}: {text}")
+    return spec, found
+
+
+def _unknown_keys(data: dict[str, Any], where: tuple[str, ...]) -> Iterator[tuple[Where, str]]:
+    """Say what is unknown in `data`, and drop it, so that validation speaks only of what is known."""
+    prefix = "".join(part + "." for part in where)
+    known = [key for key in RIGHT if key.startswith(prefix) and "." not in key[len(prefix) :]]
+    for key in list(data):
+        at = (*where, key)
+        if prefix + key in known:
+            if isinstance(data[key], dict) and any(right.startswith(f"{prefix}{key}.") for right in RIGHT):
+                yield from _unknown_keys(data[key], at)
+            continue
+        del data[key]
+        yield at, f"{prefix}{shown_key(key)}: unknown key, {_meant(key[:80], where, known)} would be right"
+
+
+def _meant(key: str, where: tuple[str, ...], known: list[str]) -> str:
+    """The known key that an unknown one was meant to be, here or elsewhere; else all that are known here."""
+    here = {right.split(".")[-1]: right.split(".")[-1] for right in known}
+    elsewhere = {}
+    for right in RIGHT:
+        parent, _, last = right.rpartition(".")
+        if parent != ".".join(where):
+            elsewhere[last] = f"{last} under {parent}" if parent else f"{last} at the top level"
+    last = key.split(".")[-1]
+    if last in elsewhere:
+        return elsewhere[last]
+    for names, cutoff in ((here, 0.5), (elsewhere, 0.6)):
+        if near := difflib.get_close_matches(key, names, n=1, cutoff=cutoff):
+            return names[near[0]]
+    return f"one of {', '.join(here)}"
+
+
+def _flattened(data: dict[str, Any]) -> tuple[dict[str, Any], dict[Where, str]]:
+    """The YAML's data in the form of RouterSpec's fields, and problems with `dtypes`, which has no field."""
+    flat: dict[str, Any] = {key: value for key, value in data.items() if key != "dtypes"}
+    said: dict[Where, str] = {}
+    dtypes = data.get("dtypes")
+    if isinstance(dtypes, dict):
+        flat.update({_FLAT[key]: value for key, value in dtypes.items()})
+    else:
+        given = f"{shown(dtypes)} given" if "dtypes" in data else "missing"
+        said["dtypes",] = f"dtypes: {given}, {RIGHT['dtypes']} would be right"
+    if flat.get("norm") == "none":
+        flat["norm"] = None
+    if flat.get("sm_targets") == "all":
+        flat["sm_targets"] = SM_TARGETS
+    routing = flat.get("routing")
+    if isinstance(routing, dict) and routing.get("tid2eid") == "none":
+        flat["routing"] = {**routing, "tid2eid": None}
+    for key in ("sources", "sm_targets"):
+        if isinstance(flat.get(key), list):
+            flat[key] = tuple(flat[key])
+    return flat, said
+
+
+def _in_plain_words(kind: str, loc: Where, given: object) -> tuple[Where, str]:
+    """Where one of pydantic's errors stands in the YAML, and what it says there."""
+    where: Where = tuple(part for part in loc if part not in ("auto", "explicit"))
+    for short, field in _FLAT.items():
+        if where == (field,):
+            where = ("dtypes", short)
+    key = ".".join(part for part in where if isinstance(part, str))
+    if kind == "missing":
+        return where, f"{key}: missing, {RIGHT[key]} would be right"
+    quoted = isinstance(given, str) and type(plain_value(given)) in (int, float, bool) and key != "name"
+    return (
+        where,
+        f"{key}: {shown(given)} given, {RIGHT[key]}{' (without quotes)' if quoted else ''} would be right",
+    )
+
+
+def _disagreements(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, message) for values fine alone but not together. Skips what is missing or of a wrong type."""
+
+    def number(*path: str) -> int | None:
+        value: Any = data
+        for part in path:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value if type(value) is int else None
+
+    top_k, num_experts = number("routing", "top_k"), number("num_experts")
+    if top_k is not None and num_experts is not None and 1 <= num_experts < top_k:
+        yield "routing.top_k", f"{top_k} given, at most num_experts ({num_experts}) would be right"
+    if data.get("norm", ...) is None and "logits_from" in data:
+        yield (
+            "logits_from",
+            f"{shown(data['logits_from'])} given, leaving it out would be right where norm is none",
+        )
+    gemv, split_k = number("token_thresholds", "gemv"), number("token_thresholds", "split_k")
+    if gemv is not None and split_k is not None and gemv > split_k > 0:
+        yield "token_thresholds.gemv", f"{gemv} given, at most split_k ({split_k}) would be right"
+    thresholds = data.get("token_thresholds")
+    if isinstance(thresholds, Mapping) and all(value is None for value in thresholds.values()):
+        yield "token_thresholds", f"neither threshold given, {RIGHT['token_thresholds']} would be right"
+    targets = data.get("sm_targets", ())
+    numbers = isinstance(targets, tuple) and all(type(sm) is int for sm in targets)
+    if numbers and tuple(targets) != tuple(sm for sm in SM_TARGETS if sm in targets):
+        yield "sm_targets", f"{shown(targets)} given, {RIGHT['sm_targets']} would be right"
+
+
+def dump_spec(spec: RouterSpec, comment: str = "") -> str:
+    """The YAML of `spec`, defaults left out, `comment` on top; `load_spec` reads back an equal spec."""
+    lines = [f"# {line}" for line in textwrap.wrap(comment, 108)]
+    name = spec.name if yaml.safe_load(spec.name) == spec.name else json.dumps(spec.name)
+    lines += [f"name: {name}", "sources:"]
+    lines += [f"  - {json.dumps(source, ensure_ascii=False)}" for source in spec.sources]
+    lines += [f"hidden_size: {spec.hidden_size}", f"num_experts: {spec.num_experts}"]
+    lines += ["dtypes:", f"  activation: {spec.activation_dtype}", f"  gate_weight: {spec.gate_weight_dtype}"]
+    if spec.logits_dtype != "float32":
+        lines.append(f"  logits: {spec.logits_dtype}")
+    if spec.norm is None:
+        lines.append("norm: none")
+    else:
+        order = spec.norm.order
+        lines += ["norm:", f"  order: {order}  # {ORDERS[order]}", f"  eps: {_number(spec.norm.eps)}"]
+    lines.append(f"gate_bias: {shown(spec.gate_bias)}")
+    if spec.logits_from != "unrounded":
+        lines.append(f"logits_from: {spec.logits_from}")
+    routing = spec.routing
+    lines += ["routing:", f"  top_k: {routing.top_k}"]
+    lines.append(f"  e_score_correction_bias: {shown(routing.e_score_correction_bias)}")
+    if routing.tid2eid is not None:
+        lines += ["  tid2eid:", f"    vocab_size: {routing.tid2eid.vocab_size}"]
+    if isinstance(spec.token_thresholds, TokenThresholds):
+        lines.append("token_thresholds:")
+        given = spec.token_thresholds.model_dump(exclude_none=True)
+        lines += [f"  {key}: {value}" for key, value in given.items()]
+    if spec.sm_targets != SM_TARGETS:
+        lines.append(f"sm_targets: {shown(spec.sm_targets)}")
+    if not spec.early_weight_loads:
+        lines.append("early_weight_loads: false")
+    if spec.allow_spills:
+        lines.append("allow_spills: true")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    """`value` with a point and no padded exponent, so that any YAML reader takes it for a number: 1.0e-6."""
+    mantissa, _, exponent = repr(value).partition("e")
+    if not exponent:
+        return mantissa
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{re.sub('(?<=[-+])0+', '', exponent)}"

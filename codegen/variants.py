@@ -1,0 +1,335 @@
+"""The kernel families and the one statement of what is legal for each: plan, tuner and tests all ask it.
+
+A variant is a family with its constants. It knows nothing of token ranges: those are the plan's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .arch import Arch
+from .problem import Problem
+
+MAX_STATIC_SMEM = 48 * 1024  # bytes a kernel may declare without opting in (CUDA programming guide)
+MAX_PORTABLE_CLUSTER = 8  # CTAs; larger clusters are not launchable on every chip (CUDA programming guide)
+REGISTERS_PER_SM = 65536  # 32-bit registers (CUDA programming guide, every target of arch.py)
+MAX_REGISTERS = 255  # of a thread
+# mma that may add to one accumulator: the tensor cores cut off what fp32 would round, about 3e-8 of the sum each time
+# (measured on an H200, docs/notes/kernels.md), and logits are to stay within 2e-6.
+MAX_CHAIN = 32
+_SPARE_REGISTERS = 56  # addresses, indices and temporaries, from the compiler's reports
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def mma_terms(problem: Problem) -> int:
+    """mma for each 16-wide step of a tile: pairs of terms whose product is above fp32's last bit."""
+    return sum(g + r <= 2 for g in range(problem.gate_terms) for r in range(problem.row_terms))
+
+
+@dataclass(frozen=True, order=True)
+class Gemv:
+    """A CTA computes `experts` experts for up to `tokens` tokens, hidden_size spread over its threads."""
+
+    tokens: int
+    experts: int
+    warps: int
+    chunks: int  # 16-byte chunks of a row that a thread takes
+    early_weights: bool = True
+
+    family = "gemv"
+
+    @property
+    def name(self) -> str:
+        name = f"gemv_t{self.tokens}_e{self.experts}_w{self.warps}_c{self.chunks}"
+        return name if self.early_weights else name + "_late"
+
+    @property
+    def threads(self) -> int:
+        return self.warps * 32
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens a launch serves."""
+        return self.tokens
+
+    def ctas(self, problem: Problem, num_tokens: int) -> int:
+        return ceil_div(problem.num_experts, self.experts)
+
+    def static_smem(self, problem: Problem, cluster: bool) -> int:
+        return self.warps * self.tokens * (self.experts + 1) * 4
+
+    def registers(self, problem: Problem) -> int:
+        """An estimate of what a thread needs, for pruning; the compiler's report decides."""
+        rows = self.tokens * self.chunks * 4 if self.tokens * self.chunks <= 16 else 8
+        weights = self.chunks * self.experts * 2 * problem.gate_weight_bytes + self.chunks * 4
+        return weights + rows + self.experts + _SPARE_REGISTERS - 16
+
+
+@dataclass(frozen=True, order=True)
+class SplitK:
+    """A tensor-core tile of `experts` x `tokens`, hidden_size split over CTAs, warps, rounds and 32-wide blocks."""
+
+    tokens: int
+    experts: int
+    split: int
+    warps: int
+    blocks: int
+    rounds: int = 1
+    early_weights: bool = True
+
+    family = "split_k"
+
+    @property
+    def name(self) -> str:
+        name = f"split_k_t{self.tokens}_e{self.experts}_s{self.split}_w{self.warps}_b{self.blocks}"
+        if self.rounds > 1:
+            name += f"_r{self.rounds}"
+        return name if self.early_weights else name + "_late"
+
+    @property
+    def threads(self) -> int:
+        return self.warps * 32
+
+    @property
+    def max_tokens(self) -> int | None:
+        """No limit: further tokens are further CTAs."""
+        return None
+
+    @property
+    def slice(self) -> int:
+        """Elements of hidden_size that a CTA takes."""
+        return self.warps * self.rounds * self.blocks * 32
+
+    @property
+    def chains(self) -> int:
+        """Accumulators that share a sum: with few tiles, one mma would wait for the other."""
+        return 2 if self.tokens * self.experts <= 2 * 8 * 16 else 1
+
+    def chain(self, problem: Problem) -> int:
+        """mma that add to one accumulator."""
+        return self.rounds * self.blocks * 2 * mma_terms(problem) // self.chains
+
+    def tiles(self, problem: Problem) -> int:
+        return ceil_div(problem.num_experts, self.experts)
+
+    def ctas(self, problem: Problem, num_tokens: int) -> int:
+        return ceil_div(num_tokens, self.tokens) * self.tiles(problem) * self.split
+
+    def workspace_row(self, problem: Problem) -> int:
+        """fp32 sums of a token in the workspace of chips without clusters."""
+        return self.tiles(problem) * self.experts
+
+    def static_smem(self, problem: Problem, cluster: bool) -> int:
+        total = self.warps * self.tokens * (self.experts + 4) * 4
+        if cluster:
+            own = ceil_div(self.tokens * self.experts // 4, self.split)
+            total += self.split * own * 16 + problem.gate_bias * self.experts * 4
+            if problem.has_norm:
+                total += (self.warps + self.split) * self.tokens * 4
+        return total
+
+    def registers(self, problem: Problem) -> int:
+        """An estimate of what a thread needs, for pruning; the compiler's report decides."""
+        expert_tiles, token_tiles = self.experts // 16, self.tokens // 8
+        raw = self.blocks * expert_tiles * 2 * 2 * problem.gate_weight_bytes
+        terms = self.blocks * expert_tiles * 2 * 4 * problem.gate_terms
+        rows = token_tiles * self.blocks * 4
+        sums = self.chains * token_tiles * expert_tiles * 4
+        norm = self.blocks * 4 if problem.has_norm else 0
+        return max(raw + norm, terms + rows + sums + norm) + _SPARE_REGISTERS
+
+
+@dataclass(frozen=True, order=True)
+class Tiled:
+    """A tensor-core tile of `experts` x `tokens`; operands pass through shared memory in steps of `step` elements."""
+
+    tokens: int
+    experts: int
+    split: int
+    token_warps: int
+    expert_warps: int
+    slice_warps: int
+    step: int
+    stages: int
+    early_weights: bool = True
+
+    family = "tiled"
+
+    @property
+    def name(self) -> str:
+        warps = f"{self.token_warps}{self.expert_warps}{self.slice_warps}"
+        name = f"tiled_t{self.tokens}_e{self.experts}_s{self.split}_w{warps}_k{self.step}_d{self.stages}"
+        return name if self.early_weights else name + "_late"
+
+    @property
+    def warps(self) -> int:
+        return self.token_warps * self.expert_warps * self.slice_warps
+
+    @property
+    def threads(self) -> int:
+        return self.warps * 32
+
+    @property
+    def max_tokens(self) -> int | None:
+        """No limit: further tokens are further CTAs."""
+        return None
+
+    def tiles(self, problem: Problem) -> int:
+        return ceil_div(problem.num_experts, self.experts)
+
+    def ctas(self, problem: Problem, num_tokens: int) -> int:
+        return ceil_div(num_tokens, self.tokens) * self.tiles(problem) * self.split
+
+    def workspace_row(self, problem: Problem) -> int:
+        """fp32 sums of a token in the workspace of chips without clusters."""
+        return self.tiles(problem) * self.experts
+
+    def steps(self, problem: Problem) -> int:
+        """Steps of a CTA."""
+        return ceil_div(ceil_div(problem.hidden_size, self.step), self.split)
+
+    def dynamic_smem(self, problem: Problem, cluster: bool) -> int:
+        """As Tiled<V>::kSmemBytes of templates/kernels/tiled.cu.j2 computes it."""
+        stage = self.step * (self.tokens * 2 + self.experts * problem.gate_weight_bytes)
+        partial = self.slice_warps * self.tokens * (self.experts + 4) * 4
+        norm = self.steps(problem) * self.step * 2 if problem.folds_norm else 0
+        own = ceil_div(self.tokens * self.experts // 4, self.split)
+        incoming = self.split * own * 16 if cluster and self.split > 1 else 0
+        return max(self.stages * stage, partial) + norm + incoming
+
+    def static_smem(self, problem: Problem, cluster: bool) -> int:
+        if not cluster:
+            return 0
+        squares = (self.slice_warps + self.split) * self.tokens * 4 if problem.folds_norm else 0
+        return squares + problem.gate_bias * self.experts * 4
+
+    def registers(self, problem: Problem) -> int:
+        """An estimate of what a thread needs, for pruning; the compiler's report decides."""
+        token_tiles, expert_tiles = self.tokens // self.token_warps // 8, self.experts // self.expert_warps // 16
+        sums = token_tiles * expert_tiles * 4
+        if self.chain(problem) > MAX_CHAIN:
+            sums *= 2  # a step's own sums, beside the slice's
+        rows = token_tiles * 4 * problem.row_terms
+        squares = token_tiles * 4 if problem.folds_norm else 0
+        return sums + rows + squares + 8 * problem.gate_terms + _SPARE_REGISTERS
+
+    def chain(self, problem: Problem) -> int:
+        """mma that would add to one accumulator, were the slice not summed step by step."""
+        return self.steps(problem) * (self.step // 32 // self.slice_warps) * 2 * mma_terms(problem)
+
+
+Variant = Gemv | SplitK | Tiled
+
+
+def objections(problem: Problem, arch: Arch, variant: Variant) -> list[str]:
+    """Why a variant cannot serve a problem on a chip; empty if it can."""
+    out: list[str] = []
+    if not 1 <= variant.warps <= 32:
+        out.append(f"{variant.warps} warps: a CTA has 1 to 32")
+    if isinstance(variant, Gemv):
+        width = variant.threads * variant.chunks * 8
+        if width < problem.hidden_size:
+            out.append(f"its threads cover {width} of hidden_size {problem.hidden_size}")
+        return out + _resource_objections(problem, arch, variant)
+    if arch.has_cluster and variant.split > MAX_PORTABLE_CLUSTER:
+        out.append(f"a cluster of {variant.split} CTAs: at most {MAX_PORTABLE_CLUSTER} are portable")
+    if isinstance(variant, SplitK):
+        if variant.tokens % 8 or variant.experts % 16:
+            out.append("tensor-core tiles are multiples of 8 tokens and 16 experts")
+        width = variant.split * variant.slice
+        if width < problem.hidden_size:
+            out.append(f"its CTAs cover {width} of hidden_size {problem.hidden_size}")
+        if variant.chain(problem) > MAX_CHAIN:
+            out.append(f"{variant.chain(problem)} mma add to one accumulator: more than {MAX_CHAIN} lose too many bits")
+        if arch.has_cluster and problem.rounds_rows and variant.rounds > 1:
+            out.append("rounded logits need a row's whole slice in registers: one round")
+    else:
+        if variant.tokens % (8 * variant.token_warps) or variant.experts % (16 * variant.expert_warps):
+            out.append("a warp's tensor-core tile is a multiple of 8 tokens and 16 experts")
+        if variant.step % (32 * variant.slice_warps) or variant.step % 64:
+            out.append("a step is a multiple of 64 elements and of 32 for each warp that shares it")
+        if variant.stages < 2:
+            out.append("copies need two stages to run beside the arithmetic")
+        if (variant.split - 1) * variant.steps(problem) * variant.step >= problem.hidden_size:
+            out.append("the last CTA of the split would have nothing to do")
+    return out + _resource_objections(problem, arch, variant)
+
+
+def _resource_objections(problem: Problem, arch: Arch, variant: Variant) -> list[str]:
+    out: list[str] = []
+    static = variant.static_smem(problem, arch.has_cluster)
+    if static > MAX_STATIC_SMEM:
+        out.append(f"{static} bytes of static shared memory: at most {MAX_STATIC_SMEM}")
+    if isinstance(variant, Tiled):
+        smem = static + variant.dynamic_smem(problem, arch.has_cluster)
+        if smem > arch.max_smem_per_block:
+            out.append(f"{smem} bytes of shared memory: a block has {arch.max_smem_per_block}")
+    registers = variant.registers(problem)
+    limit = min(MAX_REGISTERS, REGISTERS_PER_SM // (ceil_div(variant.warps, 4) * 4 * 32) // 8 * 8)
+    if registers > limit:
+        out.append(f"about {registers} registers a thread: {variant.warps} warps leave {limit}")
+    return out
+
+
+# Layouts of a tiled CTA's eight warps over tokens, experts and hidden_size: the four that led the sweeps.
+_WARPS = ((2, 1, 4), (4, 1, 2), (2, 2, 2), (1, 2, 4))
+
+
+def candidates(problem: Problem, arch: Arch, num_tokens: int) -> Iterator[Variant]:
+    """Every legal variant worth a look for a token count, in a fixed order."""
+    for variant in _gemvs(problem, num_tokens):
+        if not objections(problem, arch, variant):
+            yield variant
+    for variant in _split_ks(problem, num_tokens):
+        if not objections(problem, arch, variant):
+            yield variant
+    for variant in _tileds(problem, num_tokens):
+        if not objections(problem, arch, variant):
+            yield variant
+
+
+def _gemvs(problem: Problem, num_tokens: int) -> Iterator[Variant]:
+    for tokens in (1, 2, 3, 4, 6, 8):
+        if num_tokens <= tokens < 2 * num_tokens:
+            for chunks in (1, 2, 3, 4, 7):
+                warps = ceil_div(ceil_div(problem.hidden_size, 8), 32 * chunks)
+                if warps > 16 and chunks < 7:
+                    continue  # larger CTAs only where nothing else covers a row: they start late (docs/notes/kernels.md)
+                for experts in (1, 2, 3, 4):
+                    yield Gemv(tokens, experts, warps, chunks, problem.early_weight_loads)
+
+
+def _split_ks(problem: Problem, num_tokens: int) -> Iterator[Variant]:
+    row_blocks = ceil_div(problem.hidden_size, 32)
+    for tokens in (8, 16, 32):
+        if 8 < tokens >= 2 * num_tokens or num_tokens > 4 * tokens:
+            continue
+        for experts in (16, 32):
+            if experts >= problem.num_experts + 16:
+                continue
+            for split in range(1, MAX_PORTABLE_CLUSTER + 1):
+                for warps in (4, 5, 6, 7, 8, 10, 12, 14, 16):
+                    for rounds in (1, 2):
+                        blocks = ceil_div(row_blocks, split * warps * rounds)
+                        covered = split * warps * rounds * blocks
+                        # A tenth of idle lanes is the most that a better fit elsewhere could not win back.
+                        if blocks <= 8 and covered <= 1.1 * row_blocks + 1:
+                            yield SplitK(tokens, experts, split, warps, blocks, rounds, problem.early_weight_loads)
+
+
+def _tileds(problem: Problem, num_tokens: int) -> Iterator[Variant]:
+    for tokens in (32, 64, 128):
+        if tokens >= 2 * num_tokens:
+            continue
+        for experts in (16, 32, 64, 96, 128):
+            if experts >= problem.num_experts + 16 or experts == 16 and tokens > 32:
+                continue
+            for split in (1, 2, 3, 4, 6, 7, 8):
+                for token_warps, expert_warps, slice_warps in _WARPS:
+                    for step, stages in ((128, 3), (64, 4)):
+                        warps = (token_warps, expert_warps, slice_warps)
+                        yield Tiled(tokens, experts, split, *warps, step, stages, problem.early_weight_loads)

@@ -1,0 +1,94 @@
+// Look-ups in the dispatch table, and the C interface over them.
+#include "dispatch.h"
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+
+namespace normgate {
+namespace {
+
+bool is_built(int sm) { return std::find(kBuiltSms.begin(), kBuiltSms.end(), sm) != kBuiltSms.end(); }
+
+// The group whose machine code a chip runs: a minimum, never a maximum. Machine code runs on later chips of its major
+// version; the PTX of a kernel's newest target on all later chips.
+const Group* find_group(const Kernel& kernel, int sm) {
+  int newest = 0;
+  for (const Group& group : kernel.groups) {
+    for (int target : group.sm_targets) {
+      if (is_built(target)) newest = std::max(newest, target);
+    }
+  }
+  const Group* best = nullptr;
+  int best_target = 0;
+  for (const Group& group : kernel.groups) {
+    for (int target : group.sm_targets) {
+      const bool runs = is_built(target) && target <= sm && (target / 10 == sm / 10 || target == newest);
+      if (runs && target > best_target) {
+        best = &group;
+        best_target = target;
+      }
+    }
+  }
+  return best;
+}
+
+const Variant* find_function(std::string_view function) {
+  for (const Kernel& kernel : kKernels) {
+    for (const Group& group : kernel.groups) {
+      for (const Variant& variant : group.variants) {
+        if (function == variant.function) return &variant;
+      }
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+const Kernel* find_kernel(const Problem& problem) {
+  const auto found =
+      std::find_if(kKernels.begin(), kKernels.end(), [&](const Kernel& kernel) { return kernel.problem == problem; });
+  return found == kKernels.end() ? nullptr : found;
+}
+
+const Variant* find_variant(const Kernel& kernel, int sm, int64_t num_tokens) {
+  const Group* group = find_group(kernel, sm);
+  if (group == nullptr) return nullptr;
+  const auto range = std::find_if(group->ranges.begin(), group->ranges.end(),
+                                  [&](const Range& candidate) { return num_tokens <= candidate.last_token; });
+  return range == group->ranges.end() ? nullptr : range->variant;
+}
+
+}  // namespace normgate
+
+#define NORMGATE_EXPORT extern "C" __attribute__((visibility("default")))
+
+NORMGATE_EXPORT const char* normgate_select(const char* kernel, int sm, int64_t num_tokens) {
+  for (const normgate::Kernel& candidate : normgate::kKernels) {
+    if (std::string_view(kernel) == candidate.name) {
+      const normgate::Variant* variant = normgate::find_variant(candidate, sm, num_tokens);
+      return variant ? variant->function : nullptr;
+    }
+  }
+  return nullptr;
+}
+
+NORMGATE_EXPORT int64_t normgate_workspace_bytes(const char* function, int64_t num_tokens) {
+  const normgate::Variant* variant = normgate::find_function(function);
+  return variant ? variant->workspace_bytes_per_token * num_tokens : 0;
+}
+
+NORMGATE_EXPORT int normgate_launch(const char* function, const normgate_args* args) {
+  const normgate::Variant* variant = normgate::find_function(function);
+  return variant ? static_cast<int>(variant->launch(*args)) : -1;
+}
+
+NORMGATE_EXPORT const char* normgate_built_sms(void) {
+  static const std::string text = [] {
+    std::string joined;
+    for (int sm : normgate::kBuiltSms) joined += (joined.empty() ? "" : ",") + std::to_string(sm);
+    return joined;
+  }();
+  return text.c_str();
+}

@@ -1,0 +1,65 @@
+// RMSNorm in the three rounding orders that models use. rstd = 1 / sqrt(mean(x^2) + eps).
+#pragma once
+
+#include "numbers.cuh"
+
+namespace normgate {
+
+// 1 / sqrt(mean + eps) with the chip's reciprocal square root, as torch's own kernels take it (within 2 ulp of fp32).
+__device__ __forceinline__ float inverse_rms(float sum_of_squares, int hidden_size, float eps) {
+  return rsqrtf(sum_of_squares * (1.0f / static_cast<float>(hidden_size)) + eps);
+}
+
+// Order A (Llama lineage): xhat is rounded to the activation's dtype before the weight multiplies it.
+struct NormA {
+  template <class T>
+  __device__ static __forceinline__ float2 apply(float2 x, float rstd, float2 weight) {
+    const float2 xhat = through<T>(make_float2(x.x * rstd, x.y * rstd));
+    return make_float2(xhat.x * weight.x, xhat.y * weight.y);
+  }
+  // What multiplies xhat on its way into the gate.
+  __device__ static __forceinline__ float2 scale(float2 weight) { return weight; }
+};
+
+// Order B (DeepSeek-V4, gpt-oss): one rounding, after the weight.
+struct NormB {
+  template <class T>
+  __device__ static __forceinline__ float2 apply(float2 x, float rstd, float2 weight) {
+    return make_float2(x.x * rstd * weight.x, x.y * rstd * weight.y);
+  }
+  __device__ static __forceinline__ float2 scale(float2 weight) { return weight; }
+};
+
+// Order G (Gemma lineage): weights are stored less one; one rounding.
+struct NormG {
+  template <class T>
+  __device__ static __forceinline__ float2 apply(float2 x, float rstd, float2 weight) {
+    return make_float2(x.x * rstd * (1.0f + weight.x), x.y * rstd * (1.0f + weight.y));
+  }
+  __device__ static __forceinline__ float2 scale(float2 weight) {
+    return make_float2(1.0f + weight.x, 1.0f + weight.y);
+  }
+};
+
+// Eight elements of a row, normed and rounded to the activation's dtype.
+template <class Norm, class T>
+__device__ __forceinline__ Vec8<T> norm8(const Vec8<T>& x, float rstd, const Vec8<T>& weight) {
+  Vec8<T> normed;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    normed.word[i] = round2<T>(Norm::template apply<T>(widen2(x, i), rstd, widen2(weight, i)));
+  return normed;
+}
+
+template <class T>
+__device__ __forceinline__ float add_squares(float sum, const Vec8<T>& x) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 v = widen2(x, i);
+    sum = fmaf(v.x, v.x, sum);
+    sum = fmaf(v.y, v.y, sum);
+  }
+  return sum;
+}
+
+}  // namespace normgate

@@ -1,0 +1,70 @@
+// The dispatch table's types. The table itself is generated: dispatch_table.cpp.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+#include "normgate.h"
+
+namespace normgate {
+
+enum class Dtype : int8_t { kBFloat16, kFloat16, kFloat32 };
+
+// What a kernel computes; two models with the same problem share a kernel.
+struct Problem {
+  int64_t hidden_size;
+  int64_t num_experts;
+  Dtype activation, gate_weight, logits;
+  char norm_order;  // 'A', 'B', 'G', or '-' for a gate alone
+  bool rounded;     // the gate reads the normed row as it is written
+  bool gate_bias;
+
+  bool operator==(const Problem& other) const {
+    return hidden_size == other.hidden_size && num_experts == other.num_experts && activation == other.activation &&
+           gate_weight == other.gate_weight && logits == other.logits && norm_order == other.norm_order &&
+           rounded == other.rounded && gate_bias == other.gate_bias;
+  }
+};
+
+struct Variant {
+  const char* function;
+  cudaError_t (*launch)(const normgate_args&);
+  int64_t workspace_bytes_per_token;
+};
+
+// Tokens up to last_token (the last range: without end) go to a variant; null: to the reference composition.
+struct Range {
+  int64_t last_token;
+  const Variant* variant;
+};
+
+template <class T>
+struct Span {
+  const T* data;
+  int size;
+  const T* begin() const { return data; }
+  const T* end() const { return data + size; }
+};
+
+struct Group {
+  Span<int> sm_targets;
+  Span<Range> ranges;
+  Span<Variant> variants;
+};
+
+struct Kernel {
+  const char* name;
+  Problem problem;
+  Span<Group> groups;
+};
+
+extern const Span<Kernel> kKernels;
+extern const Span<int> kBuiltSms;
+
+// The kernel of a problem, or null.
+const Kernel* find_kernel(const Problem& problem);
+
+// The variant that serves num_tokens rows on a chip of compute capability sm, or null: then the reference composition does.
+const Variant* find_variant(const Kernel& kernel, int sm, int64_t num_tokens);
+
+}  // namespace normgate

@@ -1,0 +1,42 @@
+// The C interface of libnormgate.so: for ctypes, for tests and tuners, and for engines that do not go through torch.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// One call. Every pointer is a device pointer; rows are dense except those of x.
+struct normgate_args {
+  void* router_logits;      // [num_tokens, num_experts]
+  void* normed_x;           // [num_tokens, hidden_size]; unused by gate-only kernels
+  const void* x;            // [num_tokens, hidden_size], rows x_row_stride apart, each row 16-byte aligned
+  const void* norm_weight;  // [hidden_size]; unused by gate-only kernels
+  const void* gate_weight;  // [num_experts, hidden_size]
+  const void* gate_bias;    // [num_experts], or null where the kernel has no bias
+  void* workspace;          // normgate_workspace_bytes(...) bytes, or null where that is 0
+  int64_t x_row_stride;     // in elements
+  int64_t num_tokens;       // at least 1
+  float eps;                // of the norm; unused by gate-only kernels
+  void* stream;             // cudaStream_t
+};
+
+// The function that serves num_tokens rows of a kernel on a chip of compute capability sm (90 for 9.0), or NULL.
+const char* normgate_select(const char* kernel, int sm, int64_t num_tokens);
+
+// Bytes of scratch that a function needs; 0 for most.
+int64_t normgate_workspace_bytes(const char* function, int64_t num_tokens);
+
+// Launches a function on args->stream. Returns the cudaError_t of the launch, or -1 for an unknown function.
+int normgate_launch(const char* function, const struct normgate_args* args);
+
+// 1 if torch's current CUDA stream can be asked for (a CUDA build of torch is loaded), else 0.
+int normgate_has_stream_symbol(void);
+
+// What the library holds machine code for, as in "80,90,120+PTX120".
+const char* normgate_built_sms(void);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,5 @@
+# The types of _tables.py, which the generator renders.
+from .table_types import KernelTable, ModelTable
+
+KERNELS: dict[str, KernelTable]
+MODELS: dict[str, ModelTable]

@@ -1,0 +1,211 @@
+"""``NormGateLinear``: one layer's router path, with its weights under the names that checkpoints use."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from . import dispatch, ops, reference
+
+
+class NormGateLinear(nn.Module):
+    """RMSNorm and router gate of one MoE layer, for inference.
+
+    Owns, as parameters without gradient:
+
+    norm.weight                   [hidden_size]               dtype; absent where ``norm_order`` is None
+    gate.weight                   [num_experts, hidden_size]  gate_weight_dtype
+    gate.bias                     [num_experts]               gate_weight_dtype; with ``gate_bias``
+    gate.e_score_correction_bias  [num_experts]               float32; with ``e_score_correction_bias``
+    gate.tid2eid                  [vocab_size, top_k]         int64; with ``tid2eid_vocab_size`` (hash layers)
+
+    The last two belong to the scoring that follows; this layer only keeps them. Weights are not
+    initialized: load them with ``load_state_dict`` or :meth:`load_from_checkpoint`.
+
+    The kernels may read weights before the previous kernel of the stream has finished. After writing
+    weights on the device (loading, an update, a swap), synchronize the whole device before the next
+    forward: ``torch.cuda.synchronize()``.
+
+    Build it with its dtypes rather than casting it with ``.to(dtype)``, which casts every floating weight
+    alike.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        *,
+        norm_order: str | None,
+        eps: float | None = None,
+        gate_bias: bool = False,
+        logits_from: str = "unrounded",
+        logits_dtype: torch.dtype = torch.float32,
+        e_score_correction_bias: bool = False,
+        tid2eid_vocab_size: int | None = None,
+        top_k: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        gate_weight_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Weights are not initialized; ValueError for arguments that do not fit together.
+
+        ``norm_order`` None is the gate alone, else ``eps`` is needed. ``tid2eid_vocab_size`` makes it a hash
+        layer and needs ``top_k``. ``gate_weight_dtype`` is ``dtype`` where it is not given.
+        """
+        super().__init__()
+        if norm_order not in (None, *reference.NORM_ORDERS):
+            raise ValueError(f"norm_order is {norm_order!r}, expected 'A', 'B', 'G' or None")
+        if (norm_order is None) != (eps is None):
+            raise ValueError(f"eps is {eps} and norm_order {norm_order!r}, expected both or neither")
+        if tid2eid_vocab_size is not None and top_k is None:
+            raise ValueError("top_k is None, expected the width of tid2eid")
+        self.hidden_size = hidden_size
+        self.num_experts = num_experts
+        self.norm_order = norm_order
+        self.eps = eps
+        self.logits_from = logits_from
+        self.logits_dtype = logits_dtype
+        self.top_k = top_k
+
+        def weight(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=False)
+
+        gate_dtype = gate_weight_dtype or dtype
+        self.norm = None if norm_order is None else _Weights(weight=weight(hidden_size, dtype=dtype))
+        self.gate = _Weights(
+            weight=weight(num_experts, hidden_size, dtype=gate_dtype),
+            bias=weight(num_experts, dtype=gate_dtype) if gate_bias else None,
+        )
+        if e_score_correction_bias:
+            self.gate.e_score_correction_bias = weight(num_experts, dtype=torch.float32)
+        if tid2eid_vocab_size is not None and top_k is not None:
+            self.gate.tid2eid = weight(tid2eid_vocab_size, top_k, dtype=torch.int64)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: str,
+        *,
+        hash_layer: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "NormGateLinear":
+        """The layer of a model in the tables, which :func:`normgate.models` lists.
+
+        ``hash_layer`` gives a layer that owns ``tid2eid`` instead of ``e_score_correction_bias``. ``dtype``
+        replaces the model's activation dtype, and the gate's where that is the same. ValueError for an
+        unknown model, and for a hash layer of a model that has none.
+        """
+        table = dispatch.model_table(model)
+        kernel = dispatch.kernel_table(table.kernel)
+        if hash_layer and table.tid2eid_vocab_size is None:
+            raise ValueError(f"hash_layer is True, expected False: {model} has no hash layers")
+        same = kernel.gate_weight_dtype == kernel.activation_dtype
+        activation = dtype or _dtype(kernel.activation_dtype)
+        return cls(
+            kernel.hidden_size,
+            kernel.num_experts,
+            norm_order=kernel.norm_order,
+            eps=table.eps,
+            gate_bias=kernel.gate_bias,
+            logits_from=kernel.logits_from,
+            logits_dtype=_dtype(kernel.logits_dtype),
+            e_score_correction_bias=table.e_score_correction_bias and not hash_layer,
+            tid2eid_vocab_size=table.tid2eid_vocab_size if hash_layer else None,
+            top_k=table.top_k,
+            device=device,
+            dtype=activation,
+            gate_weight_dtype=activation if same else _dtype(kernel.gate_weight_dtype),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        """``x`` [..., hidden_size] to ``(normed_x, router_logits)``; without a norm the logits alone."""
+        if self.norm is None or self.norm_order is None or self.eps is None:
+            return ops.gate(x, self.gate.weight, self.gate.bias, logits_dtype=self.logits_dtype)
+        return ops.norm_gate(
+            x,
+            self.norm.weight,
+            self.gate.weight,
+            self.gate.bias,
+            eps=self.eps,
+            norm_order=self.norm_order,
+            logits_from=self.logits_from,
+            logits_dtype=self.logits_dtype,
+        )
+
+    def load_from_checkpoint(
+        self, state_dict: Mapping[str, Tensor], *, gate_prefix: str, norm_prefix: str | None = None
+    ) -> None:
+        """Copy this layer's weights out of a checkpoint, whatever else that holds.
+
+        ``layer.load_from_checkpoint(sd, norm_prefix="model.layers.3.post_attention_layernorm",
+        gate_prefix="model.layers.3.mlp.gate")``; likewise "layers.3.ffn_norm" and "layers.3.ffn.gate"
+        (DeepSeek-V4), "...mlp.router" (gpt-oss), "...block_sparse_moe.gate" (MiniMax). The correction bias
+        is found as PREFIX.e_score_correction_bias, beside the prefix's last part (MiniMax), or, where the
+        gate has no bias of its own, as PREFIX.bias (DeepSeek-V4).
+
+        Values are converted only where that loses nothing (bfloat16 to float32). ValueError names every
+        missing, mis-shaped or lossy tensor, and then nothing was copied. Synchronize the device afterwards,
+        see the class.
+        """
+        found: list[tuple[nn.Parameter, Tensor]] = []
+        problems = []
+        for name, parameter in self.named_parameters():
+            keys = self._checkpoint_keys(name, norm_prefix, gate_prefix)
+            key = next((key for key in keys if key in state_dict), None)
+            if key is None:
+                missing = f"not in the checkpoint as {' or '.join(keys)}"
+                problems.append(f"{name}: {missing if keys else 'norm_prefix is not given'}")
+                continue
+            problem = _misfit(state_dict[key], parameter)
+            if problem:
+                problems.append(f"{name}: {key} {problem}")
+            found.append((parameter, state_dict[key]))
+        if problems:
+            raise ValueError("\n".join(["the checkpoint does not fit NormGateLinear:", *problems]))
+        with torch.no_grad():
+            for parameter, tensor in found:
+                parameter.copy_(tensor)
+
+    def _checkpoint_keys(self, name: str, norm_prefix: str | None, gate_prefix: str) -> list[str]:
+        """The keys that may hold parameter ``name``, the likeliest first."""
+        owner, _, leaf = name.partition(".")
+        if owner == "norm":
+            return [] if norm_prefix is None else [f"{norm_prefix}.{leaf}"]
+        keys = [f"{gate_prefix}.{leaf}"]
+        if leaf == "e_score_correction_bias":
+            keys.append(f"{gate_prefix.rpartition('.')[0]}.{leaf}".removeprefix("."))
+            if self.gate.bias is None:
+                keys.append(f"{gate_prefix}.bias")
+        return keys
+
+    def extra_repr(self) -> str:
+        norm = "no norm" if self.norm_order is None else f"norm_order={self.norm_order}, eps={self.eps}"
+        return f"{self.hidden_size} -> {self.num_experts}, {norm}, logits_from={self.logits_from}"
+
+
+class _Weights(nn.Module):
+    """One level of the state_dict; ``None`` for what the layer lacks."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.e_score_correction_bias: nn.Parameter | None = None
+        self.tid2eid: nn.Parameter | None = None
+
+
+def _misfit(tensor: Tensor, parameter: nn.Parameter) -> str | None:
+    if tensor.shape != parameter.shape:
+        return f"has shape {list(tensor.shape)}, expected {list(parameter.shape)}"
+    if torch.promote_types(tensor.dtype, parameter.dtype) != parameter.dtype:
+        return f"has dtype {tensor.dtype}, expected {parameter.dtype} or one that converts to it without loss"
+    if parameter.is_meta:
+        return "has nowhere to go: the layer is on the meta device, call to_empty(device=...) first"
+    return None
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype

@@ -1,0 +1,450 @@
+"""The benchmark without a GPU: arithmetic, records, tables, pictures, and a run on a pretended chip."""
+
+import ctypes
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from codegen.bench import plot, record, tables
+from codegen.bench import run as bench_run
+from codegen.bench.agreement import Agreement, agree, expected, tolerance, ulp_limit
+from codegen.bench.chain import Candidate, Graph, Measured, Outputs, Timing, Weights
+from codegen.bench.native import LaunchArgs, launch_args
+from codegen.bench.peers import NAMES, chosen, seed_allows, torch_eager
+from codegen.bench.probe import geometries, kernel_names, template_values
+from codegen.bench.record import Machine, Measurement, Point, ProtocolRecord, Record, Source
+from codegen.bench.rotation import Protocol, Rotation, rotation
+from codegen.errors import BadInput, CheckFailed, ToolError
+from codegen.spec import Norm, RouterSpec, Routing
+
+MB = 1 << 20
+H200_L2 = 60 * MB
+
+
+def a_spec(**changes: Any) -> RouterSpec:
+    fields: dict[str, Any] = {
+        "name": "a-model",
+        "sources": ("a test",),
+        "hidden_size": 64,
+        "num_experts": 16,
+        "activation_dtype": "bfloat16",
+        "gate_weight_dtype": "bfloat16",
+        "norm": Norm(order="B", eps=1e-6),
+        "gate_bias": False,
+        "routing": Routing(top_k=2, e_score_correction_bias=False),
+    }
+    return RouterSpec(**{**fields, **changes})
+
+
+MACHINE = Machine(
+    chip="NVIDIA H200",
+    sm=90,
+    multiprocessors=132,
+    l2_bytes=H200_L2,
+    driver="580.1",
+    torch="2.11.0",
+    cuda_runtime="13.0",
+    clocks={"clocks.sm": "1980 MHz"},
+)
+
+
+def a_record(candidates: Sequence[str] = NAMES, models: int = 1) -> Record:
+    found = Record(
+        verb="bench",
+        machine=MACHINE,
+        source=Source(commit="0123abc", dirty=False),
+        protocol=ProtocolRecord.of(Protocol()),
+    )
+    for model, tokens in itertools.product(range(models), (16, 1, 256)):
+        times = {
+            name: Measurement(median_us=4.0 + place + tokens / 50, spread_us=0.1, error=3e-7, variant="v")
+            for place, name in enumerate(candidates)
+        }
+        spec = a_spec(name=f"model-{model}")
+        found = found.with_point(spec, tokens, Point(pairs=40, weight_sets=40, cold=True, candidates=times))
+    return found
+
+
+# Rotation.
+
+
+@pytest.mark.parametrize("weight_bytes", [MB // 2, MB, 3 * MB, 5505024, 11 * MB, 64 * MB, 512 * MB])
+@pytest.mark.parametrize("activation_bytes", [0, MB, 40 * MB, 360 * MB])
+@pytest.mark.parametrize("pair_us", [0.0, 5.0, 700.0, 5000.0])
+def test_rotation(weight_bytes: int, activation_bytes: int, pair_us: float) -> None:
+    protocol = Protocol()
+    turn = rotation(weight_bytes, activation_bytes, H200_L2, protocol, pair_us)
+    assert turn.weight_sets >= 2
+    assert turn.pairs % turn.weight_sets == 0
+    assert turn.cold == (turn.weight_sets * weight_bytes + activation_bytes >= 3 * H200_L2)
+    if pair_us == 0:
+        assert turn.cold
+        assert protocol.pairs <= turn.pairs
+    else:
+        assert turn.pairs == 2 or turn.pairs * pair_us <= protocol.graph_ms * 1000
+    # The weight sets made for one token are enough for every point.
+    assert turn.weight_sets <= rotation(weight_bytes, 0, H200_L2, protocol).weight_sets
+
+
+def test_rotation_respects_memory() -> None:
+    turn = rotation(MB, 0, H200_L2, Protocol(max_weight_bytes=20 * MB))
+    assert turn == Rotation(pairs=40, weight_sets=20, cold=False)
+
+
+def test_timing_is_median_and_quartiles() -> None:
+    timing = Timing.of([5.0, 1.0, 2.0, 100.0, 3.0])
+    assert (timing.median_us, timing.spread_us) == (3.0, 3.0)
+
+
+# The probe.
+
+
+@pytest.mark.parametrize(
+    "shape", [(7168, 384, 2), (4096, 256, 2), (2880, 128, 2), (3072, 256, 4), (8, 1, 2), (2688, 1000, 2)]
+)
+def test_probe_geometries(shape: tuple[int, int, int]) -> None:
+    found = geometries(*shape)
+    assert found
+    assert len({geometry.function for geometry in found}) == len(found)
+    for geometry in found:
+        assert (geometry.ctas - 1) * geometry.experts < shape[1] <= geometry.ctas * geometry.experts
+    assert kernel_names(*shape)[: len(found)] == [geometry.function for geometry in found]
+
+
+def test_probe_template_renders_everything_it_is_given() -> None:
+    jinja2 = pytest.importorskip("jinja2")
+    text = (Path(__file__).parents[2] / "templates/bench/probe.cu.j2").read_text()
+    values = template_values(7168, 384, 2, 4, pdl=True)
+    rendered = jinja2.Template(
+        text, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).render(values)
+    for name in kernel_names(7168, 384, 2):
+        assert f" {name}(" in rendered
+
+
+# The C interface.
+
+
+def test_launch_args_match_the_header() -> None:
+    header = (Path(__file__).parents[2] / "templates/include/normgate.h").read_text()
+    body = header.split("struct normgate_args {")[1].split("};")[0]
+    names = [line.split(";")[0].replace("*", " ").split()[-1] for line in body.splitlines() if ";" in line]
+    assert names == [name for name, *_ in LaunchArgs._fields_]
+    assert ctypes.sizeof(LaunchArgs) == 11 * 8
+
+
+def test_launch_args_take_tensors() -> None:
+    x = torch.zeros(3, 32, dtype=torch.bfloat16)[:, :16]
+    gate_weight = torch.zeros(4, 16)
+    given: dict[str, Any] = {
+        "router_logits": None,
+        "normed_x": None,
+        "norm_weight": None,
+        "gate_bias": None,
+        "eps": 0.5,
+        "stream": 0,
+    }
+    args = launch_args(x=x, gate_weight=gate_weight, **given)
+    assert (args.num_tokens, args.x_row_stride, args.eps) == (3, 32, 0.5)
+    assert (args.x, args.gate_weight, args.gate_bias) == (x.data_ptr(), gate_weight.data_ptr(), None)
+    with pytest.raises(ValueError, match="contiguous"):
+        launch_args(x=x, gate_weight=gate_weight.t(), **given)
+
+
+# Agreement, with a chain whose graph is a Python function.
+
+
+class PretendChain:
+    """Runs the last pair on the CPU when its graph is replayed."""
+
+    def __init__(self, spec: RouterSpec, tokens: int = 3) -> None:
+        draw = torch.Generator().manual_seed(0)
+        rows, dtype = (tokens, spec.hidden_size), getattr(torch, spec.activation_dtype)
+        norm_weight = torch.rand(spec.hidden_size, generator=draw).to(dtype) if spec.norm else None
+        gate_weight = torch.randn(spec.num_experts, spec.hidden_size, generator=draw)
+        gate_weight = gate_weight.to(getattr(torch, spec.gate_weight_dtype))
+        self.weights = [Weights(norm_weight, gate_weight, None)]
+        self.source = torch.randn(rows, generator=draw).to(dtype)
+        self.x = torch.empty_like(self.source)
+        self.outputs = Outputs(torch.empty_like(self.x), torch.empty(tokens, spec.num_experts))
+
+    def inputs_of_last(self, pairs: int, weight_sets: int) -> tuple[Weights, torch.Tensor]:
+        return self.weights[0], self.source
+
+    def capture(self, candidate: Candidate, pairs: int, weight_sets: int) -> Graph:
+        def replay() -> None:
+            self.x.copy_(self.source)
+            candidate.launch(self.weights[0], self.x, self.outputs, 0)
+
+        return Graph(SimpleNamespace(replay=replay), self.outputs)
+
+
+def oracle() -> Any:
+    from normgate import reference
+
+    return reference
+
+
+def candidate_writing(spec: RouterSpec, change: Any = None, **fields: Any) -> Candidate:
+    """The right answer written to the outputs, then `change(outputs)`."""
+
+    def launch(weights: Weights, x: torch.Tensor, outputs: Outputs, stream: int) -> Outputs:
+        right = expected(spec, oracle(), weights, x)
+        outputs.router_logits.copy_(right.router_logits)
+        if outputs.normed_x is not None and right.normed_x is not None:
+            outputs.normed_x.copy_(right.normed_x)
+        if change:
+            change(outputs)
+        return outputs
+
+    return Candidate("one", launch, **{"tolerance": tolerance(spec, "unrounded"), **fields})
+
+
+def agreement_of(candidate: Candidate, spec: RouterSpec, monkeypatch: pytest.MonkeyPatch) -> Agreement:
+    monkeypatch.setattr("codegen.bench.agreement._synchronize", lambda: None)
+    chain: Any = PretendChain(spec)
+    return agree(candidate, chain, spec, expected(spec, oracle(), *chain.inputs_of_last(1, 1)))
+
+
+def test_agreement_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = agreement_of(candidate_writing(a_spec()), a_spec(), monkeypatch)
+    assert (found.problem, found.normed_ulps) == ("", 0)
+    assert found.error is not None and found.error < 1e-6
+
+
+def next_up(values: torch.Tensor, steps: int) -> None:
+    values.view(torch.int16)[0, 0] += steps
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda outputs: outputs.router_logits[2, 15].fill_(math.nan), "not every element"),
+        (lambda outputs: outputs.normed_x[0, 7].fill_(math.nan), "not every element"),
+        (lambda outputs: outputs.router_logits.mul_(1 + 1e-5), "logits are off by 1.0e-05, allowed 2.0e-06"),
+        (lambda outputs: next_up(outputs.normed_x, 2), "normed_x is off by 2 units"),
+    ],
+)
+def test_agreement_notices(change: Any, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert problem in agreement_of(candidate_writing(a_spec(), change), a_spec(), monkeypatch).problem
+
+
+def test_agreement_allows_a_tie(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tie(outputs: Outputs) -> None:
+        assert outputs.normed_x is not None
+        next_up(outputs.normed_x, 1)
+
+    found = agreement_of(candidate_writing(a_spec(), tie), a_spec(), monkeypatch)
+    assert (found.problem, found.normed_ulps) == ("", 1)
+    assert ulp_limit(a_spec(norm=Norm(order="A", eps=1e-6))) == 2
+
+
+def test_agreement_of_a_probe_wants_x_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = a_spec()
+    assert agreement_of(candidate_writing(spec, checks="copy"), spec, monkeypatch).problem
+
+    def copy(weights: Weights, x: torch.Tensor, outputs: Outputs, stream: int) -> Outputs:
+        assert outputs.normed_x is not None
+        outputs.normed_x.copy_(x)
+        outputs.router_logits.fill_(1.0)
+        return outputs
+
+    assert not agreement_of(Candidate("probe", copy, checks="copy"), spec, monkeypatch).problem
+
+
+@pytest.mark.parametrize("order", ["A", "B", "G"])
+def test_torch_peers_compute_the_model(order: str) -> None:
+    # An fp32 gate: the product of two-byte rows into fp32 logits exists on CUDA only.
+    spec = a_spec(norm=Norm(order=order, eps=1e-6), gate_weight_dtype="float32")
+    chain = PretendChain(spec)
+    right = expected(spec, oracle(), chain.weights[0], chain.source)
+    peer = torch_eager(spec)
+    got = peer.launch(chain.weights[0], chain.source, chain.outputs, 0)
+    assert not peer.ours
+    error = float((got.router_logits.double() - right.router_logits).norm() / right.router_logits.norm())
+    assert error <= peer.tolerance
+    assert got.normed_x is not None and right.normed_x is not None
+    torch.testing.assert_close(got.normed_x, right.normed_x, rtol=2**-7, atol=0)
+
+
+def test_seed_only_where_its_shape_rules_allow() -> None:
+    assert seed_allows(a_spec(hidden_size=7168))
+    assert not seed_allows(a_spec(hidden_size=2880))
+    assert not seed_allows(a_spec(hidden_size=3072, gate_weight_dtype="float32"))
+
+
+def test_candidates_are_chosen_by_name() -> None:
+    assert chosen(("torch_eager", "ours")) == ("ours", "torch_eager")
+    with pytest.raises(ToolError, match="no such candidate: cublas"):
+        chosen(("ours", "cublas"))
+
+
+# Records.
+
+
+def test_record_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "measured" / record.file_name("NVIDIA H200", "bench")
+    written = a_record(models=2)
+    record.write(written, path)
+    assert record.read(path) == written
+    assert list(written.models["model-0"].points) == [1, 16, 256]
+    assert path.name == "h200-bench.json"
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_record_with_a_mistake_is_bad_input(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    record.write(a_record(), path)
+    path.write_text(path.read_text().replace('"verb"', '"verbs"'))
+    with pytest.raises(BadInput, match="verb: Field required"):
+        record.read(path)
+    with pytest.raises(BadInput, match="cannot be read"):
+        record.read(tmp_path / "none.json")
+
+
+def test_record_continues_only_itself() -> None:
+    one = a_record()
+    warmer = one.machine.model_copy(update={"clocks": {"clocks.sm": "345 MHz"}})
+    assert one.continues(one.model_copy(update={"machine": warmer, "models": {}}))
+    assert not one.continues(one.model_copy(update={"source": Source(commit="0123abc", dirty=True)}))
+
+
+def test_source_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORMGATE_COMMIT", "abc123-dirty")
+    assert record.source(tmp_path) == Source(commit="abc123", dirty=True)
+    monkeypatch.delenv("NORMGATE_COMMIT")
+    assert record.source(tmp_path).commit == "unknown"
+
+
+# Tables and pictures.
+
+
+def test_tables() -> None:
+    model = a_record().models["model-0"]
+    assert tables.candidates(model) == list(NAMES)
+    assert tables.medians(model, "ours") == pytest.approx({1: 4.02, 16: 4.32, 256: 9.12})
+    assert tables.ratios(model, "ours", "probe")[1] == pytest.approx(4.02 / 5.02)
+    assert tables.best_peer(model, 1) == "seed"
+    lines = tables.markdown(model).splitlines()
+    assert lines[0].startswith("| tokens | normgate | streaming probe |")
+    assert lines[2].startswith("| 1 | 4.02 | 5.02 |")
+    assert lines[2].endswith("| 0.80 |")
+    assert len(lines) == 2 + 3
+
+
+def test_tables_without_a_probe() -> None:
+    model = a_record(("ours",)).models["model-0"]
+    assert tables.ratios(model, "ours", "probe") == {}
+    assert tables.best_peer(model, 1) is None
+    assert tables.markdown(model).splitlines()[2] == "| 1 | 4.02 | - |"
+
+
+def test_plot(tmp_path: Path) -> None:
+    measured = a_record(models=3)
+    axes = plot.figure(measured).axes
+    for panel in axes[:3]:
+        assert [line.get_label() for line in panel.get_lines()] == [tables.label(name) for name in NAMES]
+        assert panel.get_xscale() == "log"
+    assert not axes[3].axison
+    for name in ("latency.png", "latency.svg"):
+        plot.save(measured, tmp_path / name)
+        first = (tmp_path / name).read_bytes()
+        assert len(first) > 10_000
+        plot.save(measured, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == first
+
+
+def test_plot_styles_tell_candidates_apart() -> None:
+    assert list(tables.LABELS) == list(NAMES)
+    assert set(plot._STYLES) == set(NAMES)
+    assert len({style[0] for style in plot._STYLES.values()}) == len(NAMES)
+
+
+# The run, with the chip pretended.
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, Agreement]:
+    """`run` on no GPU; what a candidate's agreement is to be can be set by name."""
+    answers: dict[str, Agreement] = {}
+
+    def measure(candidates: Sequence[Candidate], protocol: Protocol) -> Measured:
+        return Measured(
+            Rotation(40, 40, True), {one.name: Timing(4.0 + n, 0.1) for n, one in enumerate(candidates)}
+        )
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(record, "machine", lambda: MACHINE)
+    monkeypatch.setattr(bench_run, "_weight_sets", lambda *_: [])
+    monkeypatch.setattr(bench_run, "_chain", lambda *_: SimpleNamespace(measure=measure))
+    monkeypatch.setattr(bench_run.agreement, "expected", lambda *_: None)
+    monkeypatch.setattr(bench_run.agreement, "last_inputs", lambda *_: ())
+    monkeypatch.setattr(
+        bench_run.agreement, "agree", lambda one, *_: answers.get(one.name, Agreement(3e-7, 0))
+    )
+    return answers
+
+
+def do_run(out: Path, **changes: Any) -> Record:
+    library: Any = SimpleNamespace(select=lambda *_: "gemv_1", workspace=lambda *_: None)
+    given: dict[str, Any] = {
+        "package": SimpleNamespace(reference=None),
+        "library": library,
+        "out": out,
+        "repository": out.parent,
+        "budget_s": 60.0,
+    }
+    model = bench_run.Model(a_spec(), "kernel", library)
+    return bench_run.run([model], [1, 17], **{**given, **changes})
+
+
+def test_run_writes_each_point(pretended: dict[str, Agreement], tmp_path: Path) -> None:
+    pretended["torch_eager"] = Agreement(problem="RuntimeError: no")
+    done = do_run(tmp_path / "r.json", compiled_tokens={17})
+    assert record.read(tmp_path / "r.json") == done
+    points = done.models["a-model"].points
+    assert list(points) == [1, 17]
+    assert list(points[1].candidates) == ["ours", "empty", "probe"]
+    assert list(points[17].candidates) == [
+        "ours",
+        "empty",
+        "torch_compiled",
+        "torch_compiled_unrounded",
+        "probe",
+    ]
+    assert points[1].left_out == {"torch_eager": "RuntimeError: no"}
+    assert points[1].candidates["ours"].variant == "gemv_1"
+    assert points[1].candidates["probe"].variant == "e1_t128"
+
+
+def test_run_refuses_to_time_what_is_wrong(pretended: dict[str, Agreement], tmp_path: Path) -> None:
+    pretended["ours"] = Agreement(problem="logits are off by 1, allowed 2.0e-06")
+    with pytest.raises(CheckFailed, match="a-model, 1 tokens, ours \\(gemv_1\\): logits are off"):
+        do_run(tmp_path / "r.json")
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_run_resumes(pretended: dict[str, Agreement], tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    do_run(out, budget_s=0.0)
+    assert not out.exists()
+    first = do_run(out, candidates=("ours",))
+    pretended["ours"] = Agreement(problem="not asked again")
+    assert do_run(out, resume=True) == first
+    other = replace(Protocol(), repeats=5)
+    with pytest.raises(ToolError, match="another machine, commit or protocol"):
+        do_run(out, resume=True, protocol=other)
+
+
+def test_run_wants_a_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(ToolError, match="needs a GPU"):
+        do_run(tmp_path / "r.json")

@@ -1,0 +1,183 @@
+"""Writing a generated package: only what differs, only what is ours, and mended after an interruption."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from codegen import output
+from codegen.errors import ToolError
+from codegen.manifest import Manifest, hashes
+
+ROOT = Path(__file__).parents[2]
+
+
+def package(**files: str) -> dict[str, str | bytes]:
+    """A set of files with its manifest; `csrc__a_cu` stands for csrc/a.cu."""
+    named: dict[str, str | bytes] = {
+        name.replace("__", "/").replace("_", "."): text for name, text in files.items()
+    }
+    manifest = Manifest("0.1.0", inputs={}, outputs=hashes(named), sources=(), kernels={}, models={})
+    return {**named, "manifest.json": manifest.text()}
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_write_then_same_again_touches_nothing(tmp_path: Path) -> None:
+    files = package(a_py="1\n", csrc__b_cu="2\n")
+    first = output.write(files, tmp_path / "out")
+    assert first.written == ("a.py", "csrc/b.cu", "manifest.json")
+    assert (tmp_path / "out/csrc/b.cu").read_text() == "2\n"
+    before = stamps(tmp_path / "out")
+    assert set(before) == set(files)
+    again = output.write(files, tmp_path / "out")
+    assert (again.written, again.removed, again.unchanged) == ((), (), 3)
+    assert stamps(tmp_path / "out") == before
+
+
+def test_write_touches_only_what_changed(tmp_path: Path) -> None:
+    output.write(package(a_py="1\n", b_py="2\n"), tmp_path)
+    before = stamps(tmp_path)
+    done = output.write(package(a_py="1\n", b_py="3\n"), tmp_path)
+    assert done.written == ("b.py", "manifest.json")
+    assert stamps(tmp_path)["a.py"] == before["a.py"]
+    assert (tmp_path / "b.py").read_text() == "3\n"
+
+
+def test_prune_removes_what_the_old_manifest_owns_and_nothing_else(tmp_path: Path) -> None:
+    output.write(package(a_py="1\n", csrc__old_cu="2\n", csrc__deep__er_cu="3\n"), tmp_path)
+    (tmp_path / "csrc" / "mine.txt").write_text("keep")
+    (tmp_path / "libnormgate.so").write_text("keep")
+    done = output.write(package(a_py="1\n"), tmp_path)
+    assert done.removed == ("csrc/deep/er.cu", "csrc/old.cu")
+    assert sorted(stamps(tmp_path)) == ["a.py", "csrc/mine.txt", "libnormgate.so", "manifest.json"]
+    assert not (tmp_path / "csrc/deep").exists()
+
+
+def test_foreign_folder_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ToolError, match=r"holds files \(such as thesis.tex\) but no normgate manifest.json"):
+        output.write(package(a_py="1\n"), tmp_path)
+    assert list(stamps(tmp_path)) == ["thesis.tex"]
+
+
+def test_unreadable_manifest_is_refused(tmp_path: Path) -> None:
+    output.write(package(a_py="1\n"), tmp_path)
+    (tmp_path / "manifest.json").write_text("<<<<<<< HEAD\n")
+    with pytest.raises(ToolError, match="not a readable normgate manifest.*git checkout"):
+        output.write(package(b_py="1\n"), tmp_path)
+    assert (tmp_path / "a.py").exists()
+
+
+def test_manifest_cannot_prune_outside_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("keep")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/manifest.json").write_text('{"schema": 1, "outputs": {"../precious": ""}}')
+    with pytest.raises(ToolError, match="not a readable normgate manifest"):
+        output.write(package(a_py="1\n"), tmp_path / "out")
+    assert (tmp_path / "precious").exists()
+
+
+@pytest.mark.parametrize("fresh_folder", [True, False])
+@pytest.mark.parametrize("dies_at", [1, 2, 3])
+def test_interrupted_write_shows_and_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_folder: bool, dies_at: int
+) -> None:
+    if not fresh_folder:
+        output.write(package(a_py="old\n", gone_py="old\n"), tmp_path)
+    middle, final = package(a_py="1\n", b_py="2\n", c_py="3\n"), package(a_py="1\n", c_py="4\n")
+    count = 0
+    real = os.replace
+
+    def dying(source: Path, target: Path) -> None:
+        nonlocal count
+        count += 1
+        if count > dies_at:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(KeyboardInterrupt):
+        output.write(middle, tmp_path)
+    monkeypatch.undo()
+    assert "manifest.json" in output.diff(middle, tmp_path).changed
+    # Another set than the interrupted one: what that one left behind must not stay.
+    output.write(final, tmp_path)
+    assert output.diff(final, tmp_path).fresh
+    assert set(stamps(tmp_path)) == set(final)
+
+
+def test_diff_names_missing_unknown_and_changed(tmp_path: Path) -> None:
+    files = package(a_py="1\n", b_py="2\n", csrc__c_cu="3\n")
+    assert output.diff(files, tmp_path / "nowhere").missing == tuple(sorted(files))
+    output.write(files, tmp_path)
+    assert output.diff(files, tmp_path).fresh
+    (tmp_path / "a.py").unlink()
+    (tmp_path / "b.py").write_text("2 \n")
+    (tmp_path / "csrc/extra.cu").write_text("")
+    found = output.diff(files, tmp_path)
+    assert not found.fresh
+    assert found.lines() == ["missing: a.py", "unknown: csrc/extra.cu", "changed: b.py"]
+
+
+def test_diff_does_not_look_at_what_builds_leave(tmp_path: Path) -> None:
+    files = package(a_py="1\n")
+    output.write(files, tmp_path)
+    for name in ("libnormgate.so", "libnormgate.build.json", "x.pyc", ".normgate.lock"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__/a.cpython-311.pyc").write_text("")
+    assert output.diff(files, tmp_path).fresh
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([("a", ""), ("a", "")], "two outputs want the path 'a'"),
+        ([("a/b", ""), ("a", "")], "output 'a' is a file and the folder of 'a/b'"),
+        ([("../a", "")], "output path '../a' is not a plain relative path"),
+        ([("/a", "")], "output path '/a' is not a plain relative path"),
+        ([("a//b", "")], "output path 'a//b' is not a plain relative path"),
+    ],
+)
+def test_collect_rejects(pairs: list[tuple[str, str]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        output.collect(pairs)
+
+
+def test_a_folder_in_the_way_is_a_tool_error(tmp_path: Path) -> None:
+    output.write(package(a_py="1\n"), tmp_path)
+    (tmp_path / "b.py").mkdir()
+    with pytest.raises(ToolError, match="b.py: cannot be written"):
+        output.write(package(a_py="1\n", b_py="2\n"), tmp_path)
+
+
+def test_two_processes_wait_for_each_other(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from codegen.output import locked\n"
+        "with locked(Path(sys.argv[1])):\n"
+        "    print('in', flush=True); time.sleep(0.5)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "in\n"
+        started = time.monotonic()
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert holder.poll() == 0, "the second got the lock while the first held it"
+    assert time.monotonic() - started > 0.7
+    assert f"waiting for another normgate that works on {tmp_path / 'out'}" in second.stderr
+
+
+def test_the_lock_can_be_taken_again_by_its_holder(tmp_path: Path) -> None:
+    with output.locked(tmp_path / "out"):
+        output.write(package(a_py="1\n"), tmp_path / "out")
+    assert (tmp_path / "out/a.py").exists()

@@ -1,0 +1,192 @@
+"""The reference against an fp64 computation that shares no code with it."""
+
+import math
+
+import pytest
+import torch
+from normgate import reference
+
+EPS = 1e-6
+K, N = 256, 24
+
+
+def random_inputs(dtype=torch.bfloat16, gate_dtype=torch.bfloat16, tokens=9, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = (2 * torch.randn(tokens, K, generator=generator)).to(dtype)
+    norm_weight = (1 + 0.2 * torch.randn(K, generator=generator)).to(dtype)
+    gate_weight = (0.1 * torch.randn(N, K, generator=generator)).to(gate_dtype)
+    gate_bias = torch.randn(N, generator=generator).to(gate_dtype)
+    return x, norm_weight, gate_weight, gate_bias
+
+
+def round_to(value: float, dtype: torch.dtype) -> float:
+    return torch.tensor(value, dtype=torch.float64).to(dtype).item()
+
+
+def by_definition(x, norm_weight, gate_weight, gate_bias, order, logits_from):
+    """Row by row in Python floats, which are fp64; also gives the norm before it was rounded."""
+    normed, logits = [], []
+    for row in x.tolist():
+        scale = 1 / math.sqrt(math.fsum(value * value for value in row) / len(row) + EPS)
+        weights = [1 + w if order == "G" else w for w in norm_weight.tolist()]
+        exact = [w * (value * scale) for w, value in zip(weights, row, strict=True)]
+        if order == "A":
+            xhat = [round_to(value * scale, x.dtype) for value in row]
+            rounded = [round_to(w * value, x.dtype) for w, value in zip(weights, xhat, strict=True)]
+        else:
+            rounded = [round_to(value, x.dtype) for value in exact]
+        read = exact if logits_from == "unrounded" else rounded
+        bias = [0.0] * len(gate_weight) if gate_bias is None else gate_bias.tolist()
+        logits.append(
+            [
+                math.fsum(g * value for g, value in zip(expert, read, strict=True)) + b
+                for expert, b in zip(gate_weight.tolist(), bias, strict=True)
+            ]
+        )
+        normed.append(rounded)
+    return torch.tensor(normed, dtype=torch.float64), torch.tensor(logits, dtype=torch.float64)
+
+
+def relative_error(found, wanted):
+    return ((found.double() - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("logits_from", reference.LOGITS_FROM)
+@pytest.mark.parametrize("order", reference.NORM_ORDERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fp64_oracle_is_the_definition(dtype, order, logits_from, bias):
+    x, norm_weight, gate_weight, gate_bias = random_inputs(dtype)
+    gate_bias = gate_bias if bias else None
+    normed_x, logits = reference.norm_gate(
+        x, norm_weight, gate_weight, gate_bias, EPS, order, logits_from, torch.float64, torch.float64
+    )
+    wanted_normed, wanted = by_definition(x, norm_weight, gate_weight, gate_bias, order, logits_from)
+    assert normed_x.dtype == dtype
+    assert torch.equal(normed_x.double(), wanted_normed)
+    assert logits.dtype == torch.float64
+    assert relative_error(logits, wanted) < 1e-14
+
+
+@pytest.mark.parametrize("gate_dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("order", reference.NORM_ORDERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fp32_stays_within_the_contract(dtype, order, gate_dtype):
+    inputs = random_inputs(dtype, gate_dtype)
+    normed_x, logits = reference.norm_gate(*inputs, EPS, order, "unrounded")
+    oracle_normed, oracle = reference.norm_gate(
+        *inputs, EPS, order, "unrounded", torch.float64, torch.float64
+    )
+    assert logits.dtype == torch.float32
+    assert relative_error(logits, oracle) < 2e-6
+    steps = normed_x.view(torch.int16).int() - oracle_normed.view(torch.int16).int()
+    assert steps.abs().max() <= 1
+
+
+def test_rounded_logits_are_those_of_the_row_as_written():
+    x, norm_weight, gate_weight, gate_bias = random_inputs()
+    normed_x, logits = reference.norm_gate(x, norm_weight, gate_weight, gate_bias, EPS, "B", "rounded")
+    assert torch.equal(logits, reference.gate(normed_x, gate_weight, gate_bias))
+    _, unrounded = reference.norm_gate(x, norm_weight, gate_weight, gate_bias, EPS, "B", "unrounded")
+    assert not torch.equal(logits, unrounded)
+
+
+def test_orders_differ_where_they_must():
+    x, norm_weight, gate_weight, _ = random_inputs(tokens=32)
+    a, logits_a = reference.norm_gate(x, norm_weight, gate_weight, None, EPS, "A")
+    b, logits_b = reference.norm_gate(x, norm_weight, gate_weight, None, EPS, "B")
+    g, _ = reference.norm_gate(x, norm_weight - 1, gate_weight, None, EPS, "G")
+    assert not torch.equal(a, b)
+    assert torch.equal(logits_a, logits_b), "unrounded logits do not depend on where the norm rounds"
+    assert torch.equal(b, g), "norm_weight - 1 is exact in bf16 near 1, so G computes what B does"
+
+
+def test_order_a_rounds_twice_and_b_once():
+    # Chosen so that rounding xhat before the weight is applied lands on another bf16 number.
+    x = torch.tensor([[1.0, 1.0, 1.0, 0.9765625]], dtype=torch.bfloat16)
+    weight = torch.full((4,), 1.4140625, dtype=torch.bfloat16)
+    xhat = x.double() / (x.double().square().mean(-1, keepdim=True) + EPS).sqrt()
+    a = (xhat.to(torch.bfloat16).double() * weight.double()).to(torch.bfloat16)
+    b = (xhat * weight.double()).to(torch.bfloat16)
+    assert not torch.equal(a, b)
+    assert torch.equal(reference.rms_norm(x, weight, EPS, "A")[1], a)
+    assert torch.equal(reference.rms_norm(x, weight, EPS, "B")[1], b)
+
+
+def test_bias_is_added_before_the_logits_are_rounded():
+    # Rounded first, 1 + 2**-9 would lose what the bias needs to reach the next bf16 number.
+    x = torch.tensor([[1.0, 2.0**-9]], dtype=torch.bfloat16)
+    gate_weight = torch.ones(1, 2, dtype=torch.bfloat16)
+    gate_bias = torch.tensor([2.0**-8], dtype=torch.bfloat16)
+    logits = reference.gate(x, gate_weight, gate_bias, torch.bfloat16)
+    assert logits.item() == 1 + 2.0**-7
+
+
+def test_nan_stays_in_its_row():
+    x, norm_weight, gate_weight, _ = random_inputs()
+    clean_normed, clean = reference.norm_gate(x, norm_weight, gate_weight, None, EPS, "B")
+    x[3, 5] = math.nan
+    normed_x, logits = reference.norm_gate(x, norm_weight, gate_weight, None, EPS, "B")
+    assert normed_x[3].isnan().all() and logits[3].isnan().all()
+    others = torch.arange(len(x)) != 3
+    assert torch.equal(normed_x[others], clean_normed[others])
+    assert torch.equal(logits[others], clean[others])
+
+
+@pytest.fixture
+def precision():
+    """The process's matmul settings, put back afterwards."""
+    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    torch.set_float32_matmul_precision("highest")
+    yield settings
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.fp32_precision = "none"
+    for setting in settings:
+        setting.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("device, index", [("cuda", 0), ("cpu", 1)])
+def test_matmul_precision_is_taken_and_given_back(precision, device, index):
+    setting = precision[index]
+    for value in ("tf32", "ieee", "none"):
+        setting.fp32_precision = value
+        with reference._full_precision(device):
+            assert setting.fp32_precision in ("ieee", "none")
+        assert setting.fp32_precision == value
+
+
+def test_matmul_precision_is_given_back_after_an_error(precision):
+    setting = precision[1]
+    setting.fp32_precision = "tf32"
+    with pytest.raises(RuntimeError):
+        reference.gate(torch.ones(2, 8), torch.ones(3, 9), None)
+    assert setting.fp32_precision == "tf32"
+
+
+def test_older_matmul_switches_survive(precision):
+    torch.set_float32_matmul_precision("high")
+    x, norm_weight, gate_weight, gate_bias = random_inputs()
+    reference.norm_gate(x, norm_weight, gate_weight, gate_bias, EPS, "B")
+    with reference._full_precision("cuda"):
+        pass
+    assert torch.get_float32_matmul_precision() == "high"
+    assert torch.backends.cuda.matmul.allow_tf32 is True
+
+
+def test_inherited_matmul_precision_stays_inherited(precision):
+    for setting in precision:
+        setting.fp32_precision = "none"
+    torch.backends.fp32_precision = "tf32"
+    with reference._full_precision("cuda"):
+        assert precision[0].fp32_precision == "ieee"
+    assert precision[0].fp32_precision == "tf32"
+    torch.backends.fp32_precision = "ieee"
+    assert precision[0].fp32_precision == "ieee"
+
+
+def test_autocast_does_not_shorten_the_gate():
+    inputs = random_inputs()
+    plain = reference.norm_gate(*inputs, EPS, "B")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = reference.norm_gate(*inputs, EPS, "B")
+    assert torch.equal(plain[1], under_autocast[1])
