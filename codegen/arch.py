@@ -77,9 +77,12 @@ def arch(sm: int) -> Arch:
 def gencode(sms: Iterable[int], ptx_sm: int | None) -> list[str]:
     """nvcc's flags that compile machine code for each of `sms`, and PTX of `ptx_sm` when given.
 
-    Plain targets only: their PTX carries a kernel to chips that do not exist yet.
+    All machine code comes from the PTX of the oldest of `sms`: their kernels ask for no feature that it lacks, and
+    compiling to PTX, the longer half of the work, is done once. Plain targets only: their PTX carries a kernel to
+    chips that do not exist yet.
     """
-    flags = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in sorted(set(sms))]
+    targets = sorted(set(sms))
+    flags = [f"-gencode=arch=compute_{targets[0]},code=sm_{sm}" for sm in targets]
     if ptx_sm is not None:
         flags.append(f"-gencode=arch=compute_{ptx_sm},code=compute_{ptx_sm}")
     return flags

@@ -66,7 +66,8 @@ class Gemv:
         """An estimate of what a thread needs, for pruning; the compiler's report decides."""
         rows = self.tokens * self.chunks * 4 if self.tokens * self.chunks <= 16 else 8
         weights = self.chunks * self.experts * 2 * problem.gate_weight_bytes + self.chunks * 4
-        return weights + rows + self.experts + _SPARE_REGISTERS - 16
+        normed = rows // 2 if problem.rounds_rows else 0  # rows on their way from raw to normed
+        return weights + rows + normed + self.experts + _SPARE_REGISTERS - 16
 
 
 @dataclass(frozen=True, order=True)
@@ -140,7 +141,8 @@ class SplitK:
         rows = token_tiles * self.blocks * 4
         sums = self.chains * token_tiles * expert_tiles * 4
         norm = self.blocks * 4 if problem.has_norm else 0
-        return max(raw + norm, terms + rows + sums + norm) + _SPARE_REGISTERS
+        normed = rows // 2 if problem.rounds_rows else 0  # rows on their way from raw to normed
+        return max(raw + norm, terms + rows + sums + norm + normed) + _SPARE_REGISTERS
 
 
 @dataclass(frozen=True, order=True)

@@ -466,7 +466,7 @@ def test_select_sms() -> None:
 def test_gencode() -> None:
     assert arch.gencode([90, 80, 90], 90) == [
         "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_80,code=sm_90",
         "-gencode=arch=compute_90,code=compute_90",
     ]
     assert arch.gencode([80], None) == ["-gencode=arch=compute_80,code=sm_80"]

@@ -372,6 +372,16 @@ __device__ __forceinline__ void each_chunk(const Visit& visit) {
   }
 }
 
+// The first if kFirst, else the second; they may differ in type.
+template <bool kFirst, class First, class Second>
+__device__ __forceinline__ auto& choose(First& first, Second& second) {
+  if constexpr (kFirst) {
+    return first;
+  } else {
+    return second;
+  }
+}
+
 template <class V>
 __device__ __forceinline__ void tiled(const normgate_args& args) {
   using S = Tiled<V>;
@@ -435,13 +445,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
     commit_copies();
 
     // Stage: products.
-    auto& into = [&]() -> auto& {
-      if constexpr (S::kAddsSteps) {
-        return step_sums;
-      } else {
-        return sums;
-      }
-    }();
+    auto& into = choose<S::kAddsSteps>(step_sums, sums);
     if constexpr (S::kAddsSteps) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&step_sums[0][0][0])[i] = 0.0f;
@@ -538,7 +542,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------
-// row_norm: one CTA norms one row, in two passes over registers.
+// row_norm: one CTA norms one row, which it holds in registers between the sum of squares and the writing.
 struct RowNorm {
   static constexpr int kThreads = 256;
   static constexpr int kChunks = 2;  // 16-byte chunks of a row that a thread holds
@@ -547,11 +551,7 @@ struct RowNorm {
 // Writes a row of normed_x and returns its rstd.
 __device__ __forceinline__ float norm_row(const normgate_args& args, int64_t token) {
   const auto k_of = [](int chunk) { return (chunk * RowNorm::kThreads + static_cast<int>(threadIdx.x)) * 8; };
-  Vec8<Activation> weight[RowNorm::kChunks], row[RowNorm::kChunks];
-#pragma unroll
-  for (int c = 0; c < RowNorm::kChunks; ++c) {
-    if (k_of(c) < kHiddenSize) weight[c] = load_weights(static_cast<const Activation*>(args.norm_weight) + k_of(c));
-  }
+  Vec8<Activation> row[RowNorm::kChunks];
   float squares = 0.0f;
 #pragma unroll
   for (int c = 0; c < RowNorm::kChunks; ++c) {
@@ -572,8 +572,9 @@ __device__ __forceinline__ float norm_row(const normgate_args& args, int64_t tok
 #pragma unroll
   for (int c = 0; c < RowNorm::kChunks; ++c) {
     if (k_of(c) < kHiddenSize) {
+      const Vec8<Activation> weight = load_weights(static_cast<const Activation*>(args.norm_weight) + k_of(c));
       store_activations(static_cast<Activation*>(args.normed_x) + token * kHiddenSize + k_of(c),
-                        norm8<Norm>(row[c], rstd, weight[c]));
+                        norm8<Norm>(row[c], rstd, weight));
     }
   }
   return rstd;

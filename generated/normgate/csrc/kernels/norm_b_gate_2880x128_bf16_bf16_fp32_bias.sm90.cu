@@ -491,6 +491,16 @@ __device__ __forceinline__ void each_chunk(const Visit& visit) {
   }
 }
 
+// The first if kFirst, else the second; they may differ in type.
+template <bool kFirst, class First, class Second>
+__device__ __forceinline__ auto& choose(First& first, Second& second) {
+  if constexpr (kFirst) {
+    return first;
+  } else {
+    return second;
+  }
+}
+
 template <class V>
 __device__ __forceinline__ void tiled(const normgate_args& args) {
   using S = Tiled<V>;
@@ -567,13 +577,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
     commit_copies();
 
     // Stage: products and squares.
-    auto& into = [&]() -> auto& {
-      if constexpr (S::kAddsSteps) {
-        return step_sums;
-      } else {
-        return sums;
-      }
-    }();
+    auto& into = choose<S::kAddsSteps>(step_sums, sums);
     if constexpr (S::kAddsSteps) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&step_sums[0][0][0])[i] = 0.0f;

@@ -1,0 +1,67 @@
+"""GPU tests: skipped with a reason where there is no GPU or nothing compiled; recorded where NORMGATE_RECORD names a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from packages import ROOT, packages  # noqa: E402
+
+_measured: dict[str, dict[str, Any]] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = None
+    if not torch.cuda.is_available():
+        reason = "no GPU that torch can use"
+    elif not packages():
+        reason = "no compiled package: python build.py"
+    for item in items:
+        item.add_marker(pytest.mark.gpu)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def sm() -> int:
+    major, minor = torch.cuda.get_device_capability()
+    return major * 10 + minor
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What a test measured, by its name, for the record of the run."""
+    return _measured.setdefault(request.node.name, {})
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    out = os.environ.get("NORMGATE_RECORD")
+    if not out or not torch.cuda.is_available():
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    outcomes = {name: len(reporter.stats.get(name, ())) for name in ("passed", "failed", "error", "skipped")}
+    commit = os.environ.get("NORMGATE_COMMIT")
+    if not commit:
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    driver = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    record = {
+        "what": "pytest tests/gpu",
+        "chip": torch.cuda.get_device_name(),
+        "driver": subprocess.run(driver, capture_output=True, text=True, check=False).stdout.split("\n")[0],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "commit": commit,
+        "packages": [str(p.folder.relative_to(ROOT)) for p in packages()],
+        "outcomes": outcomes,
+        "measured": dict(sorted(_measured.items())),
+    }
+    Path(out).write_text(json.dumps(record, indent=1) + "\n")

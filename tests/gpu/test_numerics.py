@@ -1,0 +1,112 @@
+"""Every compiled variant of every kernel against float64: fresh random inputs, outputs poisoned, every element checked."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from oracle import DTYPES, EPS, Inputs, logits, make_inputs, outside_ties, relative_error
+from packages import Package, kernels
+
+from codegen.bench.native import Library, launch_args
+
+GUARD_ROWS = 3
+KERNELS = list(kernels())
+LIMIT = {"float32": 2e-6, "bfloat16": 3e-3}  # of the logits' relative error; bf16 logits are rounded to 8 bits
+_seeds = itertools.count(1)
+
+
+@cache
+def library(package: Package) -> Library:
+    return Library(package.library)
+
+
+def variants_of(package: Package, kernel: Any, sm: int) -> list[tuple[str, int | None]]:
+    """Functions that the library has for this chip, each with the most tokens it serves."""
+    built = {int(target) for target in library(package).built_sms().split("+")[0].split(",")}
+    targets = [t for g in kernel.groups for t in g.sm_targets if t in built]
+    runs = [t for t in targets if t <= sm and (t // 10 == sm // 10 or t == max(targets))]
+    group = next((g for g in kernel.groups if runs and max(runs) in g.sm_targets), None)
+    functions = {v.function: v.name for v in group.variants if v.function} if group else {}
+    return [(f, int(n.split("_")[1][1:]) if n.startswith("gemv") else None) for f, n in functions.items()]
+
+
+def thresholds(kernel: Any) -> set[int]:
+    ends = {v.last_token for g in kernel.groups for v in g.variants if v.last_token}
+    return {count for end in ends for count in (end - 1, end, end + 1)}
+
+
+def run(package: Package, kernel: Any, function: str, inputs: Inputs) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Outputs of one launch, poisoned before, their guard rows checked."""
+    tokens = inputs.x.shape[0]
+    nan = float("nan")
+    out_logits = torch.full((tokens + GUARD_ROWS, kernel.num_experts), nan, device="cuda", dtype=DTYPES[kernel.logits_dtype])
+    out_normed = None
+    if inputs.norm_weight is not None:
+        out_normed = torch.full((tokens + GUARD_ROWS, kernel.hidden_size), nan, device="cuda", dtype=inputs.x.dtype)
+    lib = library(package)
+    size = lib.workspace_bytes(function, tokens)
+    workspace = torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda") if size else None  # 0xff.. is NaN
+    lib.launch(
+        function,
+        launch_args(
+            router_logits=out_logits,
+            normed_x=out_normed,
+            x=inputs.x,
+            norm_weight=inputs.norm_weight,
+            gate_weight=inputs.gate_weight,
+            gate_bias=inputs.gate_bias,
+            eps=EPS,
+            stream=torch.cuda.current_stream().cuda_stream,
+            workspace=workspace,
+        ),
+    )
+    torch.cuda.synchronize()
+    assert out_logits[tokens:].isnan().all(), f"{function} wrote logits beyond {tokens} tokens"
+    if out_normed is not None:
+        assert out_normed[tokens:].isnan().all(), f"{function} wrote normed_x beyond {tokens} tokens"
+        out_normed = out_normed[:tokens]
+    return out_normed, out_logits[:tokens]
+
+
+@pytest.mark.parametrize(("package", "kernel"), KERNELS, ids=[f"{p.name}-{k.kernel}" for p, k in KERNELS])
+def test_variants(package: Package, kernel: Any, sm: int, record: dict[str, Any]) -> None:
+    """Each variant at 1..17 tokens, around each threshold and up to 4096, whatever its own range."""
+    variants = variants_of(package, kernel, sm)
+    assert variants, f"{package.folder} holds nothing that runs on sm_{sm}"
+    counts = sorted({*range(1, 18), 33, 100, 2048, 4096} | thresholds(kernel))
+    worst = {"cases": 0, "logits_error": 0.0, "normed_x_differs": 0.0}
+    for count in counts:
+        inputs = make_inputs(kernel, count, next(_seeds))
+        for function, most in variants:
+            if most is not None and count > most:
+                continue
+            normed_x, got = run(package, kernel, function, inputs)
+            error = relative_error(got, logits(kernel, inputs, normed_x))
+            assert error < LIMIT[kernel.logits_dtype], f"{function} at {count} tokens: logits off by {error:.1e}"
+            if normed_x is not None:
+                unexplained, differs = outside_ties(kernel, inputs, normed_x)
+                assert unexplained == 0, f"{function} at {count} tokens: {unexplained} elements of normed_x"
+                assert differs < 1e-3, f"{function} at {count} tokens: {differs:.1e} of normed_x differ"
+                worst["normed_x_differs"] = max(worst["normed_x_differs"], differs)
+            worst["cases"] += 1
+            worst["logits_error"] = max(worst["logits_error"], error)
+    record.update(worst)
+
+
+@pytest.mark.parametrize(("package", "kernel"), KERNELS, ids=[f"{p.name}-{k.kernel}" for p, k in KERNELS])
+def test_same_bits_each_run_and_strided_rows(package: Package, kernel: Any, sm: int) -> None:
+    """Reductions have a fixed order, and a row's place in a wider tensor changes nothing."""
+    for function, most in variants_of(package, kernel, sm):
+        inputs = make_inputs(kernel, most or 37, next(_seeds))
+        wide = torch.full((inputs.x.shape[0], kernel.hidden_size + 24), float("nan"), device="cuda", dtype=inputs.x.dtype)
+        wide[:, 8 : 8 + kernel.hidden_size] = inputs.x
+        strided = Inputs(wide[:, 8 : 8 + kernel.hidden_size], inputs.norm_weight, inputs.gate_weight, inputs.gate_bias)
+        normed_x, first = run(package, kernel, function, inputs)
+        for again in (inputs, inputs, strided):
+            normed_again, second = run(package, kernel, function, again)
+            assert torch.equal(first, second), function
+            assert normed_x is None or (normed_again is not None and torch.equal(normed_x, normed_again)), function
