@@ -54,9 +54,7 @@ _ROWS = (
     _arch(89, "L40S", 142, 100),  # L40S datasheet: 18176 CUDA cores, 128 an SM
     _arch(90, "H200", 132, 228),  # H100 whitepaper: 132 SMs (SXM5); H200 is the same die
     _arch(100, "B200", 148, 228),  # device query, 148 SMs (74 a die); NVIDIA blog on DGX Spark, its table 8
-    _arch(
-        103, "B300", 148, 228
-    ),  # device query, 148 SMs (the full chip has 160: NVIDIA blog on Blackwell Ultra)
+    _arch(103, "B300", 148, 228),  # device query, 148 SMs (the full chip has 160: NVIDIA blog on Blackwell Ultra)
     _arch(110, "Jetson Thor T5000", 20, 228),  # Jetson Thor datasheet: 2560 CUDA cores, 128 an SM
     _arch(120, "RTX PRO 6000 Blackwell", 188, 100),  # its datasheet: 24064 CUDA cores, 128 an SM
     _arch(121, "GB10 (DGX Spark)", 48, 100),  # DGX Spark datasheet: 6144 CUDA cores, 128 an SM

@@ -162,6 +162,7 @@ def add(config: Path, name: str | None, out: Path | None, force: bool, **answers
 @click.option("--sm", type=int, metavar="N", help="For the chip sm_N.  [default: each group of SM targets]")
 def plan(spec_or_model: str, sm: int | None) -> None:
     """Print the quantities that follow from a spec: name, formula, value, meaning."""
+    from . import tuned
     from .derived import tables
     from .plan import make_plan
 
@@ -172,7 +173,7 @@ def plan(spec_or_model: str, sm: int | None) -> None:
     else:
         sharing = _sharing(spec_or_model)
         spec = sharing[0]
-    kernel = make_plan(sharing).kernels[0]
+    kernel = make_plan(sharing, tuned.load(sharing, places.tuned_folder())).kernels[0]
     group = None if sm is None else kernel.group_of(sm)
     if sm is not None and group is None:
         targets = ", ".join(str(target) for each in kernel.groups for target in each.sm_targets)
@@ -193,6 +194,7 @@ def plan(spec_or_model: str, sm: int | None) -> None:
 )
 def explain(model: str, tokens: int, sm: int | None) -> None:
     """Say which variant serves T tokens of a model on a chip, why, and what was rejected."""
+    from . import tuned
     from .explain import explained
     from .plan import make_plan
     from .toolkit import native_sms
@@ -205,7 +207,8 @@ def explain(model: str, tokens: int, sm: int | None) -> None:
             raise BadInput(
                 [Problem(None, None, "--sm: not given, and this machine has no GPU to ask; --sm 90 would be right")]
             ) from None
-    print(explained(make_plan(sharing), model, tokens, sm))
+    tables = tuned.load(sharing, places.tuned_folder())
+    print(explained(make_plan(sharing, tables), model, tokens, sm))
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, words: str | None) -> tuple[int, ...] | None:
@@ -279,6 +282,70 @@ def bench(
         budget_s=budget,
         resume=resume,
         plot_file=plot,
+        sm=sm,
+        build_only=build_only,
+        no_build=no_build,
+        jobs=jobs,
+        console=_console(),
+    )
+
+
+@cli.command()
+@_specs_option
+@_out_option
+@click.option(
+    "--tokens", callback=_numbers, metavar="T,T,...", help="Counts to measure.  [default: the plan's boundaries]"
+)
+@click.option(
+    "--candidates-per-count",
+    type=click.IntRange(min=1),
+    default=12,
+    show_default=True,
+    metavar="N",
+    help="Best by the cost model at each count, and some of each family.",
+)
+@click.option("--tuned-dir", type=_PATH, metavar="DIR", help="Where the tables are written.  [default: specs/tuned]")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=1),
+    default=3600,
+    show_default=True,
+    metavar="SECONDS",
+    help="No count is begun later; run again for the rest.",
+)
+@click.option("--sm", type=int, metavar="N", help="The SM target to tune for.  [default: that of this GPU]")
+@click.option("--build-only", is_flag=True, help="Build the candidates, and run nothing: needs no GPU.")
+@click.option("--no-build", is_flag=True, help="Run what an earlier --build-only built: needs no compilers.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.")
+def tune(
+    specs: tuple[Path, ...],
+    out: Path | None,
+    tokens: tuple[int, ...] | None,
+    candidates_per_count: int,
+    tuned_dir: Path | None,
+    budget: float,
+    sm: int | None,
+    build_only: bool,
+    no_build: bool,
+    jobs: int | None,
+) -> None:
+    """Measure which variant serves which token counts best on this machine's GPU, for the plan to follow.
+
+    Counts that a table of the same chip, commit and protocol has already are kept.
+    """
+    if build_only and no_build:
+        raise click.UsageError("--build-only and --no-build: one of them")
+    if build_only and sm is None:
+        raise click.UsageError("--build-only needs --sm N")
+    from . import tune as verb
+
+    verb.tune(
+        load_specs(specs or places.all_specs()),
+        tokens or verb.ANCHORS,
+        out=out or _default_out(),
+        tuned_dir=tuned_dir or places.home() / "specs" / "tuned",
+        number=candidates_per_count,
+        budget_s=budget,
         sm=sm,
         build_only=build_only,
         no_build=no_build,

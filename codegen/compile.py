@@ -163,9 +163,7 @@ def _select(manifest: Manifest, sms: Sequence[int] | Literal["all"]) -> _Selecti
             f"sm_targets of a spec and: {GENERATE}"
         )
     if not wanted:
-        raise ToolError(
-            f"no SM to compile for: the package has no kernels, or --sm names none; try: {GENERATE}"
-        )
+        raise ToolError(f"no SM to compile for: the package has no kernels, or --sm names none; try: {GENERATE}")
     kernel_targets = {
         str(source_path(name, group.sm_targets[0])): {sm for every in kernel.groups for sm in every.sm_targets}
         for name, kernel in manifest.kernels.items()
@@ -185,9 +183,7 @@ def _select(manifest: Manifest, sms: Sequence[int] | Literal["all"]) -> _Selecti
 
 def _require_files(manifest: Manifest, package_dir: Path) -> None:
     """Headers too: a compiler names one missing file and no way to mend it."""
-    missing = [
-        path for path in manifest.outputs if path.startswith("csrc/") and not (package_dir / path).is_file()
-    ]
+    missing = [path for path in manifest.outputs if path.startswith("csrc/") and not (package_dir / path).is_file()]
     missing += [
         source.path
         for source in manifest.sources
@@ -265,15 +261,11 @@ def _ninja_file(
         libs = [*(f"-L{path}" for path in torch.lib), *_TORCH_LIBS, *libs]
     # -z defs: what the library needs and no linked library has is an error here, not where it is loaded.
     link = ["-shared", "-Wl,-z,defs", "-Wl,--exclude-libs,ALL"]
-    lines += _step(
-        "link", [LIBRARY], objects, [], compiler=_words(host), flags=_words(link), libs=_words(libs)
-    )
+    lines += _step("link", [LIBRARY], objects, [], compiler=_words(host), flags=_words(link), libs=_words(libs))
     return "\n".join(lines)
 
 
-def _step(
-    rule: str, outputs: list[str], inputs: Iterable[str | Path], side: list[str], **variables: str
-) -> list[str]:
+def _step(rule: str, outputs: list[str], inputs: Iterable[str | Path], side: list[str], **variables: str) -> list[str]:
     def paths(values: Iterable[str | Path]) -> str:
         return " ".join(re.sub(r"([$ :])", r"$\1", str(value)) for value in values)
 
@@ -331,9 +323,7 @@ def _progress(console: Console | None) -> Iterator[Callable[[int, int, str], Non
     if console is None:
         yield lambda done, total, what: None
     elif not console.is_terminal:
-        yield lambda done, total, what: console.print(
-            f"[{done}/{total}] {what}", markup=False, highlight=False
-        )
+        yield lambda done, total, what: console.print(f"[{done}/{total}] {what}", markup=False, highlight=False)
     else:
         columns = (
             BarColumn(),
@@ -343,9 +333,7 @@ def _progress(console: Console | None) -> Iterator[Callable[[int, int, str], Non
         )
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("compiling", total=None)
-            yield lambda done, total, what: progress.update(
-                task, completed=done, total=total, description=what
-            )
+            yield lambda done, total, what: progress.update(task, completed=done, total=total, description=what)
 
 
 def _collect(selection: _Selection, build_dir: Path) -> tuple[list[Row], list[str]]:
@@ -363,9 +351,7 @@ def _collect(selection: _Selection, build_dir: Path) -> tuple[list[Row], list[st
             return order.get(usage.function, len(order)), usage.function, usage.sm
 
         size = (build_dir / target).stat().st_size
-        rows += [
-            Row(usage, source.path, size, seconds.get(target, 0.0)) for usage in sorted(usages, key=place)
-        ]
+        rows += [Row(usage, source.path, size, seconds.get(target, 0.0)) for usage in sorted(usages, key=place)]
     return rows, said
 
 
@@ -373,9 +359,7 @@ def _seconds(log: Path) -> dict[str, float]:
     """Seconds that each output took when it was last made, by ninja's log: start, end (ms), mtime, output,
     hash.
     """
-    entries = (
-        line.split("\t") for line in log.read_text(encoding="utf-8").splitlines() if not line.startswith("#")
-    )
+    entries = (line.split("\t") for line in log.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
     return {entry[3]: (int(entry[1]) - int(entry[0])) / 1000 for entry in entries}
 
 

@@ -1,14 +1,12 @@
 """A model of what a variant costs, for chips without a tuned table. It ranks variants; its microseconds are an H200's.
 
-The terms are the work that a launch cannot hide, each in microseconds of one multiprocessor at full rate; the coefficients
-beside them say how much of it shows. They were fitted to 4278 variants measured on an H200 in the chain protocol, at 1 to 4096
-tokens of four shapes: what the model picks takes 6 % longer than the best of them, in the geometric mean
-(docs/notes/kernels.md).
+The terms are the work that a launch cannot hide, each in microseconds of one multiprocessor at full rate; the
+coefficients beside them say how much of it shows. They were fitted to 4278 variants measured on an H200 in the chain
+protocol, at 1 to 4096 tokens of four shapes: what the model picks takes 6 % longer than the best of them, in the
+geometric mean (docs/notes/kernels.md).
 """
 
 from __future__ import annotations
-
-from functools import cache
 
 from .arch import Arch
 from .problem import Problem
@@ -20,9 +18,9 @@ _MMA_CYCLES = 6.5  # of a scheduler's tensor core for an m16n8k16 (fitted: about
 _L2_BYTES_PER_US = 5.5e6  # all SMs together (fitted)
 _HBM_BYTES_PER_US = 4.3e6  # device-to-device copy, H200
 _SMEM_CYCLES = 4  # of shared memory for a warp's 16-byte loads
-# A cluster's CTAs sit in one GPC. SMs of each GPC, up to an order that does not matter: what the sweeps show of where a split
-# stops fitting in one wave (15 clusters of 8, 20 of 6, 30 of 4).
-_GPC_SMS = (18, 18, 18, 18, 18, 16, 16, 10)
+# Clusters of each size that an H200 runs side by side, one CTA an SM; a cluster's CTAs sit in one GPC, and GPCs differ
+# (cudaOccupancyMaxActiveClusters on an H200, 200 KiB of shared memory a CTA).
+_H200_CLUSTERS = {1: 132, 2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15}
 _ROW_NORM_LAUNCH = 2.0  # a norm in a launch of its own
 
 
@@ -35,10 +33,9 @@ def microseconds(problem: Problem, arch: Arch, variant: Variant, num_tokens: int
     return _tiled(problem, arch, variant, num_tokens)
 
 
-@cache
 def _clusters_at_once(multiprocessors: int, size: int) -> int:
-    """Clusters of `size` CTAs that run side by side, one CTA an SM; other chips are taken for a larger or smaller H200."""
-    return max(1, sum(sms // size for sms in _GPC_SMS) * multiprocessors // sum(_GPC_SMS))
+    """Clusters of `size` CTAs that run side by side, one CTA an SM; other chips scale from the H200."""
+    return max(1, _H200_CLUSTERS[size] * multiprocessors // _H200_CLUSTERS[1])
 
 
 def _waves(arch: Arch, ctas: int, cluster: int, resident: int) -> tuple[float, float]:

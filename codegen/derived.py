@@ -8,8 +8,9 @@ from rich import box
 from rich.table import Table
 
 from .arch import ARCHS, Arch
-from .plan import LAST_ANCHOR, Group, Kernel, Range
+from .plan import Group, Kernel, Range
 from .problem import Problem
+from .tuned import LAST_ANCHOR
 from .variants import Gemv, SplitK, Tiled, Variant, ceil_div
 
 Row = tuple[str, str, str, str]

@@ -71,12 +71,8 @@ ANSWERS: dict[str, Answer] = {
         {"float32": "float32", "bfloat16": "bfloat16"},
     ),
     "gate-bias": Answer("gate_bias", "whether the gate is a Linear with a bias", _YES_NO),
-    "e-score-correction-bias": Answer(
-        _CORRECTION, "whether a bias per expert takes part in choosing", _YES_NO
-    ),
-    "tid2eid-vocab-size": Answer(
-        _TID2EID, "rows of the hash layers' tid2eid table; 0, or left out: no hash layers"
-    ),
+    "e-score-correction-bias": Answer(_CORRECTION, "whether a bias per expert takes part in choosing", _YES_NO),
+    "tid2eid-vocab-size": Answer(_TID2EID, "rows of the hash layers' tid2eid table; 0, or left out: no hash layers"),
 }
 """The flags of `add` by name, without dashes in front: the answers to what a config does not say."""
 
@@ -133,15 +129,11 @@ def spec_from_config(
     facts = _Facts(_Config.of(config))
     facts.settle_all(_answered(answers, facts.problems), name)
     if facts.problems:
-        raise BadInput(
-            [Problem(None if text.startswith("--") else file, None, text) for text in facts.problems]
-        )
+        raise BadInput([Problem(None if text.startswith("--") else file, None, text) for text in facts.problems])
     spec, found = spec_from_data(facts.data())
     if found or spec is None:
         by = {key: f" (given by {by})" for key, by in facts.said_by.items() if by != _FAMILY}
-        raise BadInput(
-            [Problem(file, None, text + by.get(".".join(map(str, at)), "")) for at, text in found.items()]
-        )
+        raise BadInput([Problem(file, None, text + by.get(".".join(map(str, at)), "")) for at, text in found.items()])
     return spec
 
 
@@ -199,19 +191,12 @@ class _Config:
             yield from ((prefix + key, place[key]) for key in keys if place.get(key) is not None)
 
     def nulls(self, *keys: str) -> list[str]:
-        return [
-            prefix + key
-            for prefix, place in self.places
-            for key in keys
-            if key in place and place[key] is None
-        ]
+        return [prefix + key for prefix, place in self.places for key in keys if key in place and place[key] is None]
 
     def dtypes(self) -> dict[str, str]:
         """The checkpoint's dtype as the text model's keys say it, or else the whole's."""
         keys = ("torch_dtype", "dtype")
-        found = dict(self.given(*keys)) or {
-            key: self.outer[key] for key in keys if self.outer.get(key) is not None
-        }
+        found = dict(self.given(*keys)) or {key: self.outer[key] for key in keys if self.outer.get(key) is not None}
         return {key: shown_key(str(value)).removeprefix("torch.") for key, value in found.items()}
 
 
@@ -273,9 +258,7 @@ class _Facts:
             values = [implied[0]]
         if key in answered:
             value = answered[key]
-            no_norm = (
-                key == "norm.order" and value is None
-            )  # says nothing about the model, so it contradicts nothing
+            no_norm = key == "norm.order" and value is None  # says nothing about the model, so it contradicts nothing
             if values and value not in values and not no_norm:
                 edit = "leave the flag out, or edit the spec once it is written"
                 self.problems.append(
@@ -294,9 +277,7 @@ class _Facts:
             return
         self.values[key] = value
         agreed = [at for at, one in said.items() if one == value]
-        self.said_by[key] = (
-            _FAMILY if implied is not None and implied[0] == value else agreed[0] if agreed else by
-        )
+        self.said_by[key] = _FAMILY if implied is not None and implied[0] == value else agreed[0] if agreed else by
 
     def _said(self, key: str) -> dict[str, object]:
         """What the config's keys say of the spec's `key`: {config key: value}. Raises _WrongType."""
@@ -313,9 +294,7 @@ class _Facts:
         kind = float if key == "norm.eps" else bool if key in ("gate_bias", _CORRECTION) else int
         said = {at: _typed(at, value, kind) for at, value in config.given(*KEYS.get(key, ()))}
         if key == "num_experts":
-            for at, more in config.given(
-                "zero_expert_num"
-            ):  # experts without weights have rows in the gate too
+            for at, more in config.given("zero_expert_num"):  # experts without weights have rows in the gate too
                 said = {f"{one} + {at}": count + _typed(at, more, int) for one, count in said.items()}
         if key == _CORRECTION and not said:
             return {at: True for at, method in config.given("topk_method") if method == "noaux_tc"}
@@ -334,11 +313,7 @@ class _Facts:
 
     def _why(self, key: str) -> str:
         nulls = self.config.nulls(*KEYS.get(key, ()))
-        dtypes = (
-            [f"{at} is {dtype}" for at, dtype in self.config.dtypes().items()]
-            if key.startswith("dtypes")
-            else []
-        )
+        dtypes = [f"{at} is {dtype}" for at, dtype in self.config.dtypes().items()] if key.startswith("dtypes") else []
         why = [f"{at} is null" for at in nulls] + dtypes
         return f" ({', '.join(why)})" if why else ""
 
@@ -372,9 +347,7 @@ class _Facts:
                 lines.setdefault(implied[1], []).append(facts[key])
             elif not by.startswith("--"):
                 from_config.append(key)
-        lines["said by a flag of add"] = [
-            facts[key] for key, by in self.said_by.items() if by.startswith("--")
-        ]
+        lines["said by a flag of add"] = [facts[key] for key, by in self.said_by.items() if by.startswith("--")]
         return [f"{', '.join(said)}: {source}" for source, said in lines.items() if said]
 
 
@@ -389,9 +362,7 @@ def _typed(at: str, value: Any, kind: type) -> Any:
     if type(value) is kind or (kind is float and type(value) is int):
         return value
     right = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-    layers = (
-        ", the same for every layer (else each needs a spec of its own)" if isinstance(value, list) else ""
-    )
+    layers = ", the same for every layer (else each needs a spec of its own)" if isinstance(value, list) else ""
     raise _WrongType(f"{at}: {shown(value)} given, {right}{layers} would be right")
 
 

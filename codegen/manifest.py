@@ -122,9 +122,7 @@ def load_manifest(package_dir: Path, mend: str = GENERATE) -> Manifest:
     data = _read(path, mend)
     schema = data.get("schema")
     if schema != SCHEMA:
-        raise CheckFailed(
-            f"{path}: manifest schema is {schema!r}, this normgate reads {SCHEMA}; write it anew: {mend}"
-        )
+        raise CheckFailed(f"{path}: manifest schema is {schema!r}, this normgate reads {SCHEMA}; write it anew: {mend}")
     outputs = data.get("outputs")
     if isinstance(outputs, dict) and "" in outputs.values():
         raise CheckFailed(f"{path}: writing the package was interrupted; finish it: {mend}")
@@ -175,13 +173,7 @@ def owned_outputs(package_dir: Path) -> set[str] | None:
 def is_inside(path: str) -> bool:
     """Whether `path` is a plain relative posix path that stays in its folder."""
     pure = PurePosixPath(path)
-    return (
-        path == str(pure)
-        and path != "."
-        and "\\" not in path
-        and not pure.is_absolute()
-        and ".." not in pure.parts
-    )
+    return path == str(pure) and path != "." and "\\" not in path and not pure.is_absolute() and ".." not in pure.parts
 
 
 def claim(old: set[str], new: set[str]) -> str:
@@ -210,9 +202,7 @@ def _without_defaults(source: Source) -> dict[str, object]:
     return {
         f.name: getattr(source, f.name)
         for f in dataclasses.fields(source)
-        if f.default is dataclasses.MISSING
-        or getattr(source, f.name) != f.default
-        or _is_kernel(source, f.name)
+        if f.default is dataclasses.MISSING or getattr(source, f.name) != f.default or _is_kernel(source, f.name)
     }
 
 

@@ -201,6 +201,5 @@ def _os_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename2 or error.filename or folder
         raise ToolError(
-            f"{where}: cannot be written ({error.strerror or error}); free the path or name another folder: "
-            "--out DIR"
+            f"{where}: cannot be written ({error.strerror or error}); free the path or name another folder: --out DIR"
         ) from error

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import __version__, manifest, naming, output, places, render
+from . import __version__, manifest, naming, output, places, render, tuned
 from .errors import CheckFailed
 from .plan import Kernel, Plan, make_plan
 from .spec import load_specs
@@ -20,9 +20,10 @@ _FORMATTERS = ("jinja2", "clang-format")
 def files_of(spec_paths: Sequence[Path]) -> dict[str, output.Content]:
     """The package of these specs: posix path in the package -> content, manifest.json among them.
 
-    Raises BadInput with everything that is wrong in the specs.
+    Raises BadInput with everything that is wrong in the specs, or in the tuned tables of their kernels.
     """
-    plan = make_plan(load_specs(spec_paths))
+    specs = load_specs(spec_paths)
+    plan = make_plan(specs, tuned.load(specs, places.tuned_folder()))
     files: dict[str, output.Content] = dict(render.render(plan))
     files[manifest.NAME] = manifest_of(plan, files, inputs_of(spec_paths)).text()
     return output.collect(files.items())
@@ -74,8 +75,14 @@ def _kernel(kernel: Kernel) -> manifest.Kernel:
 
 
 def inputs_of(spec_paths: Sequence[Path]) -> dict[str, str]:
-    """The hash of each spec, as specs/<name>.yaml wherever it lies, and of each template of the package."""
+    """The hash of each spec, as specs/<name>.yaml wherever it lies, of its kernel's tuned tables, of each template.
+
+    Raises BadInput for specs that do not load: their kernels would not be known.
+    """
+    specs = load_specs(spec_paths)  # what is wrong there is said before its hash is taken
     found = {f"specs/{path.name}": manifest.sha256(path.read_bytes()) for path in spec_paths}
+    for path in tuned.paths(specs, places.tuned_folder()):
+        found[f"specs/tuned/{path.name}"] = manifest.sha256(path.read_bytes())
     templates = places.templates_folder()
     for path in sorted(templates.rglob("*")):
         name = path.relative_to(templates)
@@ -92,7 +99,6 @@ def generate(spec_paths: Sequence[Path], out: Path) -> output.Written | None:
     folder = out / places.PACKAGE
     if _is_fresh(spec_paths, out):
         return None
-    load_specs(spec_paths)  # what is wrong there is said before its hash is taken
     made_from = _made_from(spec_paths)
     written = output.write(files_of(spec_paths), folder)
     stamp = {"made_from": made_from, "manifest": manifest.sha256((folder / manifest.NAME).read_bytes())}

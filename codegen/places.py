@@ -7,7 +7,16 @@ from pathlib import Path
 from .errors import BadInput, Problem
 from .render import templates_folder
 
-__all__ = ["PACKAGE", "all_specs", "build_folder", "generator_files", "home", "specs_folder", "templates_folder"]
+__all__ = [
+    "PACKAGE",
+    "all_specs",
+    "build_folder",
+    "generator_files",
+    "home",
+    "specs_folder",
+    "templates_folder",
+    "tuned_folder",
+]
 
 PACKAGE = "normgate"
 """The generated package's folder name, in whatever folder --out names."""
@@ -24,6 +33,11 @@ def specs_folder() -> Path:
     """Where specs lie: those of `home`; when installed and there are none here, the shipped ones."""
     here, shipped = home() / "specs", _GENERATOR / "specs"
     return here if here.is_dir() or not shipped.is_dir() else shipped
+
+
+def tuned_folder() -> Path:
+    """Where tuned tables lie: with the specs."""
+    return specs_folder() / "tuned"
 
 
 def all_specs() -> tuple[Path, ...]:

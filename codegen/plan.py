@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from . import cost, naming
+from . import cost, naming, tuned
 from .arch import ARCHS, Arch
-from .errors import BadInput, Problem as InputProblem
+from .errors import BadInput
+from .errors import Problem as InputProblem
 from .problem import Problem
 from .spec import RouterSpec
-from .variants import Variant, candidates
+from .tuned import LAST_ANCHOR, Tuned, TunedTable
+from .variants import Variant, candidates, parse
 
 # Where one range may end and the next begin. Close together where a token more shows in the time, and every tensor-core
-# tile's full counts; the variant of an interval is chosen for its last count, of the open one for LAST_ANCHOR.
+# tile's full counts; the variant of an interval is chosen for its last count, of the open one for tuned.LAST_ANCHOR.
 BOUNDARIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-LAST_ANCHOR = 4096
 # Every gemv CTA reads all of x, so beyond 4 tokens the tensor cores win whatever the shape (docs/notes/kernels.md).
 AUTO_GEMV_LIMIT = 4
 
@@ -104,15 +105,27 @@ class Plan:
         raise KeyError(model)
 
 
-def make_plan(specs: Iterable[RouterSpec]) -> Plan:
-    """Groups specs by what they compute and decides each kernel. BadInput when sharing specs want different thresholds."""
+def make_plan(specs: Iterable[RouterSpec], tables: Tuned = {}) -> Plan:  # noqa: B006  nothing writes to it
+    """Groups specs by what they compute and decides each kernel, by its tuned tables where `tables` has them.
+
+    BadInput when sharing specs want different thresholds, or a tuned range cannot serve its kernel.
+    """
     by_problem: dict[Problem, list[RouterSpec]] = {}
     for spec in sorted(specs, key=lambda s: s.name):
         by_problem.setdefault(Problem.of(spec), []).append(spec)
-    return Plan(tuple(_kernel(problem, sharing) for problem, sharing in sorted(by_problem.items())))
+    wrong = [
+        problem
+        for path in by_problem
+        for (kernel, _), table in sorted(tables.items())
+        if kernel == naming.kernel_name(path)
+        for problem in tuned.illegal(table, path)
+    ]
+    if wrong:
+        raise BadInput(wrong)
+    return Plan(tuple(_kernel(problem, sharing, tables) for problem, sharing in sorted(by_problem.items())))
 
 
-def _kernel(problem: Problem, specs: Sequence[RouterSpec]) -> Kernel:
+def _kernel(problem: Problem, specs: Sequence[RouterSpec], tables: Tuned) -> Kernel:
     explicit = {spec.name: spec.token_thresholds for spec in specs if spec.token_thresholds != "auto"}
     if len(set(explicit.values())) > 1:
         raise BadInput(
@@ -120,51 +133,108 @@ def _kernel(problem: Problem, specs: Sequence[RouterSpec]) -> Kernel:
                 InputProblem(
                     f"{name}.yaml",
                     None,
-                    f"token_thresholds: differ from those of {', '.join(sorted(set(explicit) - {name}))}, which has the same "
-                    "path and so shares its kernel; give them the same thresholds",
+                    f"token_thresholds: differ from those of {', '.join(sorted(set(explicit) - {name}))}, which has "
+                    "the same path and so shares its kernel; give them the same thresholds",
                 )
                 for name in sorted(explicit)
             ]
         )
     thresholds = next(iter(explicit.values()), None)
-    gemv_limit = thresholds.gemv if thresholds else None
-    split_k_limit = thresholds.split_k if thresholds else None
-    source = "the spec says so" if explicit else "no tuned table: cost model"
+    limits = _Limits(thresholds.gemv, thresholds.split_k) if thresholds else _Limits(None, None)
     targets = sorted({sm for spec in specs for sm in spec.sm_targets})
-    # Targets whose ranges come out equal share a source file. Until a tuned table speaks for a single target, one
-    # reference chip stands for the multiprocessors of each generation.
+    # Targets whose ranges come out equal share a source file. Where no tuned table speaks for a target, one reference
+    # chip stands for the multiprocessors of its generation.
     groups: dict[tuple[bool, tuple[Range, ...]], list[int]] = {}
     known: dict[tuple[bool, int, int], tuple[Range, ...]] = {}
     for sm in targets:
+        if table := tables.get((naming.kernel_name(problem), sm)):
+            groups.setdefault((ARCHS[sm].has_cluster, _ranges(problem, ARCHS[sm], limits, table)), []).append(sm)
+            continue
         reference = ARCHS[90 if ARCHS[sm].has_cluster else 80]
         arch = replace(ARCHS[sm], multiprocessors=reference.multiprocessors)
         alike = (arch.has_cluster, arch.max_smem_per_block, arch.max_smem_per_sm)
         if alike not in known:
-            known[alike] = _ranges(problem, arch, gemv_limit, split_k_limit, source)
+            known[alike] = _ranges(problem, arch, limits, None)
         groups.setdefault((arch.has_cluster, known[alike]), []).append(sm)
     return Kernel(problem, tuple(specs), tuple(Group(tuple(sms), ranges) for (_, ranges), sms in groups.items()))
 
 
-def _ranges(
-    problem: Problem, arch: Arch, gemv_limit: int | None, split_k_limit: int | None, source: str
-) -> tuple[Range, ...]:
-    limits = {limit for limit in (gemv_limit, split_k_limit) if limit}
-    ends: list[int | None] = [*sorted(limits | set(BOUNDARIES)), None]
+@dataclass(frozen=True)
+class _Limits:
+    """A spec's thresholds: the last token count of each family, None where it leaves that open."""
+
+    gemv: int | None
+    split_k: int | None
+
+    @property
+    def explicit(self) -> bool:
+        return self.gemv is not None or self.split_k is not None
+
+
+def _ranges(problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | None) -> tuple[Range, ...]:
+    ends = {*BOUNDARIES, *(limit for limit in (limits.gemv, limits.split_k) if limit)}
+    if table and not limits.explicit:
+        # Beyond what was measured the cost model decides, at its own boundaries.
+        measured = {served.last_token for served in table.ranges if served.last_token is not None}
+        unmeasured = {end for end in ends if table.range_of(end) is None}
+        ends = measured | unmeasured
     ranges: list[Range] = []
-    for last in ends:
+    for last in (*sorted(ends), None):
         first = ranges[-1].last_token + 1 if ranges and ranges[-1].last_token else 1
-        anchor = LAST_ANCHOR if last is None else last
-        families = _families(anchor, gemv_limit, split_k_limit)
-        ranked = _ranked(problem, arch, anchor, families)
-        if not ranked:
-            ranges.append(Range(first, last, None, "no variant is legal for this shape", ()))
-        elif ranges and ranges[-1].variant == ranked[0][1]:
+        chosen = _chosen(problem, arch, limits, table, first, last)
+        if ranges and chosen.variant is not None and ranges[-1].variant == chosen.variant:
             ranges[-1] = replace(ranges[-1], last_token=last)
         else:
-            why = f"cheapest of {len(ranked)} legal variants of {' and '.join(families)} at {anchor} tokens ({source})"
-            rejected = tuple((v.name, f"{us / ranked[0][0]:.2f} times the estimate") for us, v in ranked[1:4])
-            ranges.append(Range(first, last, ranked[0][1], why, rejected))
+            ranges.append(chosen)
     return tuple(ranges)
+
+
+def _chosen(
+    problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | None, first: int, last: int | None
+) -> Range:
+    """What serves an interval: the tuned range there is, else the fastest measured or estimated of allowed families."""
+    anchor = LAST_ANCHOR if last is None else last
+    if table and not limits.explicit and (served := table.range_of(anchor)):
+        variant = parse(served.variant)
+        counts = [count for count in table.measured if first <= count and (last is None or count <= last)]
+        timings = {count: tuned.legal_measured(table, problem, count) for count in counts}
+        # A range goes on where another is faster by less than the spread; a count that it won speaks for it.
+        won = [count for count, timed in timings.items() if timed and timed[0][1] == variant]
+        at = max(won, default=max(counts, default=anchor))
+        return _measured(first, last, variant, table, at, timings.get(at, []))
+    families = _families(anchor, limits.gemv, limits.split_k)
+    if table and limits.explicit:
+        timed = [one for one in tuned.legal_measured(table, problem, anchor) if one[1].family in families]
+        if timed:
+            return _measured(first, last, timed[0][1], table, anchor, timed)
+    ranked = _ranked(problem, arch, anchor, families)
+    if not ranked:
+        return Range(first, last, None, "no variant is legal for this shape", ())
+    source = "the spec says so" if limits.explicit else "no tuned table for this SM (python build.py tune); cost model"
+    if table and not limits.explicit:
+        source = "not measured on this SM yet (python build.py tune); cost model"
+    why = f"cheapest of {len(ranked)} legal variants of {' and '.join(families)} at {anchor} tokens ({source})"
+    rejected = tuple((v.name, f"{us / ranked[0][0]:.2f} times the estimate") for us, v in ranked[1:4])
+    return Range(first, last, ranked[0][1], why, rejected)
+
+
+def _measured(
+    first: int,
+    last: int | None,
+    variant: Variant,
+    table: TunedTable,
+    num_tokens: int,
+    timed: list[tuple[float, Variant]],
+) -> Range:
+    """A range that a measurement decided; `timed` are the variants measured at that count, fastest first."""
+    own = next((us for us, other in timed if other == variant), None)
+    others = [(us, other) for us, other in timed if other != variant][:3]
+    if not own:
+        return Range(first, last, variant, f"measured on {table.chip}", ())
+    why = f"measured on {table.chip}: {own:.2f} us at {num_tokens} tokens"
+    if others:
+        why += f", next best {others[0][1].name} {others[0][0]:.2f}"
+    return Range(first, last, variant, why, tuple((v.name, f"{us / own:.2f} times the time") for us, v in others))
 
 
 def _families(num_tokens: int, gemv_limit: int | None, split_k_limit: int | None) -> tuple[str, ...]:
@@ -178,9 +248,7 @@ def _families(num_tokens: int, gemv_limit: int | None, split_k_limit: int | None
     return ("split_k", "tiled")
 
 
-def _ranked(
-    problem: Problem, arch: Arch, num_tokens: int, families: tuple[str, ...]
-) -> list[tuple[float, Variant]]:
+def _ranked(problem: Problem, arch: Arch, num_tokens: int, families: tuple[str, ...]) -> list[tuple[float, Variant]]:
     """Legal variants by estimated cost; ties go to the first in the order of variants.py."""
     legal = [v for v in candidates(problem, arch, num_tokens) if v.family in families]
     costs = [cost.microseconds(problem, arch, v, num_tokens) for v in legal]

@@ -36,8 +36,9 @@ def templates_folder() -> Path:
 
 
 def environment() -> jinja2.Environment:
+    templates = templates_folder()
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader([templates_folder() / "kernels", templates_folder() / "package", templates_folder()]),
+        loader=jinja2.FileSystemLoader([templates / "kernels", templates / "package", templates]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -102,9 +103,7 @@ def _kernel_context(kernel: Kernel) -> dict[str, Any]:
         "norm_comment": _NORM_COMMENTS.get(problem.norm_order),
         "gate_bias": problem.gate_bias,
         "gate_terms": problem.gate_terms,
-        "gate_terms_comment": (
-            "a gate weight times a norm weight" if problem.folds_norm else "a gate weight exactly"
-        ),
+        "gate_terms_comment": ("a gate weight times a norm weight" if problem.folds_norm else "a gate weight exactly"),
         "row_terms": problem.row_terms,
     }
 
@@ -128,7 +127,7 @@ def _group_context(kernel: Kernel, group: Group) -> dict[str, Any]:
     headers += ["pdl.cuh"] * group.arch.has_pdl
     headers += ["cluster.cuh"] * (uses_tensor_cores and cluster)
     headers += ["async_copy.cuh"] * ("tiled" in used)
-    families = [f for f in ("gemv", "split_k", "tiled") if f in used]
+    families: list[str] = [f for f in ("gemv", "split_k", "tiled") if f in used]
     families += ["row_norm"] * row_norm
     families += ["finish"] * finishes
     chunks = ceil_div(problem.hidden_size, ROW_NORM_THREADS * 8)
@@ -161,6 +160,7 @@ def _variant_context(kernel: Kernel, group: Group, variant: Variant) -> dict[str
         constants += [
             ("kThreads", variant.threads, "threads of a CTA"),
             ("kChunks", variant.chunks, "16-byte chunks of a row that a thread holds"),
+            ("kGroup", variant.group, "rows that a thread has on their way at once"),
         ]
     elif isinstance(variant, Tiled):
         constants += [
@@ -178,7 +178,7 @@ def _variant_context(kernel: Kernel, group: Group, variant: Variant) -> dict[str
             ("kRounds", variant.rounds, "rounds in which a warp goes through its part"),
             ("kBlocks", variant.blocks, "32-wide blocks of hidden_size that a warp takes in a round"),
         ]
-    typed = [("int", *constant) for constant in constants]
+    typed: list[tuple[str, str, int | str, str]] = [("int", *constant) for constant in constants]
     if group.arch.has_pdl:
         early = "read weights before waiting for the kernel before"
         typed.append(("bool", "kEarlyWeights", str(variant.early_weights).lower(), early))
@@ -210,7 +210,8 @@ def _entry_points(kernel: Kernel, group: Group) -> list[dict[str, Any]]:
         struct = naming.struct_name(variant.name)
         entries.append({"symbol": symbol, "struct": struct, "threads": variant.threads, "body": variant.family})
         if _finishes_apart(group, variant):
-            entries.append({"symbol": symbol + "_finish", "struct": struct, "threads": ROW_NORM_THREADS, "body": "finish"})
+            finish = {"symbol": symbol + "_finish", "struct": struct, "threads": ROW_NORM_THREADS, "body": "finish"}
+            entries.append(finish)
     if any(_norms_apart(kernel, group, variant) for variant in group.variants):
         symbol = naming.function_name(kernel.name, "row_norm", group.sm)
         entries.append({"symbol": symbol, "struct": "RowNorm", "threads": ROW_NORM_THREADS, "body": "row_norm"})
@@ -223,7 +224,8 @@ def _steps(kernel: Kernel, group: Group, variant: Variant) -> list[dict[str, Any
     symbol = naming.function_name(kernel.name, variant.name, group.sm)
     overlap = str(group.arch.has_pdl).lower()
     smem = f"Tiled<{naming.struct_name(variant.name)}>::kSmemBytes" if isinstance(variant, Tiled) else 0
-    step = {"symbol": symbol, "threads": variant.threads, "smem": smem, "cluster": 1, "overlap": overlap, "args": "args"}
+    step = {"symbol": symbol, "threads": variant.threads, "smem": smem, "cluster": 1, "overlap": overlap}
+    step["args"] = "args"
     if isinstance(variant, Gemv):
         return [{**step, "ctas": variant.ctas(problem, variant.tokens)}]
     step["ctas"] = f"ceil_div(args.num_tokens, {variant.tokens}) * {variant.tiles(problem) * variant.split}"
@@ -245,7 +247,7 @@ def _finishes_apart(group: Group, variant: Variant) -> bool:
 
 
 def _norms_apart(kernel: Kernel, group: Group, variant: Variant) -> bool:
-    """The gate reads rows as they are written, and no CTA of the variant sees a whole row: the norm is its own launch."""
+    """The gate reads rows as they are written, and no CTA of the variant sees one whole: the norm is its own launch."""
     fused = isinstance(variant, Gemv) or (isinstance(variant, SplitK) and group.arch.has_cluster)
     return kernel.problem.rounds_rows and not fused
 
@@ -281,9 +283,8 @@ def _table_context(plan: Plan) -> dict[str, Any]:
                 for r in group.ranges
             ]
             condition = " || ".join(f"defined(NORMGATE_SM_{sm})" for sm in group.sm_targets)
-            groups.append(
-                {"id": group_id, "sm_targets": group.sm_targets, "condition": condition, "variants": variants, "ranges": ranges}
-            )
+            common = {"id": group_id, "sm_targets": group.sm_targets, "condition": condition}
+            groups.append({**common, "variants": variants, "ranges": ranges})
         kernels.append(
             {
                 "name": kernel.name,

@@ -176,9 +176,7 @@ def load_specs(paths: Iterable[str | Path]) -> list[RouterSpec]:
             if path.name == f"{name}.yaml" and first.setdefault(str(name), path) is not path:
                 line, other = document.line(("name",)), first[str(name)]
                 found.append(
-                    Problem(
-                        str(path), line, f"name: {shown(name)} given, which is the name of {other} already"
-                    )
+                    Problem(str(path), line, f"name: {shown(name)} given, which is the name of {other} already")
                 )
         problems += sorted(found, key=lambda problem: problem.line or 0)
     if problems:
@@ -193,11 +191,7 @@ def _check(document: Document, path: Path, specs: list[RouterSpec]) -> list[Prob
         specs.append(spec)
     name = document.data.get("name")
     if isinstance(name, str) and path.name != f"{name}.yaml":
-        right = (
-            f"{path.stem} (or the file named {name[:64]}.yaml)"
-            if path.suffix == ".yaml"
-            else f"{name[:64]}.yaml"
-        )
+        right = f"{path.stem} (or the file named {name[:64]}.yaml)" if path.suffix == ".yaml" else f"{name[:64]}.yaml"
         what = f"name: {shown(name)}" if path.suffix == ".yaml" else f"file name {path.name}"
         found.setdefault(("name",), f"{what} given, {right} would be right")
     return [Problem(str(path), document.line(where), text) for where, text in found.items()]
@@ -216,9 +210,7 @@ def spec_from_data(data: dict[str, Any]) -> tuple[RouterSpec | None, dict[Where,
         spec = RouterSpec.model_validate(flat)
     except ValidationError as error:
         for entry in error.errors(include_url=False, include_context=False):
-            if not entry[
-                "loc"
-            ]:  # _agrees_with_itself: what it asks is asked below, of data that fails here too
+            if not entry["loc"]:  # _agrees_with_itself: what it asks is asked below, of data that fails here too
                 continue
             where, text = _in_plain_words(entry["type"], entry["loc"], entry["input"])
             if where[:1] not in said:

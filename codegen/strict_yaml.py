@@ -92,9 +92,7 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> tuple[str, list[Problem
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return "", [Problem(str(path), None, f"cannot be read: {reason}")]
     if len(raw) > max_bytes:
-        return "", [
-            Problem(str(path), None, f"is larger than {max_bytes} bytes, far more than such a file needs")
-        ]
+        return "", [Problem(str(path), None, f"is larger than {max_bytes} bytes, far more than such a file needs")]
     try:
         return raw.decode("utf-8-sig"), []
     except UnicodeDecodeError as error:
@@ -115,24 +113,14 @@ def read_yaml(path: Path) -> tuple[Document | None, list[Problem]]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         said = ", ".join(filter(None, [error.context, error.problem]))
-        return None, [
-            Problem(file, _line(error.problem_mark or error.context_mark), f"not valid YAML: {said}")
-        ]
+        return None, [Problem(file, _line(error.problem_mark or error.context_mark), f"not valid YAML: {said}")]
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        return None, [
-            Problem(file, line, f"character U+{ord(text[error.position]):04X} is not allowed in YAML")
-        ]
+        return None, [Problem(file, line, f"character U+{ord(text[error.position]):04X} is not allowed in YAML")]
     except ValueError as error:  # PyYAML lets this through for "\\U00110000", a character that does not exist
         return None, [Problem(file, None, f"not valid YAML: {error}")]
     if not isinstance(node, yaml.MappingNode):
-        given = (
-            "an empty file"
-            if node is None
-            else "a list"
-            if isinstance(node, yaml.SequenceNode)
-            else "a value"
-        )
+        given = "an empty file" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a value"
         return None, [Problem(file, 1, f"{given} given, a mapping of keys to values would be right")]
     document = Document({}, {(): 1})
     document.data = _mapping(node, (), document.lines, problems, file)
@@ -158,9 +146,7 @@ def _refused_events(file: str, text: str) -> list[Problem]:
                     Problem(file, line, "a second document starts here, one a file would be right"),
                 ]
         elif isinstance(event, yaml.AliasEvent):
-            problems.append(
-                Problem(file, line, f"alias *{event.anchor} given, the value written out would be right")
-            )
+            problems.append(Problem(file, line, f"alias *{event.anchor} given, the value written out would be right"))
         elif isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)):
             nodes += 1
             if nodes > MAX_NODES:
@@ -188,9 +174,7 @@ def _mapping(
     for key_node, value_node in node.value:
         line = _line(key_node.start_mark)
         if not isinstance(key_node, yaml.ScalarNode):
-            problems.append(
-                Problem(file, line, "a list or mapping used as a key, a plain name would be right")
-            )
+            problems.append(Problem(file, line, "a list or mapping used as a key, a plain name would be right"))
             continue
         key = key_node.value
         at = (*where, key)

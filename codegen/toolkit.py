@@ -66,8 +66,7 @@ def find_toolkit() -> Toolkit:
             return _toolkit(root, found_by)
         if found_by == "CUDA_HOME":
             raise ToolError(
-                f"CUDA_HOME is {root}, which has no bin/nvcc; set it to a CUDA toolkit, or "
-                f"unset it and: {INSTALL}"
+                f"CUDA_HOME is {root}, which has no bin/nvcc; set it to a CUDA toolkit, or unset it and: {INSTALL}"
             )
     raise ToolError(
         "no CUDA toolkit: CUDA_HOME is not set, this Python has no cuda-toolkit package, there is no nvcc on "
@@ -84,8 +83,7 @@ def host_compiler() -> list[str]:
     for word in words:
         if not word.startswith("-") and shutil.which(word) is None:
             raise ToolError(
-                f"no host C++ compiler: {word} is not on PATH; install one (apt-get install g++) "
-                "or set CXX to one"
+                f"no host C++ compiler: {word} is not on PATH; install one (apt-get install g++) or set CXX to one"
             )
     return words
 
@@ -132,9 +130,7 @@ def native_sms() -> tuple[int, ...]:
         raise ToolError(
             f"--sm native: nvidia-smi does not run here, so this machine has no GPU to ask; {advice}"
         ) from None
-    found = {
-        int(major + minor) for major, minor in re.findall(r"^\s*(\d+)\.(\d)\s*$", done.stdout, re.MULTILINE)
-    }
+    found = {int(major + minor) for major, minor in re.findall(r"^\s*(\d+)\.(\d)\s*$", done.stdout, re.MULTILINE)}
     if done.returncode != 0 or not found:
         answer = (done.stdout + done.stderr).strip() or "nothing"
         raise ToolError(f"--sm native: nvidia-smi names no GPU (it says: {answer}); {advice}")
@@ -161,9 +157,7 @@ def _roots() -> Iterator[tuple[Path, str]]:
             yield root, "the PyPI package"
     if nvcc := shutil.which("nvcc"):
         # nvcc may be a wrapper script elsewhere than its toolkit, so it is asked where it is at home.
-        done = subprocess.run(
-            [nvcc, "--dryrun", "-x", "cu", os.devnull], check=False, capture_output=True, text=True
-        )
+        done = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], check=False, capture_output=True, text=True)
         if top := re.search(r"^#\$ TOP=(.*?)\s*$", done.stderr, re.MULTILINE):
             yield Path(top.group(1)), "nvcc on PATH"
     yield Path("/usr/local/cuda"), "/usr/local/cuda"
@@ -181,9 +175,7 @@ def _toolkit(root: Path, found_by: str) -> Toolkit:
     release = re.search(r"V(\d+\.\d+\.\d+)", _ask(nvcc, "--version"))
     known = re.findall(r"sm_(\d+)\b", _ask(nvcc, "--list-gpu-code"))
     if not release or not known:
-        raise ToolError(
-            f"{nvcc} (from {found_by}) does not say its version and targets; a working one: {INSTALL}"
-        )
+        raise ToolError(f"{nvcc} (from {found_by}) does not say its version and targets; a working one: {INSTALL}")
     return Toolkit(root, found_by, libs[0], release.group(1), frozenset(map(int, known)))
 
 

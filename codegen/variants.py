@@ -5,7 +5,8 @@ A variant is a family with its constants. It knows nothing of token ranges: thos
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .arch import Arch
@@ -56,6 +57,14 @@ class Gemv:
         """The most tokens a launch serves."""
         return self.tokens
 
+    @property
+    def group(self) -> int:
+        """Rows that a thread has on their way at once: all if their chunks fit 64 registers, else what fits 32."""
+        if self.tokens * self.chunks <= 16:
+            return self.tokens
+        fits = max(1, 8 // self.chunks)
+        return max(rows for rows in range(1, self.tokens + 1) if rows <= fits and self.tokens % rows == 0)
+
     def ctas(self, problem: Problem, num_tokens: int) -> int:
         return ceil_div(problem.num_experts, self.experts)
 
@@ -64,7 +73,7 @@ class Gemv:
 
     def registers(self, problem: Problem) -> int:
         """An estimate of what a thread needs, for pruning; the compiler's report decides."""
-        rows = self.tokens * self.chunks * 4 if self.tokens * self.chunks <= 16 else 8
+        rows = self.group * self.chunks * 4
         weights = self.chunks * self.experts * 2 * problem.gate_weight_bytes + self.chunks * 4
         normed = rows // 2 if problem.rounds_rows else 0  # rows on their way from raw to normed
         return weights + rows + normed + self.experts + _SPARE_REGISTERS - 16
@@ -226,6 +235,23 @@ class Tiled:
 
 Variant = Gemv | SplitK | Tiled
 
+_NAMES: dict[Callable[..., Variant], re.Pattern[str]] = {
+    Gemv: re.compile(r"gemv_t(\d+)_e(\d+)_w(\d+)_c(\d+)(_late)?"),
+    SplitK: re.compile(r"split_k_t(\d+)_e(\d+)_s(\d+)_w(\d+)_b(\d+)(?:_r(\d+))?(_late)?"),
+    Tiled: re.compile(r"tiled_t(\d+)_e(\d+)_s(\d+)_w(\d)(\d)(\d)_k(\d+)_d(\d+)(_late)?"),
+}
+
+
+def parse(name: str) -> Variant:
+    """The variant of that name, legal or not. ValueError for a name that no variant has."""
+    for family, pattern in _NAMES.items():
+        if match := pattern.fullmatch(name):
+            *constants, late = match.groups()
+            variant = family(*(int(digits or 1) for digits in constants), late is None)
+            if variant.name == name:  # 01 is no way to write 1
+                return variant
+    raise ValueError(f"no variant has the name {name!r}")
+
 
 def objections(problem: Problem, arch: Arch, variant: Variant) -> list[str]:
     """Why a variant cannot serve a problem on a chip; empty if it can."""
@@ -300,7 +326,7 @@ def _gemvs(problem: Problem, num_tokens: int) -> Iterator[Variant]:
             for chunks in (1, 2, 3, 4, 7):
                 warps = ceil_div(ceil_div(problem.hidden_size, 8), 32 * chunks)
                 if warps > 16 and chunks < 7:
-                    continue  # larger CTAs only where nothing else covers a row: they start late (docs/notes/kernels.md)
+                    continue  # larger CTAs start late (docs/notes/kernels.md): only where nothing else covers a row
                 for experts in (1, 2, 3, 4):
                     yield Gemv(tokens, experts, warps, chunks, problem.early_weight_loads)
 

@@ -84,11 +84,7 @@ def agree(candidate: Candidate, chain: Chain, spec: RouterSpec, right: Outputs) 
         (got.normed_x, chain.outputs.normed_x),
         (got.router_logits, chain.outputs.router_logits),
     ):
-        if (
-            tensor is not None
-            and like is not None
-            and (tensor.shape, tensor.dtype) != (like.shape, like.dtype)
-        ):
+        if tensor is not None and like is not None and (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
             found, wanted = (f"{one.dtype} {tuple(one.shape)}" for one in (tensor, like))
             return Agreement(problem=f"the result is {found}, not {wanted}")
     tensors = [tensor for tensor in (got.normed_x, got.router_logits, chain.x) if tensor is not None]
@@ -108,18 +104,14 @@ def agree(candidate: Candidate, chain: Chain, spec: RouterSpec, right: Outputs) 
 def _compare(candidate: Candidate, spec: RouterSpec, got: Outputs, right: Outputs) -> Agreement:
     error = float((got.router_logits.double() - right.router_logits).norm() / right.router_logits.norm())
     problem = (
-        ""
-        if error <= candidate.tolerance
-        else f"logits are off by {error:.1e}, allowed {candidate.tolerance:.1e}"
+        "" if error <= candidate.tolerance else f"logits are off by {error:.1e}, allowed {candidate.tolerance:.1e}"
     )
     ulps: int | None = None
     if right.normed_x is not None:
         assert got.normed_x is not None
         ulps = int((_ordered(got.normed_x) - _ordered(right.normed_x)).abs().max())
         if ulps > ulp_limit(spec):
-            problem = (
-                problem or f"normed_x is off by {ulps} units in the last place, allowed {ulp_limit(spec)}"
-            )
+            problem = problem or f"normed_x is off by {ulps} units in the last place, allowed {ulp_limit(spec)}"
     return Agreement(error, ulps, problem)
 
 

@@ -7,7 +7,7 @@ packages says what was built.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -66,7 +66,7 @@ def build(
     arch, found = ARCHS[sm], {}
     for spec in specs:
         plan, built = _plan(spec, tokens, arch)
-        output.write(_files(spec, plan, arch), folder / spec.name)
+        output.write(package_files(spec, plan, arch), folder / spec.name)
         compile_package(
             folder / spec.name, sms=(sm,), build_dir=folder / f"{spec.name}.build", jobs=jobs, console=console
         )
@@ -103,7 +103,9 @@ def _plan(spec: RouterSpec, tokens: Sequence[int], arch: Arch) -> tuple[Plan, Bu
             gemvs[count] = min(legal, key=lambda variant, n=count: cost.microseconds(gate_alone, arch, variant, n))  # type: ignore[misc]
     seed_problem = dataclasses.replace(problem, logits_from="unrounded")
     kernels = [
-        _kernel(of, spec, variants, arch) for of, variants in ((seed_problem, seeds), (gate_alone, gemvs)) if variants
+        launched_by_name(of, spec, variants.values(), arch)
+        for of, variants in ((seed_problem, seeds), (gate_alone, gemvs))
+        if variants
     ]
 
     def names(of: Problem, variants: dict[int, Variant]) -> dict[int, str]:
@@ -118,19 +120,32 @@ def _plan(spec: RouterSpec, tokens: Sequence[int], arch: Arch) -> tuple[Plan, Bu
     )
 
 
-def _kernel(problem: Problem, spec: RouterSpec, variants: dict[int, Variant], arch: Arch) -> Kernel:
+def launched_by_name(problem: Problem, spec: RouterSpec, variants: Iterable[Variant], arch: Arch) -> Kernel:
     """A kernel that dispatches nothing: its functions are launched by name."""
     nothing = Range(1, None, None, "a benchmark launches its functions by name", ())
-    # The seed's design is timed as it is, even where it spills.
+    # What is launched by name is timed as it is, even where it spills.
     allowing = spec.model_copy(update={"allow_spills": True})
-    return Kernel(problem, (allowing,), (Group((arch.sm,), (nothing,), tuple(dict.fromkeys(variants.values()))),))
+    return Kernel(problem, (allowing,), (Group((arch.sm,), (nothing,), tuple(dict.fromkeys(variants))),))
 
 
-def _files(spec: RouterSpec, plan: Plan, arch: Arch) -> dict[str, output.Content]:
+def package_files(spec: RouterSpec, plan: Plan, arch: Arch, *, marks: bool = True) -> dict[str, output.Content]:
+    """The files of a package that is not for torch: the kernels of `plan` and, with `marks`, producer and probe."""
     rendered = render.render(plan)
     files: dict[str, output.Content] = {
         path: text for path, text in rendered.items() if path.startswith("csrc/") and path != "csrc/binding.cpp"
     }
+    sources = _marks(spec, arch, files) if marks else []
+    for kernel in plan.kernels:
+        for group in kernel.groups:
+            path = str(naming.source_path(kernel.name, group.sm))
+            sources.append(manifest.Source(path, group.sm_targets, True, render.functions(kernel, group)))
+    sources += [manifest.Source(path) for path in sorted(files) if path.endswith(".cpp")]
+    said = manifest.Manifest(__version__, {}, manifest.hashes(files), tuple(sources), {}, {})
+    return output.collect([*files.items(), (manifest.NAME, said.text())])
+
+
+def _marks(spec: RouterSpec, arch: Arch, files: dict[str, output.Content]) -> list[manifest.Source]:
+    """Adds to `files` the producer, the probe, and a norm alone; their sources."""
     problem = Problem.of(spec)
     environment = render.environment()
     shape = (spec.hidden_size, spec.num_experts, problem.gate_weight_bytes)
@@ -150,13 +165,7 @@ def _files(spec: RouterSpec, plan: Plan, arch: Arch) -> dict[str, output.Content
             kernel=kernel, group={"pdl": arch.has_pdl, "row_norm": row_norm}
         )
         sources.append(manifest.Source("csrc/kernels/row_norm.cu", (arch.sm,), True, (_ROW_NORM,)))
-    for kernel_ in plan.kernels:
-        for group in kernel_.groups:
-            path = str(naming.source_path(kernel_.name, group.sm))
-            sources.append(manifest.Source(path, group.sm_targets, True, render.functions(kernel_, group)))
-    sources += [manifest.Source(path) for path in sorted(files) if path.endswith(".cpp")]
-    said = manifest.Manifest(__version__, {}, manifest.hashes(files), tuple(sources), {}, {})
-    return output.collect([*files.items(), (manifest.NAME, said.text())])
+    return sources
 
 
 def folder_of(out: Path) -> Path:

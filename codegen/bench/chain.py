@@ -112,9 +112,7 @@ class Chain:
     result.
     """
 
-    def __init__(
-        self, library: BenchLibrary, weights: Sequence[Weights], sources: Sequence[Tensor], outputs: Outputs
-    ):
+    def __init__(self, library: BenchLibrary, weights: Sequence[Weights], sources: Sequence[Tensor], outputs: Outputs):
         self.library = library
         self.weights = weights
         self.sources = sources
@@ -166,9 +164,7 @@ class Chain:
 
     def _capture_all(self, candidates: Sequence[Candidate], turn: Rotation) -> dict[str, Graph]:
         if turn.weight_sets > len(self.weights):
-            raise ValueError(
-                f"the rotation takes {turn.weight_sets} weight sets, there are {len(self.weights)}"
-            )
+            raise ValueError(f"the rotation takes {turn.weight_sets} weight sets, there are {len(self.weights)}")
         graphs = {_PRODUCERS: self.capture(None, turn.pairs, turn.weight_sets)}
         for candidate in candidates:
             graphs[candidate.name] = self.capture(candidate, turn.pairs, turn.weight_sets)

@@ -51,11 +51,7 @@ def launch_args(
     ValueError for a tensor that is laid out in another way: the C interface could not notice.
     """
     dense = (router_logits, normed_x, norm_weight, gate_weight, gate_bias, workspace)
-    if (
-        x.dim() != 2
-        or x.stride(1) != 1
-        or not all(tensor is None or tensor.is_contiguous() for tensor in dense)
-    ):
+    if x.dim() != 2 or x.stride(1) != 1 or not all(tensor is None or tensor.is_contiguous() for tensor in dense):
         raise ValueError("x must have contiguous rows, and every other tensor must be contiguous")
 
     def address(tensor: Tensor | None) -> int | None:

@@ -59,9 +59,7 @@ def ours(spec: RouterSpec, library: Library, kernel: str, sm: int, num_tokens: i
         if spec.norm is None:
             return Outputs(None, ops.gate(x, weights.gate_weight, weights.gate_bias, logits))
         normed = (spec.norm.eps, spec.norm.order, spec.logits_from)
-        return Outputs(
-            *ops.norm_gate(x, weights.norm_weight, weights.gate_weight, weights.gate_bias, *normed, logits)
-        )
+        return Outputs(*ops.norm_gate(x, weights.norm_weight, weights.gate_weight, weights.gate_bias, *normed, logits))
 
     served_by = library.select(kernel, sm, num_tokens) or "reference"
     return Candidate("ours", launch, served_by, tolerance=tolerance(spec, spec.logits_from))
@@ -171,8 +169,7 @@ def probes(spec: RouterSpec, library: BenchLibrary) -> list[Candidate]:
     weight_bytes = dtype(spec.gate_weight_dtype).itemsize
     shapes = geometries(spec.hidden_size, spec.num_experts, weight_bytes)
     return [
-        Candidate(f"probe_{shape.name}", at(index), shape.name, checks="copy")
-        for index, shape in enumerate(shapes)
+        Candidate(f"probe_{shape.name}", at(index), shape.name, checks="copy") for index, shape in enumerate(shapes)
     ]
 
 
@@ -231,9 +228,7 @@ def _composition(spec: RouterSpec) -> _Function:
         normed = None if norm is None else _rms_norm(x, norm_weight, norm.order, norm.eps)
         row = x if normed is None else normed
         if row.dtype != gate_dtype:  # an fp32 gate, as models that keep one run it
-            logits = F.linear(
-                row.float(), gate_weight.float(), None if gate_bias is None else gate_bias.float()
-            )
+            logits = F.linear(row.float(), gate_weight.float(), None if gate_bias is None else gate_bias.float())
         elif logits_dtype == gate_dtype:
             logits = F.linear(row, gate_weight, gate_bias)
         else:
@@ -290,7 +285,5 @@ def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
     """`names` in the order of NAMES; ToolError for one that does not exist."""
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
-        raise ToolError(
-            f"no such candidate: {', '.join(unknown)}; there are {', '.join(NAMES)}: --candidates NAME,..."
-        )
+        raise ToolError(f"no such candidate: {', '.join(unknown)}; there are {', '.join(NAMES)}: --candidates NAME,...")
     return tuple(name for name in NAMES if name in names)

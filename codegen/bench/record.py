@@ -188,9 +188,7 @@ def source(repository: Path) -> Source:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(
-                ["git", "-C", repository, *arguments], capture_output=True, text=True, check=True
-            )
+            done = subprocess.run(["git", "-C", repository, *arguments], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return None
         return done.stdout.strip()
@@ -226,6 +224,4 @@ def _nvidia_smi(*queries: str) -> dict[str, str]:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return {}
-    return dict(
-        zip(queries, (value.strip() for value in done.stdout.splitlines()[0].split(",")), strict=False)
-    )
+    return dict(zip(queries, (value.strip() for value in done.stdout.splitlines()[0].split(",")), strict=False))

@@ -82,26 +82,20 @@ def run(
     cannot run or does not agree is left out with the reason. ToolError: no GPU, or `out` cannot be resumed.
     """
     if not torch.cuda.is_available():
-        raise ToolError(
-            "the benchmark needs a GPU and a CUDA build of torch; with both: python build.py bench"
-        )
+        raise ToolError("the benchmark needs a GPU and a CUDA build of torch; with both: python build.py bench")
     begin = time.monotonic()
     names = peers.chosen(candidates)
     console = console or Console()
     protocol = protocol or Protocol()
     written = _begin(out, repository, protocol, resume)
     done = {(name, count) for name, model in written.models.items() for count in model.points}
-    todo = [
-        _Work(model, count) for model in models for count in tokens if (model.spec.name, count) not in done
-    ]
-    weights = {
-        model.spec.name: _weight_sets(model.spec, written.machine.l2_bytes, protocol) for model in models
-    }
+    todo = [_Work(model, count) for model in models for count in tokens if (model.spec.name, count) not in done]
+    weights = {model.spec.name: weight_sets(model.spec, written.machine.l2_bytes, protocol) for model in models}
 
     wrong: list[str] = []
     agreed: list[_Work] = []
     torch_peers = {model.spec.name: _torch_peers(model.spec, names) for model in models}
-    with _progress(console, "agreement", len(todo)) as step:
+    with progress(console, "agreement", len(todo)) as step:
         for work in todo:
             if time.monotonic() - begin > _AGREEMENT_SHARE * budget_s:
                 break
@@ -112,19 +106,19 @@ def run(
                 *_own(work.model, library, names, work.num_tokens, written.machine.sm),
                 *(peer for peer in torch_peers[spec.name] if compiled or "compiled" not in peer.name),
             ]
-            wrong += _agree(work, asked, _chain(work, weights[spec.name]), package)
+            wrong += _agree(work, asked, chain_of(work.model.bench, spec, work.num_tokens, weights[spec.name]), package)
             agreed.append(work)
     if wrong:
         raise CheckFailed("\n".join(wrong))
 
     timed = 0
-    with _progress(console, "timing", len(agreed)) as step:
+    with progress(console, "timing", len(agreed)) as step:
         for work in agreed:
             if time.monotonic() - begin > budget_s:
                 break
             spec = work.model.spec
             step(f"{spec.name}, {work.num_tokens} tokens")
-            measured = _measure(work, _chain(work, weights[spec.name]), protocol)
+            measured = _measure(work, chain_of(work.model.bench, spec, work.num_tokens, weights[spec.name]), protocol)
             written = written.with_point(spec, work.num_tokens, _point(work, measured))
             record.write(written, out)
             timed += 1
@@ -154,7 +148,7 @@ def _begin(out: Path, repository: Path, protocol: Protocol, resume: bool) -> Rec
     return before
 
 
-def _weight_sets(spec: RouterSpec, l2_bytes: int, protocol: Protocol) -> list[Weights]:
+def weight_sets(spec: RouterSpec, l2_bytes: int, protocol: Protocol) -> list[Weights]:
     """As many weight sets as one token needs to find them cold: more tokens need fewer."""
 
     def one() -> Weights:
@@ -162,13 +156,9 @@ def _weight_sets(spec: RouterSpec, l2_bytes: int, protocol: Protocol) -> list[We
         norm_weight: Tensor | None = None
         if spec.norm is not None:
             middle = 0.0 if spec.norm.order == "G" else 1.0
-            norm_weight = _random(spec.hidden_size, scale=0.2, middle=middle).to(
-                peers.dtype(spec.activation_dtype)
-            )
+            norm_weight = _random(spec.hidden_size, scale=0.2, middle=middle).to(peers.dtype(spec.activation_dtype))
         gate_weight = _random(spec.num_experts, spec.hidden_size, scale=spec.hidden_size**-0.5).to(gate_dtype)
-        return Weights(
-            norm_weight, gate_weight, _random(spec.num_experts).to(gate_dtype) if spec.gate_bias else None
-        )
+        return Weights(norm_weight, gate_weight, _random(spec.num_experts).to(gate_dtype) if spec.gate_bias else None)
 
     first = one()
     count = rotation(first.bytes, 0, l2_bytes, protocol).weight_sets
@@ -179,25 +169,21 @@ def _random(*shape: int, scale: float = 1.0, middle: float = 0.0) -> Tensor:
     return torch.randn(shape, device="cuda") * scale + middle
 
 
-def _chain(work: _Work, weights: Sequence[Weights]) -> Chain:
-    spec = work.model.spec
-    rows = (work.num_tokens, spec.hidden_size)
+def chain_of(bench: BenchLibrary, spec: RouterSpec, num_tokens: int, weights: Sequence[Weights]) -> Chain:
+    """A chain of random rows, for one spec and token count."""
+    rows = (num_tokens, spec.hidden_size)
     activation = peers.dtype(spec.activation_dtype)
     sources = [_random(*rows).to(activation) for _ in range(2)]
     normed_x = torch.empty(rows, dtype=activation, device="cuda") if spec.norm else None
-    logits = torch.empty(
-        (work.num_tokens, spec.num_experts), dtype=peers.dtype(spec.logits_dtype), device="cuda"
-    )
-    return Chain(work.model.bench, weights, sources, Outputs(normed_x, logits))
+    logits = torch.empty((num_tokens, spec.num_experts), dtype=peers.dtype(spec.logits_dtype), device="cuda")
+    return Chain(bench, weights, sources, Outputs(normed_x, logits))
 
 
 def _torch_peers(spec: RouterSpec, names: tuple[str, ...]) -> list[Candidate]:
     return [make(spec) for name, make in peers.TORCH.items() if name in names]
 
 
-def _own(
-    model: Model, library: Library, names: tuple[str, ...], num_tokens: int, sm: int
-) -> Iterator[Candidate]:
+def _own(model: Model, library: Library, names: tuple[str, ...], num_tokens: int, sm: int) -> Iterator[Candidate]:
     """The candidates built from this repository that exist at this token count; all of the probe's."""
     spec, bench, functions = model.spec, model.bench, model.functions
     if "ours" in names:
@@ -274,7 +260,8 @@ def _in_short(error: Exception) -> str:
 
 
 @contextmanager
-def _progress(console: Console, what: str, total: int) -> Iterator[Any]:
+def progress(console: Console, what: str, total: int) -> Iterator[Any]:
+    """A bar, and the function that names the next of `total` steps."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=total)
@@ -291,9 +278,7 @@ def _progress(console: Console, what: str, total: int) -> Iterator[Any]:
 def _table(written: Record, name: str) -> Table:
     model = written.models[name]
     shown = tables.candidates(model)
-    table = Table(
-        title=f"{name}, {model.hidden_size} x {model.num_experts}, microseconds on {written.machine.chip}"
-    )
+    table = Table(title=f"{name}, {model.hidden_size} x {model.num_experts}, microseconds on {written.machine.chip}")
     for heading in ("tokens", *map(tables.label, shown), "normgate / probe"):
         table.add_column(heading, justify="right")
     for count, cells in tables.rows(model):

@@ -44,9 +44,7 @@ def ratios(model: ModelRecord, candidate: str, base: str) -> dict[int, float]:
     """`candidate`'s median over `base`'s at each token count that has both; above 1 the base is faster."""
     mark = medians(model, base)
     return {
-        tokens: time / mark[tokens]
-        for tokens, time in medians(model, candidate).items()
-        if mark.get(tokens, 0.0) > 0
+        tokens: time / mark[tokens] for tokens, time in medians(model, candidate).items() if mark.get(tokens, 0.0) > 0
     }
 
 
@@ -62,13 +60,8 @@ def rows(model: ModelRecord) -> list[tuple[int, list[str]]]:
     to_probe = ratios(model, "ours", "probe")
     found = []
     for tokens, point in sorted(model.points.items()):
-        times = [
-            point.candidates[name].median_us if name in point.candidates else None
-            for name in candidates(model)
-        ]
-        found.append(
-            (tokens, ["-" if value is None else f"{value:.2f}" for value in (*times, to_probe.get(tokens))])
-        )
+        times = [point.candidates[name].median_us if name in point.candidates else None for name in candidates(model)]
+        found.append((tokens, ["-" if value is None else f"{value:.2f}" for value in (*times, to_probe.get(tokens))]))
     return found
 
 

@@ -49,14 +49,14 @@ def bench(
     if no_build:
         index = built_before(folder)
     else:
-        index = build(specs, tokens, _target(sm), folder, jobs=jobs, console=console)
+        index = build(specs, tokens, target(sm), folder, jobs=jobs, console=console)
     if build_only:
         console.print(
             f"{len(specs)} benchmarks are built for sm_{index.sm}; on the GPU: bench --no-build", highlight=False
         )
         return
     models = _models(specs, index, folder)
-    package = _package(out)
+    package = package_of(out)
     file = record_file or places.home() / "docs" / "measured" / record.file_name(torch.cuda.get_device_name(), "bench")
     written = run.run(
         models,
@@ -95,7 +95,7 @@ def _require_matplotlib(plot_file: Path) -> None:
         raise ToolError('--plot needs matplotlib: pip install -e ".[bench]"') from None
 
 
-def _target(sm: int | None) -> int:
+def target(sm: int | None) -> int:
     """The target whose code the GPU here runs best, or the one named."""
     if sm is None:
         major, minor = torch.cuda.get_device_capability()
@@ -121,7 +121,7 @@ def _models(specs: Sequence[RouterSpec], index: Index, folder: Path) -> list[run
     ]
 
 
-def _package(out: Path) -> ModuleType:
+def package_of(out: Path) -> ModuleType:
     """The package in `out`, imported from there unless it is there that it was imported from already."""
     sys.path.insert(0, str(out.absolute()))
     package = importlib.import_module(places.PACKAGE)

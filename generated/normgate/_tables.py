@@ -23,7 +23,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 99 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 99 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c3", "1.00 times the estimate"),
@@ -35,7 +35,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w12_c1_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c3", "1.00 times the estimate"),
@@ -47,7 +47,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e2_w12_c1_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t4_e2_w4_c3", "1.00 times the estimate"),
@@ -59,7 +59,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -71,7 +71,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -83,7 +83,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 378 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 378 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.01 times the estimate"),
@@ -95,7 +95,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 437 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 437 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -107,7 +107,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 419 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 419 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.04 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -119,7 +119,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 366 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 366 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.01 times the estimate"),
@@ -131,7 +131,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 366 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 366 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -143,7 +143,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 366 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 366 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.03 times the estimate"),
@@ -155,7 +155,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 366 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 366 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w222_k64_d4", "1.04 times the estimate"),
@@ -172,7 +172,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 99 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 99 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c3", "1.00 times the estimate"),
@@ -184,7 +184,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w12_c1_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c3", "1.00 times the estimate"),
@@ -196,7 +196,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e2_w12_c1_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t4_e2_w4_c3", "1.00 times the estimate"),
@@ -208,7 +208,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -220,7 +220,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -232,7 +232,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 350 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 350 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.01 times the estimate"),
@@ -244,7 +244,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 368 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 368 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -256,7 +256,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 316 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 316 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.04 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -268,7 +268,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 263 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 263 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.01 times the estimate"),
@@ -280,7 +280,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 263 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 263 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.02 times the estimate"),
@@ -292,7 +292,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 263 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 263 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w124_k128_d3", "1.03 times the estimate"),
@@ -304,7 +304,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 263 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 263 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
@@ -321,7 +321,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm90",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 99 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 99 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e1_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e1_w4_c3", "1.00 times the estimate"),
@@ -333,7 +333,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm90",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e1_w6_c2", "1.00 times the estimate"),
                             ("gemv_t2_e1_w4_c3", "1.00 times the estimate"),
@@ -345,7 +345,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm90",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e1_w6_c2", "1.00 times the estimate"),
                             ("gemv_t4_e1_w4_c3", "1.00 times the estimate"),
@@ -357,7 +357,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm90",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -369,7 +369,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.02 times the estimate"),
@@ -381,7 +381,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm90",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 377 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 377 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.02 times the estimate"),
@@ -393,7 +393,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm90",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 436 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 436 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.02 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.04 times the estimate"),
@@ -405,7 +405,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm90",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 422 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 422 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.05 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.07 times the estimate"),
@@ -417,7 +417,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm90",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 370 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.02 times the estimate"),
@@ -429,7 +429,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm90",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 370 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
@@ -441,7 +441,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm90",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 370 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.02 times the estimate"),
@@ -453,7 +453,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm90",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 370 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s1_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s1_w214_k128_d3", "1.02 times the estimate"),
@@ -470,7 +470,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 99 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 99 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e1_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e1_w4_c3", "1.00 times the estimate"),
@@ -482,7 +482,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e1_w6_c2", "1.00 times the estimate"),
                             ("gemv_t2_e1_w4_c3", "1.00 times the estimate"),
@@ -494,7 +494,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm120",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e1_w6_c2", "1.00 times the estimate"),
                             ("gemv_t4_e1_w4_c3", "1.00 times the estimate"),
@@ -506,7 +506,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm120",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -518,7 +518,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.02 times the estimate"),
@@ -530,7 +530,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 325 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 325 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.02 times the estimate"),
@@ -542,7 +542,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 300 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 300 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.02 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.04 times the estimate"),
@@ -554,7 +554,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 227 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 227 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.05 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.07 times the estimate"),
@@ -566,7 +566,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 175 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.02 times the estimate"),
@@ -578,7 +578,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 175 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.01 times the estimate"),
@@ -590,7 +590,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 175 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.02 times the estimate"),
@@ -602,7 +602,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 175 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e32_s1_w412_k64_d4", "1.03 times the estimate"),
@@ -632,7 +632,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e3_w12_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 76 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 76 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c3", "1.00 times the estimate"),
@@ -644,7 +644,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e3_w12_c1_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 95 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 94 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w6_c2", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c3", "1.00 times the estimate"),
@@ -656,7 +656,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e3_w12_c1_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 94 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w6_c2", "1.00 times the estimate"),
                             ("gemv_t4_e3_w4_c3", "1.00 times the estimate"),
@@ -668,7 +668,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.01 times the estimate"),
@@ -680,7 +680,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -692,7 +692,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w4_b4_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 271 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 271 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -704,7 +704,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 311 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 311 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -716,7 +716,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 294 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 294 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -728,7 +728,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 256 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s3_w124_k128_d3", "1.02 times the estimate"),
@@ -740,7 +740,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 256 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w412_k128_d3", "1.04 times the estimate"),
@@ -752,7 +752,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e128_s3_w222_k64_d4_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 256 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.01 times the estimate"),
                             ("tiled_t128_e32_s3_w222_k128_d3", "1.03 times the estimate"),
@@ -764,7 +764,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 256 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
@@ -781,7 +781,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e3_w12_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 76 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 76 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c3", "1.00 times the estimate"),
@@ -793,7 +793,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e3_w12_c1_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 95 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 94 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w6_c2", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c3", "1.00 times the estimate"),
@@ -805,7 +805,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e3_w12_c1_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 94 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w6_c2", "1.00 times the estimate"),
                             ("gemv_t4_e3_w4_c3", "1.00 times the estimate"),
@@ -817,7 +817,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.01 times the estimate"),
@@ -829,7 +829,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -841,7 +841,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w4_b4_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 219 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 219 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -853,7 +853,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 207 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 207 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -865,7 +865,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 167 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 167 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -877,7 +877,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 129 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s3_w214_k128_d3", "1.03 times the estimate"),
@@ -889,7 +889,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 129 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w412_k64_d4", "1.04 times the estimate"),
@@ -901,7 +901,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 129 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w222_k64_d4", "1.02 times the estimate"),
@@ -913,7 +913,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 129 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e32_s2_w412_k64_d4", "1.05 times the estimate"),
@@ -930,7 +930,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm90",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 76 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 76 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c3", "1.00 times the estimate"),
@@ -942,7 +942,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm90",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 95 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 94 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c3", "1.00 times the estimate"),
@@ -954,7 +954,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w12_c1_sm90",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 94 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t4_e2_w4_c3", "1.00 times the estimate"),
@@ -966,7 +966,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm90",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -978,7 +978,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm90",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.03 times the estimate"),
@@ -990,7 +990,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w4_b4_sm90",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -1002,7 +1002,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 356 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 356 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.05 times the estimate"),
@@ -1014,7 +1014,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm90",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 340 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 340 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -1026,7 +1026,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 303 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e32_s6_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -1038,7 +1038,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm90",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 303 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -1050,7 +1050,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm90",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 303 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s1_w124_k128_d3", "1.03 times the estimate"),
@@ -1062,7 +1062,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 303 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s1_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t128_e32_s1_w222_k128_d3", "1.07 times the estimate"),
@@ -1079,7 +1079,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 76 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 76 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c3", "1.00 times the estimate"),
@@ -1091,7 +1091,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 95 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 94 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c3", "1.00 times the estimate"),
@@ -1103,7 +1103,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w12_c1_sm120",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 94 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t4_e2_w4_c3", "1.00 times the estimate"),
@@ -1115,7 +1115,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm120",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -1127,7 +1127,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.03 times the estimate"),
@@ -1139,7 +1139,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w4_b4_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 218 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 218 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -1151,7 +1151,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 174 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 174 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.05 times the estimate"),
@@ -1163,7 +1163,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s3_w124_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 122 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 122 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t32_e32_s3_w222_k128_d3", "1.06 times the estimate"),
@@ -1175,7 +1175,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 85 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 85 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.07 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.08 times the estimate"),
@@ -1187,7 +1187,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s1_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 85 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 85 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s1_w214_k128_d3", "1.10 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k64_d4", "1.10 times the estimate"),
@@ -1199,7 +1199,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s1_w222_k64_d4_sm120",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 85 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 85 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s1_w124_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e64_s1_w222_k64_d4", "1.08 times the estimate"),
@@ -1229,7 +1229,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c4", "1.00 times the estimate"),
@@ -1241,7 +1241,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c4", "1.00 times the estimate"),
@@ -1253,7 +1253,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t4_e2_w16_c1_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t4_e2_w4_c4", "1.00 times the estimate"),
@@ -1265,7 +1265,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w16_b1", "1.01 times the estimate"),
@@ -1277,7 +1277,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -1289,7 +1289,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.03 times the estimate"),
@@ -1301,7 +1301,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 404 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 404 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.02 times the estimate"),
@@ -1313,7 +1313,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 415 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 415 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -1325,7 +1325,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 389 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -1337,7 +1337,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 389 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -1349,7 +1349,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 389 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -1361,7 +1361,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 389 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.04 times the estimate"),
@@ -1378,7 +1378,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c4", "1.00 times the estimate"),
@@ -1390,7 +1390,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c4", "1.00 times the estimate"),
@@ -1402,7 +1402,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t4_e2_w16_c1_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t4_e2_w4_c4", "1.00 times the estimate"),
@@ -1414,7 +1414,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w16_b1", "1.01 times the estimate"),
@@ -1426,7 +1426,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -1438,7 +1438,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.03 times the estimate"),
@@ -1450,7 +1450,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 318 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 318 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.02 times the estimate"),
@@ -1462,7 +1462,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 298 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -1474,7 +1474,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 272 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -1486,7 +1486,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 272 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -1498,7 +1498,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 272 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w412_k128_d3", "1.03 times the estimate"),
@@ -1515,7 +1515,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e1_w16_c1_sm90",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e1_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e1_w4_c4", "1.00 times the estimate"),
@@ -1527,7 +1527,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm90",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e1_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e1_w4_c4", "1.00 times the estimate"),
@@ -1539,7 +1539,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm90",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s8_w16_b1", "1.02 times the estimate"),
@@ -1551,7 +1551,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm90",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -1563,7 +1563,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 297 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 297 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.05 times the estimate"),
@@ -1575,7 +1575,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 403 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 403 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.04 times the estimate"),
@@ -1587,7 +1587,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 416 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 416 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -1599,7 +1599,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 391 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -1611,7 +1611,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 391 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
@@ -1623,7 +1623,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 391 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -1635,7 +1635,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 391 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.02 times the estimate"),
@@ -1652,7 +1652,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e1_w16_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e1_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e1_w4_c4", "1.00 times the estimate"),
@@ -1664,7 +1664,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e1_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e1_w4_c4", "1.00 times the estimate"),
@@ -1676,7 +1676,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s8_w16_b1", "1.02 times the estimate"),
@@ -1688,7 +1688,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -1700,7 +1700,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.05 times the estimate"),
@@ -1712,7 +1712,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 252 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 252 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.04 times the estimate"),
@@ -1724,7 +1724,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 214 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 214 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -1736,7 +1736,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 189 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -1748,7 +1748,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 189 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.01 times the estimate"),
@@ -1760,7 +1760,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 189 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -1772,7 +1772,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 189 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.02 times the estimate"),
@@ -1802,7 +1802,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w16_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c4", "1.00 times the estimate"),
@@ -1814,7 +1814,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w16_c1_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c4", "1.00 times the estimate"),
@@ -1826,7 +1826,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t4_e3_w16_c1_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w8_c2", "1.00 times the estimate"),
                             ("gemv_t4_e3_w4_c4", "1.00 times the estimate"),
@@ -1838,7 +1838,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s5_w4_b7", "1.02 times the estimate"),
@@ -1850,7 +1850,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.03 times the estimate"),
@@ -1862,7 +1862,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -1874,7 +1874,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 404 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 404 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -1886,7 +1886,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 415 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 415 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -1898,7 +1898,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 389 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -1910,7 +1910,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 389 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -1922,7 +1922,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 389 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -1939,7 +1939,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w16_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c4", "1.00 times the estimate"),
@@ -1951,7 +1951,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w16_c1_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c4", "1.00 times the estimate"),
@@ -1963,7 +1963,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t4_e3_w16_c1_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w8_c2", "1.00 times the estimate"),
                             ("gemv_t4_e3_w4_c4", "1.00 times the estimate"),
@@ -1975,7 +1975,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s5_w4_b7", "1.02 times the estimate"),
@@ -1987,7 +1987,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.03 times the estimate"),
@@ -1999,7 +1999,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -2011,7 +2011,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 318 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 318 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -2023,7 +2023,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 298 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -2035,7 +2035,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 272 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -2047,7 +2047,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 272 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w412_k128_d3", "1.04 times the estimate"),
@@ -2059,7 +2059,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 272 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k64_d4", "1.05 times the estimate"),
@@ -2076,7 +2076,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm90",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c4", "1.00 times the estimate"),
@@ -2088,7 +2088,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm90",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c4", "1.00 times the estimate"),
@@ -2100,7 +2100,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm90",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s5_w4_b7", "1.02 times the estimate"),
@@ -2112,7 +2112,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.05 times the estimate"),
@@ -2124,7 +2124,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 297 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 297 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -2136,7 +2136,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 403 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 403 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -2148,7 +2148,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 416 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 416 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -2160,7 +2160,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 391 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
@@ -2172,7 +2172,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 391 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -2184,7 +2184,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 391 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -2196,7 +2196,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 391 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s1_w412_k128_d3", "1.07 times the estimate"),
@@ -2213,7 +2213,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c4", "1.00 times the estimate"),
@@ -2225,7 +2225,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c4", "1.00 times the estimate"),
@@ -2237,7 +2237,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s5_w4_b7", "1.02 times the estimate"),
@@ -2249,7 +2249,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.05 times the estimate"),
@@ -2261,7 +2261,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -2273,7 +2273,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 252 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 252 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -2285,7 +2285,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 214 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 214 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -2297,7 +2297,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 189 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.01 times the estimate"),
@@ -2309,7 +2309,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 189 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -2321,7 +2321,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 189 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.04 times the estimate"),
@@ -2333,7 +2333,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 189 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
@@ -2363,7 +2363,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e3_w12_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 84 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w8_c3", "1.00 times the estimate"),
                             ("gemv_t1_e3_w6_c4", "1.00 times the estimate"),
@@ -2375,7 +2375,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w12_c2_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w8_c3", "1.00 times the estimate"),
                             ("gemv_t2_e3_w6_c4", "1.00 times the estimate"),
@@ -2387,7 +2387,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t4_e3_w12_c2_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w8_c3", "1.00 times the estimate"),
                             ("gemv_t4_e3_w6_c4", "1.00 times the estimate"),
@@ -2399,7 +2399,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 68 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w16_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w6_b4", "1.01 times the estimate"),
@@ -2411,7 +2411,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.01 times the estimate"),
@@ -2423,7 +2423,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 349 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 349 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.04 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.08 times the estimate"),
@@ -2435,7 +2435,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 426 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 426 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -2447,7 +2447,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 412 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 412 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -2459,7 +2459,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 379 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -2471,7 +2471,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 379 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -2483,7 +2483,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 379 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -2500,7 +2500,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e3_w12_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 84 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w8_c3", "1.00 times the estimate"),
                             ("gemv_t1_e3_w6_c4", "1.00 times the estimate"),
@@ -2512,7 +2512,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w12_c2_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w8_c3", "1.00 times the estimate"),
                             ("gemv_t2_e3_w6_c4", "1.00 times the estimate"),
@@ -2524,7 +2524,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t4_e3_w12_c2_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w8_c3", "1.00 times the estimate"),
                             ("gemv_t4_e3_w6_c4", "1.00 times the estimate"),
@@ -2536,7 +2536,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 68 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w16_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w6_b4", "1.01 times the estimate"),
@@ -2548,7 +2548,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.01 times the estimate"),
@@ -2560,7 +2560,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 309 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 309 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.04 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.08 times the estimate"),
@@ -2572,7 +2572,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 334 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 334 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -2584,7 +2584,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 293 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 293 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -2596,7 +2596,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 260 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s6_w124_k128_d3", "1.04 times the estimate"),
@@ -2608,7 +2608,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 260 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w412_k64_d4", "1.05 times the estimate"),
@@ -2620,7 +2620,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 260 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.04 times the estimate"),
@@ -2632,7 +2632,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 260 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s4_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s4_w412_k64_d4", "1.06 times the estimate"),
@@ -2649,7 +2649,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 84 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w8_c3", "1.00 times the estimate"),
                             ("gemv_t1_e2_w6_c4", "1.00 times the estimate"),
@@ -2661,7 +2661,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e2_w12_c2_sm90",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w8_c3", "1.00 times the estimate"),
                             ("gemv_t2_e2_w6_c4", "1.00 times the estimate"),
@@ -2673,7 +2673,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm90",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w16_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w5_b7", "1.03 times the estimate"),
@@ -2685,7 +2685,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm90",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.02 times the estimate"),
@@ -2697,7 +2697,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 349 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 349 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.06 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.11 times the estimate"),
@@ -2709,7 +2709,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 426 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 426 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -2721,7 +2721,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 412 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 412 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -2733,7 +2733,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 379 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -2745,7 +2745,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 379 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -2757,7 +2757,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 379 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -2769,7 +2769,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 379 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s2_w222_k128_d3", "1.06 times the estimate"),
@@ -2786,7 +2786,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 84 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w8_c3", "1.00 times the estimate"),
                             ("gemv_t1_e2_w6_c4", "1.00 times the estimate"),
@@ -2798,7 +2798,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e2_w12_c2_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w8_c3", "1.00 times the estimate"),
                             ("gemv_t2_e2_w6_c4", "1.00 times the estimate"),
@@ -2810,7 +2810,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w16_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w5_b7", "1.03 times the estimate"),
@@ -2822,7 +2822,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.02 times the estimate"),
@@ -2834,7 +2834,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 285 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 285 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.06 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.11 times the estimate"),
@@ -2846,7 +2846,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 275 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 275 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -2858,7 +2858,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 218 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 218 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -2870,7 +2870,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 185 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 185 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s2_w124_k128_d3", "1.02 times the estimate"),
@@ -2882,7 +2882,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 185 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 185 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -2894,7 +2894,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 185 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 185 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s1_w214_k128_d3", "1.04 times the estimate"),
@@ -2924,7 +2924,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c7", "1.00 times the estimate"),
@@ -2936,7 +2936,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c7", "1.00 times the estimate"),
@@ -2948,7 +2948,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t4_e3_w14_c2_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t4_e3_w4_c7", "1.00 times the estimate"),
@@ -2960,7 +2960,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -2972,7 +2972,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.04 times the estimate"),
@@ -2984,7 +2984,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -2996,7 +2996,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -3008,7 +3008,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -3020,7 +3020,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -3032,7 +3032,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -3044,7 +3044,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -3061,7 +3061,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c7", "1.00 times the estimate"),
@@ -3073,7 +3073,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c7", "1.00 times the estimate"),
@@ -3085,7 +3085,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t4_e3_w14_c2_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t4_e3_w4_c7", "1.00 times the estimate"),
@@ -3097,7 +3097,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -3109,7 +3109,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.04 times the estimate"),
@@ -3121,7 +3121,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 261 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -3133,7 +3133,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 296 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -3145,7 +3145,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -3157,7 +3157,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 249 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e64_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -3169,7 +3169,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 249 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w412_k64_d4", "1.05 times the estimate"),
@@ -3181,7 +3181,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s7_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 249 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.01 times the estimate"),
@@ -3193,7 +3193,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 249 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s7_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
@@ -3210,7 +3210,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c7", "1.00 times the estimate"),
@@ -3222,7 +3222,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e2_w14_c2_sm90",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c7", "1.00 times the estimate"),
@@ -3234,7 +3234,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b5_sm90",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w7_b4", "1.02 times the estimate"),
@@ -3246,7 +3246,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm90",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -3258,7 +3258,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm90",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.06 times the estimate"),
@@ -3270,7 +3270,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm90",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -3282,7 +3282,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -3294,7 +3294,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -3306,7 +3306,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -3318,7 +3318,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -3330,7 +3330,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -3342,7 +3342,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s2_w222_k128_d3", "1.05 times the estimate"),
@@ -3359,7 +3359,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c7", "1.00 times the estimate"),
@@ -3371,7 +3371,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e2_w14_c2_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c7", "1.00 times the estimate"),
@@ -3383,7 +3383,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b5_sm120",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w7_b4", "1.02 times the estimate"),
@@ -3395,7 +3395,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -3407,7 +3407,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.06 times the estimate"),
@@ -3419,7 +3419,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 239 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 239 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -3431,7 +3431,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 245 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 245 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -3443,7 +3443,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 204 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 204 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -3455,7 +3455,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 183 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -3467,7 +3467,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 183 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -3479,7 +3479,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 183 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s1_w214_k128_d3", "1.04 times the estimate"),
@@ -3509,7 +3509,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e4_w4_c7", "1.00 times the estimate"),
@@ -3521,7 +3521,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w14_c2_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e4_w4_c7", "1.00 times the estimate"),
@@ -3533,7 +3533,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w14_c2_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t4_e4_w4_c7", "1.00 times the estimate"),
@@ -3545,7 +3545,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -3557,7 +3557,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -3569,7 +3569,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -3581,7 +3581,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -3593,7 +3593,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -3605,7 +3605,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -3617,7 +3617,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s4_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e96_s3_w222_k128_d3", "1.03 times the estimate"),
@@ -3629,7 +3629,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.06 times the estimate"),
@@ -3646,7 +3646,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e4_w4_c7", "1.00 times the estimate"),
@@ -3658,7 +3658,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w14_c2_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e4_w4_c7", "1.00 times the estimate"),
@@ -3670,7 +3670,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w14_c2_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t4_e4_w4_c7", "1.00 times the estimate"),
@@ -3682,7 +3682,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -3694,7 +3694,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -3706,7 +3706,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 261 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -3718,7 +3718,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 296 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -3730,7 +3730,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s8_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s8_w124_k128_d3", "1.04 times the estimate"),
@@ -3742,7 +3742,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 249 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s8_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e96_s6_w222_k64_d4", "1.02 times the estimate"),
@@ -3754,7 +3754,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 249 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s7_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.05 times the estimate"),
@@ -3766,7 +3766,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 249 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s7_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s8_w222_k64_d4", "1.03 times the estimate"),
@@ -3778,7 +3778,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 249 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s3_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t64_e96_s2_w412_k64_d4", "1.06 times the estimate"),
@@ -3795,7 +3795,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c7", "1.00 times the estimate"),
@@ -3807,7 +3807,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm90",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c7", "1.00 times the estimate"),
@@ -3819,7 +3819,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm90",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -3831,7 +3831,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -3843,7 +3843,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -3855,7 +3855,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -3867,7 +3867,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.04 times the estimate"),
@@ -3879,7 +3879,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -3891,7 +3891,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e96_s2_w214_k128_d3", "1.05 times the estimate"),
@@ -3903,7 +3903,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w412_k128_d3", "1.06 times the estimate"),
                             ("tiled_t32_e96_s1_w124_k128_d3", "1.08 times the estimate"),
@@ -3915,7 +3915,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
@@ -3932,7 +3932,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c7", "1.00 times the estimate"),
@@ -3944,7 +3944,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c7", "1.00 times the estimate"),
@@ -3956,7 +3956,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -3968,7 +3968,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -3980,7 +3980,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 239 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 239 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -3992,7 +3992,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 245 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 245 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -4004,7 +4004,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 204 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 204 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.03 times the estimate"),
@@ -4016,7 +4016,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 183 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
@@ -4028,7 +4028,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w222_k64_d4_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 183 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.05 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.07 times the estimate"),
@@ -4040,7 +4040,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 183 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -4052,7 +4052,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 183 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w412_k64_d4", "1.06 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.15 times the estimate"),
@@ -4082,7 +4082,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e4_w4_c7", "1.00 times the estimate"),
@@ -4094,7 +4094,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w14_c2_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e4_w4_c7", "1.00 times the estimate"),
@@ -4106,7 +4106,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w14_c2_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t4_e4_w4_c7", "1.00 times the estimate"),
@@ -4118,7 +4118,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -4130,7 +4130,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -4142,7 +4142,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -4154,7 +4154,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -4166,7 +4166,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -4178,7 +4178,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -4190,7 +4190,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s4_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e96_s3_w222_k128_d3", "1.03 times the estimate"),
@@ -4202,7 +4202,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.06 times the estimate"),
@@ -4219,7 +4219,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e4_w4_c7", "1.00 times the estimate"),
@@ -4231,7 +4231,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w14_c2_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e4_w4_c7", "1.00 times the estimate"),
@@ -4243,7 +4243,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w14_c2_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t4_e4_w4_c7", "1.00 times the estimate"),
@@ -4255,7 +4255,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table: cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -4267,7 +4267,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -4279,7 +4279,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 261 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -4291,7 +4291,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 296 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -4303,7 +4303,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s8_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s8_w124_k128_d3", "1.04 times the estimate"),
@@ -4315,7 +4315,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 249 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s8_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e96_s6_w222_k64_d4", "1.02 times the estimate"),
@@ -4327,7 +4327,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 249 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s7_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.05 times the estimate"),
@@ -4339,7 +4339,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 249 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s7_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s8_w222_k64_d4", "1.03 times the estimate"),
@@ -4351,7 +4351,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 249 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s3_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t64_e96_s2_w412_k64_d4", "1.06 times the estimate"),
@@ -4368,7 +4368,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c7", "1.00 times the estimate"),
@@ -4380,7 +4380,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm90",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c7", "1.00 times the estimate"),
@@ -4392,7 +4392,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm90",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -4404,7 +4404,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -4416,7 +4416,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -4428,7 +4428,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -4440,7 +4440,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.04 times the estimate"),
@@ -4452,7 +4452,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -4464,7 +4464,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e96_s2_w214_k128_d3", "1.05 times the estimate"),
@@ -4476,7 +4476,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w412_k128_d3", "1.06 times the estimate"),
                             ("tiled_t32_e96_s1_w124_k128_d3", "1.08 times the estimate"),
@@ -4488,7 +4488,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
@@ -4505,7 +4505,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table: cost model)",
+                        why="cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c7", "1.00 times the estimate"),
@@ -4517,7 +4517,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table: cost model)",
+                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c7", "1.00 times the estimate"),
@@ -4529,7 +4529,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost model)",
+                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -4541,7 +4541,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table: cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -4553,7 +4553,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 239 legal variants of split_k and tiled at 32 tokens (no tuned table: cost model)",
+                        why="cheapest of 239 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -4565,7 +4565,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 245 legal variants of split_k and tiled at 64 tokens (no tuned table: cost model)",
+                        why="cheapest of 245 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -4577,7 +4577,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 204 legal variants of split_k and tiled at 128 tokens (no tuned table: cost model)",
+                        why="cheapest of 204 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.03 times the estimate"),
@@ -4589,7 +4589,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 183 legal variants of split_k and tiled at 256 tokens (no tuned table: cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
@@ -4601,7 +4601,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w222_k64_d4_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 183 legal variants of split_k and tiled at 512 tokens (no tuned table: cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.05 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.07 times the estimate"),
@@ -4613,7 +4613,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 183 legal variants of split_k and tiled at 1024 tokens (no tuned table: cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -4625,7 +4625,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 183 legal variants of split_k and tiled at 4096 tokens (no tuned table: cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w412_k64_d4", "1.06 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.15 times the estimate"),

@@ -91,14 +91,10 @@ def _norm_gate_composition(
     if x.is_cuda:
         weights = (norm_weight, gate_weight, gate_bias)
         fallback.warn(LIBRARY is not None, x, *weights, norm_order, logits_from, logits_dtype)
-    return reference.norm_gate(
-        x, norm_weight, gate_weight, gate_bias, eps, norm_order, logits_from, logits_dtype
-    )
+    return reference.norm_gate(x, norm_weight, gate_weight, gate_bias, eps, norm_order, logits_from, logits_dtype)
 
 
-def _gate_composition(
-    x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None, logits_dtype: torch.dtype
-) -> Tensor:
+def _gate_composition(x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None, logits_dtype: torch.dtype) -> Tensor:
     _check_gate("gate", x, gate_weight, gate_bias, logits_dtype)
     if x.is_cuda:
         weights = (None, gate_weight, gate_bias)
@@ -129,9 +125,7 @@ def _gate_fake(x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None, logits_
 # The checks never look at the number of tokens or the stride of rows: torch.compile keeps those symbolic.
 
 
-def _check_gate(
-    op: str, x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None, logits_dtype: torch.dtype
-) -> None:
+def _check_gate(op: str, x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None, logits_dtype: torch.dtype) -> None:
     _require(op, x.dim() == 2, f"x has shape {tuple(x.shape)}", "[num_tokens, hidden_size]")
     _require_dtype(op, "x", x.dtype, ACTIVATION_DTYPES)
     _require(op, x.stride(1) == 1, f"x has strides {x.stride()}", "1 in the last dimension")
@@ -141,9 +135,7 @@ def _check_gate(
     _require_dtype(op, "logits_dtype", logits_dtype, LOGITS_DTYPES)
 
 
-def _check_norm(
-    op: str, x: Tensor, norm_weight: Tensor, eps: float, norm_order: str, logits_from: str
-) -> None:
+def _check_norm(op: str, x: Tensor, norm_weight: Tensor, eps: float, norm_order: str, logits_from: str) -> None:
     _require_weight(op, "norm_weight", norm_weight, (x.shape[1],), (x.dtype,), x)
     _require(op, eps >= 0, f"eps is {eps}", "0 or more")
     _require(op, norm_order in reference.NORM_ORDERS, f"norm_order is {norm_order!r}", "'A', 'B' or 'G'")
@@ -173,9 +165,7 @@ def _require_weight(
     x: Tensor,
 ) -> None:
     """``shape`` holds a name where any size will do."""
-    same = (
-        isinstance(wanted, str) or size == wanted for size, wanted in zip(weight.shape, shape, strict=False)
-    )
+    same = (isinstance(wanted, str) or size == wanted for size, wanted in zip(weight.shape, shape, strict=False))
     fits = weight.dim() == len(shape) and all(same)
     _require(op, fits, f"{name} has shape {tuple(weight.shape)}", f"[{', '.join(map(str, shape))}]")
     _require_dtype(op, name, weight.dtype, dtypes)

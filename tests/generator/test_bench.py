@@ -122,9 +122,9 @@ def test_probe_template_renders_everything_it_is_given() -> None:
     jinja2 = pytest.importorskip("jinja2")
     text = (Path(__file__).parents[2] / "templates/bench/probe.cu.j2").read_text()
     values = template_values(7168, 384, 2, 4, pdl=True)
-    rendered = jinja2.Template(
-        text, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).render(values)
+    rendered = jinja2.Template(text, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).render(
+        values
+    )
     for name in kernel_names(7168, 384, 2):
         assert f" {name}(" in rendered
 
@@ -376,19 +376,15 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, Agreement]:
     answers: dict[str, Agreement] = {}
 
     def measure(candidates: Sequence[Candidate], protocol: Protocol) -> Measured:
-        return Measured(
-            Rotation(40, 40, True), {one.name: Timing(4.0 + n, 0.1) for n, one in enumerate(candidates)}
-        )
+        return Measured(Rotation(40, 40, True), {one.name: Timing(4.0 + n, 0.1) for n, one in enumerate(candidates)})
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(record, "machine", lambda: MACHINE)
-    monkeypatch.setattr(bench_run, "_weight_sets", lambda *_: [])
-    monkeypatch.setattr(bench_run, "_chain", lambda *_: SimpleNamespace(measure=measure))
+    monkeypatch.setattr(bench_run, "weight_sets", lambda *_: [])
+    monkeypatch.setattr(bench_run, "chain_of", lambda *_: SimpleNamespace(measure=measure))
     monkeypatch.setattr(bench_run.agreement, "expected", lambda *_: None)
     monkeypatch.setattr(bench_run.agreement, "last_inputs", lambda *_: ())
-    monkeypatch.setattr(
-        bench_run.agreement, "agree", lambda one, *_: answers.get(one.name, Agreement(3e-7, 0))
-    )
+    monkeypatch.setattr(bench_run.agreement, "agree", lambda one, *_: answers.get(one.name, Agreement(3e-7, 0)))
     return answers
 
 

@@ -118,9 +118,7 @@ def call(library: Path, function: str, restype: str) -> str:
         "import ctypes, sys; f = getattr(ctypes.CDLL(sys.argv[1]), sys.argv[2])\n"
         f"f.restype = ctypes.{restype}; print(f(-1))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, library, function], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, library, function], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -157,9 +155,7 @@ def test_builds_a_library_that_loads(built: tuple[Path, BuildReport]) -> None:
 def test_only_marked_functions_are_exported(built: tuple[Path, BuildReport]) -> None:
     if shutil.which("nm") is None:
         pytest.skip("needs nm of binutils")
-    done = subprocess.run(
-        ["nm", "-D", "--defined-only", built[1].library], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["nm", "-D", "--defined-only", built[1].library], capture_output=True, text=True, check=True)
     assert {line.split()[-1] for line in done.stdout.splitlines()} == {
         "ng_launch",
         "ng_scale",
@@ -189,8 +185,7 @@ def test_ptx_is_of_each_kernels_own_newest_target(tmp_path: Path) -> None:
         Source("csrc/kernels/gate.sm80.cu", (80,), False, ("gate_sm80",)),
     )
     groups = tuple(
-        Group((sm,), (Variant("only", function, 1, None),))
-        for sm, function in zip((80, 90), functions, strict=True)
+        Group((sm,), (Variant("only", function, 1, None),)) for sm, function in zip((80, 90), functions, strict=True)
     )
     kernels = {
         name: Kernel(("a-model",), groups),
@@ -350,9 +345,7 @@ def test_unknown_sm_is_named(project: tuple[Path, Build]) -> None:
 
 def test_nvcc_that_lacks_an_sm_is_named() -> None:
     old = toolkit.Toolkit(Path("/t"), "CUDA_HOME", Path("/t/lib"), "12.6.85", frozenset({80, 90}))
-    with pytest.raises(
-        ToolError, match=r"nvcc 12.6.85 at /t/bin/nvcc \(from CUDA_HOME\) does not know sm_100, sm_121"
-    ):
+    with pytest.raises(ToolError, match=r"nvcc 12.6.85 at /t/bin/nvcc \(from CUDA_HOME\) does not know sm_100, sm_121"):
         old.require((90, 100, 121))
     old.require((80, 90))
 
@@ -399,9 +392,7 @@ def test_order_of_toolkits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 def test_no_toolkit_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(toolkit, "_roots", lambda: iter([(tmp_path, "/usr/local/cuda")]))
-    with pytest.raises(
-        ToolError, match=r'no CUDA toolkit:(.|\n)*pip install "cuda-toolkit\[nvcc,cudart,cccl\]'
-    ):
+    with pytest.raises(ToolError, match=r'no CUDA toolkit:(.|\n)*pip install "cuda-toolkit\[nvcc,cudart,cccl\]'):
         toolkit.find_toolkit()
 
 
@@ -415,9 +406,7 @@ def test_half_a_toolkit_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/nvcc").write_text("")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(
-        ToolError, match="has nvcc but not both include/cuda_runtime.h and libcudart_static.a"
-    ):
+    with pytest.raises(ToolError, match="has nvcc but not both include/cuda_runtime.h and libcudart_static.a"):
         toolkit.find_toolkit()
 
 

@@ -45,16 +45,12 @@ def config_of(model: str) -> dict[str, Any]:
 
 
 def spec_of(config: dict[str, Any], **answers: str) -> RouterSpec:
-    return spec_from_config(
-        config, name="m", answers={flag.replace("_", "-"): word for flag, word in answers.items()}
-    )
+    return spec_from_config(config, name="m", answers={flag.replace("_", "-"): word for flag, word in answers.items()})
 
 
 def problems_of(config: dict[str, Any], name: str | None = "m", **answers: str) -> list[str]:
     with pytest.raises(BadInput) as caught:
-        spec_from_config(
-            config, name=name, answers={flag.replace("_", "-"): word for flag, word in answers.items()}
-        )
+        spec_from_config(config, name=name, answers={flag.replace("_", "-"): word for flag, word in answers.items()})
     return [str(problem) for problem in caught.value.problems]
 
 
@@ -151,10 +147,7 @@ def test_keys_say_what_families_do_elsewhere() -> None:
     spec = spec_of({**UNKNOWN, **says}, gate_weight_dtype="float32")
     assert spec.norm == Norm(order="G", eps=1e-5)
     assert (spec.gate_bias, spec.routing.e_score_correction_bias) == (False, True)
-    assert (
-        spec_of(config_of("minimax-m2") | {"use_routing_bias": False}).routing.e_score_correction_bias
-        is False
-    )
+    assert spec_of(config_of("minimax-m2") | {"use_routing_bias": False}).routing.e_score_correction_bias is False
 
 
 def test_the_gate_alone_contradicts_no_model() -> None:
@@ -256,9 +249,7 @@ def test_one_mistake_in_the_config(change: dict[str, Any], message: str) -> None
 def test_an_answer_settles_what_the_config_leaves_open() -> None:
     both = {**config_of("kimi-k2"), "num_experts": 128}
     assert spec_of(both, num_experts="128").num_experts == 128
-    assert problems_of(both, num_experts="64")[0].startswith(
-        "--num-experts: 64 given, but the config says n_routed_"
-    )
+    assert problems_of(both, num_experts="64")[0].startswith("--num-experts: 64 given, but the config says n_routed_")
 
 
 def test_two_keys_that_agree_nulls_and_lists() -> None:
@@ -305,9 +296,7 @@ def test_hash_layers_of_deepseek_v4_are_never_assumed() -> None:
     ],
 )
 def test_default_name(path: str, name: str) -> None:
-    assert (
-        spec_from_config({**config_of("kimi-k2"), "_name_or_path": path}, name=None, answers={}).name == name
-    )
+    assert spec_from_config({**config_of("kimi-k2"), "_name_or_path": path}, name=None, answers={}).name == name
 
 
 @pytest.mark.parametrize("path", ["", "/", "123", 5, None])
@@ -317,9 +306,7 @@ def test_a_name_is_asked_for(path: object) -> None:
 
 
 def test_a_name_that_is_none() -> None:
-    assert problems_of(config_of("kimi-k2"), name="../x")[0].startswith(
-        "config.json: name: '../x' given, a plain name"
-    )
+    assert problems_of(config_of("kimi-k2"), name="../x")[0].startswith("config.json: name: '../x' given, a plain name")
 
 
 @pytest.mark.parametrize(

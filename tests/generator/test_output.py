@@ -19,17 +19,13 @@ ROOT = Path(__file__).parents[2]
 
 def package(**files: str) -> dict[str, str | bytes]:
     """A set of files with its manifest; `csrc__a_cu` stands for csrc/a.cu."""
-    named: dict[str, str | bytes] = {
-        name.replace("__", "/").replace("_", "."): text for name, text in files.items()
-    }
+    named: dict[str, str | bytes] = {name.replace("__", "/").replace("_", "."): text for name, text in files.items()}
     manifest = Manifest("0.1.0", inputs={}, outputs=hashes(named), sources=(), kernels={}, models={})
     return {**named, "manifest.json": manifest.text()}
 
 
 def stamps(folder: Path) -> dict[str, int]:
-    return {
-        str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_write_then_same_again_touches_nothing(tmp_path: Path) -> None:

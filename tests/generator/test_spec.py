@@ -145,9 +145,7 @@ def test_norm_none_rules_out_logits_from(tmp_path: Path) -> None:
 
 def test_dtypes_that_is_no_mapping(tmp_path: Path) -> None:
     text = GOOD.replace("dtypes:\n  activation: bfloat16\n  gate_weight: float32", "dtypes: bfloat16")
-    message = (
-        "tiny.yaml:5: dtypes: 'bfloat16' given, a mapping with activation and gate_weight would be right"
-    )
+    message = "tiny.yaml:5: dtypes: 'bfloat16' given, a mapping with activation and gate_weight would be right"
     assert problems_of(write(tmp_path, text)) == [message]
 
 

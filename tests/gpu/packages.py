@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# What is shipped, and the package of tests/specs, which README's section on tests says how to build.
-DEFAULT = ("generated/normgate", "build/test-package/normgate", "build/test-package-sm80/normgate")
+# Other packages, such as that of tests/specs, are tested in a run of their own, with NORMGATE_TEST_PACKAGES naming their
+# folders: a library registers its operators when it is loaded, and a second one would take them over.
+OTHERS = os.environ.get("NORMGATE_TEST_PACKAGES", "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity
 class Package:
     name: str
     folder: Path
@@ -31,9 +32,8 @@ class Package:
 
 @cache
 def packages() -> tuple[Package, ...]:
-    """Those of NORMGATE_TEST_PACKAGES (paths, separated by :) or of the default places that are compiled."""
-    named = os.environ.get("NORMGATE_TEST_PACKAGES")
-    folders = [ROOT / path for path in (named.split(":") if named else DEFAULT)]
+    """Those of NORMGATE_TEST_PACKAGES (paths, separated by :) or the shipped one, as far as they are compiled."""
+    folders = [ROOT / path for path in (OTHERS.split(":") if OTHERS else ["generated/normgate"])]
     return tuple(_read(folder) for folder in folders if (folder / "libnormgate.so").is_file())
 
 

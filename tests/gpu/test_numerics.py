@@ -16,6 +16,8 @@ from codegen.bench.native import Library, launch_args
 GUARD_ROWS = 3
 KERNELS = list(kernels())
 LIMIT = {"float32": 2e-6, "bfloat16": 3e-3}  # of the logits' relative error; bf16 logits are rounded to 8 bits
+# Of the share of normed_x that may fall to the other side of a tie: fp16 has 8 times as many of them as bf16.
+TIES = {"bfloat16": 1e-3, "float16": 8e-3}
 _seeds = itertools.count(1)
 
 
@@ -36,14 +38,16 @@ def variants_of(package: Package, kernel: Any, sm: int) -> list[tuple[str, int |
 
 def thresholds(kernel: Any) -> set[int]:
     ends = {v.last_token for g in kernel.groups for v in g.variants if v.last_token}
-    return {count for end in ends for count in (end - 1, end, end + 1)}
+    return {count for end in ends for count in (end - 1, end, end + 1) if count > 0}
 
 
 def run(package: Package, kernel: Any, function: str, inputs: Inputs) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Outputs of one launch, poisoned before, their guard rows checked."""
     tokens = inputs.x.shape[0]
     nan = float("nan")
-    out_logits = torch.full((tokens + GUARD_ROWS, kernel.num_experts), nan, device="cuda", dtype=DTYPES[kernel.logits_dtype])
+    out_logits = torch.full(
+        (tokens + GUARD_ROWS, kernel.num_experts), nan, device="cuda", dtype=DTYPES[kernel.logits_dtype]
+    )
     out_normed = None
     if inputs.norm_weight is not None:
         out_normed = torch.full((tokens + GUARD_ROWS, kernel.hidden_size), nan, device="cuda", dtype=inputs.x.dtype)
@@ -90,7 +94,9 @@ def test_variants(package: Package, kernel: Any, sm: int, record: dict[str, Any]
             if normed_x is not None:
                 unexplained, differs = outside_ties(kernel, inputs, normed_x)
                 assert unexplained == 0, f"{function} at {count} tokens: {unexplained} elements of normed_x"
-                assert differs < 1e-3, f"{function} at {count} tokens: {differs:.1e} of normed_x differ"
+                assert differs < TIES[kernel.activation_dtype], (
+                    f"{function} at {count} tokens: {differs:.1e} of normed_x differ"
+                )
                 worst["normed_x_differs"] = max(worst["normed_x_differs"], differs)
             worst["cases"] += 1
             worst["logits_error"] = max(worst["logits_error"], error)
@@ -102,7 +108,9 @@ def test_same_bits_each_run_and_strided_rows(package: Package, kernel: Any, sm: 
     """Reductions have a fixed order, and a row's place in a wider tensor changes nothing."""
     for function, most in variants_of(package, kernel, sm):
         inputs = make_inputs(kernel, most or 37, next(_seeds))
-        wide = torch.full((inputs.x.shape[0], kernel.hidden_size + 24), float("nan"), device="cuda", dtype=inputs.x.dtype)
+        wide = torch.full(
+            (inputs.x.shape[0], kernel.hidden_size + 24), float("nan"), device="cuda", dtype=inputs.x.dtype
+        )
         wide[:, 8 : 8 + kernel.hidden_size] = inputs.x
         strided = Inputs(wide[:, 8 : 8 + kernel.hidden_size], inputs.norm_weight, inputs.gate_weight, inputs.gate_bias)
         normed_x, first = run(package, kernel, function, inputs)

@@ -116,9 +116,7 @@ SCORES = torch.randn(N)
 def test_checkpoint_spellings_of_the_correction_bias(norm, gate, bias):
     layer = NormGateLinear.from_model("hashed")
     state = checkpoint(**{f"{norm}.weight": NORM, f"{gate}.weight": GATE, bias: SCORES})
-    layer.load_from_checkpoint(
-        state, norm_prefix=f"model.layers.3.{norm}", gate_prefix=f"model.layers.3.{gate}"
-    )
+    layer.load_from_checkpoint(state, norm_prefix=f"model.layers.3.{norm}", gate_prefix=f"model.layers.3.{gate}")
     assert torch.equal(layer.norm.weight, NORM)
     assert torch.equal(layer.gate.weight, GATE)
     assert torch.equal(layer.gate.e_score_correction_bias, SCORES)
@@ -128,9 +126,7 @@ def test_checkpoint_of_a_hash_layer():
     layer = NormGateLinear.from_model("hashed", hash_layer=True)
     ids = torch.randint(0, N, (100, 6), dtype=torch.int32)
     state = checkpoint(**{"ffn_norm.weight": NORM, "ffn.gate.weight": GATE, "ffn.gate.tid2eid": ids})
-    layer.load_from_checkpoint(
-        state, norm_prefix="model.layers.3.ffn_norm", gate_prefix="model.layers.3.ffn.gate"
-    )
+    layer.load_from_checkpoint(state, norm_prefix="model.layers.3.ffn_norm", gate_prefix="model.layers.3.ffn.gate")
     assert torch.equal(layer.gate.tid2eid, ids.long())
 
 
@@ -140,9 +136,7 @@ def test_checkpoint_with_a_gate_bias():
     bias = torch.randn(N).bfloat16()
     norm = "post_attention_layernorm"
     state = checkpoint(**{f"{norm}.weight": NORM, "mlp.router.weight": GATE, "mlp.router.bias": bias})
-    layer.load_from_checkpoint(
-        state, norm_prefix=f"model.layers.3.{norm}", gate_prefix="model.layers.3.mlp.router"
-    )
+    layer.load_from_checkpoint(state, norm_prefix=f"model.layers.3.{norm}", gate_prefix="model.layers.3.mlp.router")
     assert torch.equal(layer.gate.weight, GATE.float())
     assert torch.equal(layer.gate.bias, bias.float())
 
@@ -191,6 +185,4 @@ def test_missing_norm_prefix():
 
 
 def test_repr_says_what_it_computes():
-    assert "64 -> 12, norm_order=B, eps=1e-06, logits_from=unrounded" in repr(
-        NormGateLinear.from_model("hashed")
-    )
+    assert "64 -> 12, norm_order=B, eps=1e-06, logits_from=unrounded" in repr(NormGateLinear.from_model("hashed"))

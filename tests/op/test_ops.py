@@ -131,9 +131,7 @@ BAD_CALLS = [
         "gate_weight has shape (12, 64), expected [num_experts, 56]",
         x=torch.ones(5, 56, dtype=torch.bfloat16),
     ),
-    bad_call(
-        "norm_weight has shape (63,), expected [64]", norm_weight=torch.ones(K - 1, dtype=torch.bfloat16)
-    ),
+    bad_call("norm_weight has shape (63,), expected [64]", norm_weight=torch.ones(K - 1, dtype=torch.bfloat16)),
     bad_call("norm_weight has dtype torch.float32, expected torch.bfloat16", norm_weight=torch.ones(K)),
     bad_call(
         "norm_weight has strides (2,), expected a contiguous tensor",
@@ -154,9 +152,7 @@ BAD_CALLS = [
     bad_call("eps is -1.0, expected 0 or more", eps=-1.0),
     bad_call("norm_order is 'C', expected 'A', 'B' or 'G'", norm_order="C"),
     bad_call("logits_from is 'x', expected 'unrounded' or 'rounded'", logits_from="x"),
-    bad_call(
-        "logits_dtype is torch.float16, expected torch.float32 or torch.bfloat16", logits_dtype=torch.float16
-    ),
+    bad_call("logits_dtype is torch.float16, expected torch.float32 or torch.bfloat16", logits_dtype=torch.float16),
 ]
 
 
@@ -181,13 +177,9 @@ def test_bad_calls_are_refused_by_name(changes, message, run):
 
 def test_bad_call_through_the_dispatcher():
     x, *weights = tensors()
-    with pytest.raises(
-        RuntimeError, match="normgate::norm_gate: norm_order is 'b', expected 'A', 'B' or 'G'"
-    ):
+    with pytest.raises(RuntimeError, match="normgate::norm_gate: norm_order is 'b', expected 'A', 'B' or 'G'"):
         normgate.norm_gate(x, *weights, eps=EPS, norm_order="b")
-    with pytest.raises(
-        RuntimeError, match=r"normgate::gate: x has shape \(1, 5, 64\), expected \[num_tokens"
-    ):
+    with pytest.raises(RuntimeError, match=r"normgate::gate: x has shape \(1, 5, 64\), expected \[num_tokens"):
         torch.ops.normgate.gate(x[None], weights[1], None, torch.float32)
     with pytest.raises(RuntimeError, match="normgate::gate: gate_weight is on meta, expected cpu"):
         torch.ops.normgate.gate(x, weights[1].to("meta"), None, torch.float32)

@@ -74,9 +74,7 @@ def test_fp64_oracle_is_the_definition(dtype, order, logits_from, bias):
 def test_fp32_stays_within_the_contract(dtype, order, gate_dtype):
     inputs = random_inputs(dtype, gate_dtype)
     normed_x, logits = reference.norm_gate(*inputs, EPS, order, "unrounded")
-    oracle_normed, oracle = reference.norm_gate(
-        *inputs, EPS, order, "unrounded", torch.float64, torch.float64
-    )
+    oracle_normed, oracle = reference.norm_gate(*inputs, EPS, order, "unrounded", torch.float64, torch.float64)
     assert logits.dtype == torch.float32
     assert relative_error(logits, oracle) < 2e-6
     steps = normed_x.view(torch.int16).int() - oracle_normed.view(torch.int16).int()

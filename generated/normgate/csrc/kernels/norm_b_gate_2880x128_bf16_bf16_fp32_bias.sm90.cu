@@ -75,19 +75,17 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
   if constexpr (V::kEarlyWeights) wait_for_previous_kernel();
 
-  // Stage: rows of x.
-  constexpr bool kKeepRows =
-      V::kTokens * V::kChunks <= 16;  // up to 64 registers; beyond, rows are read a chunk at a time
-  Vec8<Activation> rows[V::kTokens][kKeepRows ? V::kChunks : 1];
-  if constexpr (kKeepRows) {
+  // Stage: rows of x, kGroup of them on their way at once. If that is all of them, they stay.
+  constexpr int kGroup = V::kGroup;
+  constexpr bool kKeepRows = kGroup == V::kTokens;
+  Vec8<Activation> rows[kGroup][V::kChunks];
+  const auto load_group = [&](int first) {
 #pragma unroll
-    for (int m = 0; m < V::kTokens; ++m) {
+    for (int m = 0; m < kGroup; ++m) {
 #pragma unroll
-      for (int c = 0; c < V::kChunks; ++c) rows[m][c] = load_row(m, c);
+      for (int c = 0; c < V::kChunks; ++c) rows[m][c] = load_row(first + m, c);
     }
-  }
-
-  // Stage: sum of squares of each row, and the dot products.
+  };
   __shared__ float partial[kWarps][V::kTokens][V::kExperts + 1];  // the last column is the sum of squares
   const auto sum_warp = [&](float value, int token, int column) {
 #pragma unroll
@@ -101,37 +99,40 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     return value;
   };
   const auto rstd_of = [&](int token) { return inverse_rms(sum_warps(token, V::kExperts), kHiddenSize, args.eps); };
-  float dot[V::kTokens][V::kExperts] = {};
-  float squares[V::kTokens] = {};
+  auto* normed_x = static_cast<Activation*>(args.normed_x);
+
+  // Stage: dot products and sum of squares of each row.
+#pragma unroll 1
+  for (int first = 0; first < V::kTokens; first += kGroup) {
+    load_group(first);
+    float dot[kGroup][V::kExperts] = {};
+    float squares[kGroup] = {};
 #pragma unroll
-  for (int c = 0; c < V::kChunks; ++c) {
-    if constexpr (!kKeepRows) {
-#pragma unroll
-      for (int m = 0; m < V::kTokens; ++m) rows[m][0] = load_row(m, c);
-    }
-#pragma unroll
-    for (int m = 0; m < V::kTokens; ++m) {
-      const Vec8<Activation>& row = rows[m][kKeepRows ? c : 0];
-      squares[m] = add_squares(squares[m], row);
+    for (int c = 0; c < V::kChunks; ++c) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float2 scale = Norm::scale(widen2(norm_weight[c], i));
-        const float2 raw = widen2(row, i);
-        const float2 value = make_float2(raw.x * scale.x, raw.y * scale.y);
 #pragma unroll
-        for (int e = 0; e < V::kExperts; ++e) {
-          const float2 weight = widen2(gate[e][c], i);
-          dot[m][e] = fmaf(value.x, weight.x, dot[m][e]);
-          dot[m][e] = fmaf(value.y, weight.y, dot[m][e]);
+        for (int m = 0; m < kGroup; ++m) {
+          const float2 raw = widen2(rows[m][c], i);
+          squares[m] = fmaf(raw.x, raw.x, squares[m]);
+          squares[m] = fmaf(raw.y, raw.y, squares[m]);
+          const float2 value = make_float2(raw.x * scale.x, raw.y * scale.y);
+#pragma unroll
+          for (int e = 0; e < V::kExperts; ++e) {
+            const float2 weight = widen2(gate[e][c], i);
+            dot[m][e] = fmaf(value.x, weight.x, dot[m][e]);
+            dot[m][e] = fmaf(value.y, weight.y, dot[m][e]);
+          }
         }
       }
     }
-  }
 #pragma unroll
-  for (int m = 0; m < V::kTokens; ++m) {
+    for (int m = 0; m < kGroup; ++m) {
 #pragma unroll
-    for (int e = 0; e < V::kExperts; ++e) sum_warp(dot[m][e], m, e);
-    sum_warp(squares[m], m, V::kExperts);
+      for (int e = 0; e < V::kExperts; ++e) sum_warp(dot[m][e], first + m, e);
+      sum_warp(squares[m], first + m, V::kExperts);
+    }
   }
   __syncthreads();
 
@@ -146,19 +147,26 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
 
   // Stage: normed_x. CTA i writes the rows i, i + gridDim.x, ...: every CTA has read all of them.
+  const auto write_row = [&](int token, int m) {
+    const float rstd = rstd_of(token);
 #pragma unroll
-  for (int m = 0; m < V::kTokens; ++m) {
-    if (m % gridDim.x == blockIdx.x && m < num_tokens) {
-      const float rstd = rstd_of(m);
-#pragma unroll
-      for (int c = 0; c < V::kChunks; ++c) {
-        if (in_row(chunk_k(c))) {
-          const Vec8<Activation> row = kKeepRows ? rows[m][c] : load_row(m, c);
-          store_activations(
-              static_cast<Activation*>(args.normed_x) + static_cast<int64_t>(m) * kHiddenSize + chunk_k(c),
-              norm8<Norm>(row, rstd, norm_weight[c]));
-        }
+    for (int c = 0; c < V::kChunks; ++c) {
+      if (in_row(chunk_k(c))) {
+        store_activations(normed_x + static_cast<int64_t>(token) * kHiddenSize + chunk_k(c),
+                          norm8<Norm>(rows[m][c], rstd, norm_weight[c]));
       }
+    }
+  };
+  if constexpr (kKeepRows) {
+#pragma unroll
+    for (int m = 0; m < V::kTokens; ++m) {
+      if (m % gridDim.x == blockIdx.x && m < num_tokens) write_row(m, m);
+    }
+  } else {
+    for (int token = blockIdx.x; token < num_tokens; token += gridDim.x) {
+#pragma unroll
+      for (int c = 0; c < V::kChunks; ++c) rows[0][c] = load_row(token, c);
+      write_row(token, 0);
     }
   }
 }
@@ -761,38 +769,41 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   }
 }
 
-// gemv_t1_e1_w12_c1, 1 token: cheapest of 99 legal variants of gemv and split_k at 1 tokens (no tuned table: cost
-// model).
+// gemv_t1_e1_w12_c1, 1 token: cheapest of 99 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM
+// (python build.py tune); cost model).
 struct GemvT1E1W12C1 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 1;           // experts that a CTA computes
   static constexpr int kThreads = 384;         // threads of a CTA
   static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e1_w12_c1, 2 tokens: cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table: cost
-// model).
+// gemv_t2_e1_w12_c1, 2 tokens: cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// SM (python build.py tune); cost model).
 struct GemvT2E1W12C1 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
   static constexpr int kExperts = 1;           // experts that a CTA computes
   static constexpr int kThreads = 384;         // threads of a CTA
   static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t4_e1_w12_c1, 3 to 4 tokens: cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table:
-// cost model).
+// gemv_t4_e1_w12_c1, 3 to 4 tokens: cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table for
+// this SM (python build.py tune); cost model).
 struct GemvT4E1W12C1 {
   static constexpr int kTokens = 4;            // tokens that a CTA serves
   static constexpr int kExperts = 1;           // experts that a CTA computes
   static constexpr int kThreads = 384;         // threads of a CTA
   static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kGroup = 4;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned
-// table: cost model).
+// table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S8W4B3 {
   static constexpr int kTokens = 8;            // tokens that a CTA serves
   static constexpr int kExperts = 16;          // experts that a CTA computes
@@ -804,7 +815,7 @@ struct SplitKT8E16S8W4B3 {
 };
 
 // split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned
-// table: cost model).
+// table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W5B3 {
   static constexpr int kTokens = 8;            // tokens that a CTA serves
   static constexpr int kExperts = 16;          // experts that a CTA computes
@@ -816,7 +827,7 @@ struct SplitKT8E16S6W5B3 {
 };
 
 // split_k_t16_e16_s6_w5_b3, 17 to 32 tokens: cheapest of 377 legal variants of split_k and tiled at 32 tokens (no tuned
-// table: cost model).
+// table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W5B3 {
   static constexpr int kTokens = 16;           // tokens that a CTA serves
   static constexpr int kExperts = 16;          // experts that a CTA computes
@@ -828,7 +839,7 @@ struct SplitKT16E16S6W5B3 {
 };
 
 // split_k_t16_e32_s6_w5_b3, 33 to 64 tokens: cheapest of 436 legal variants of split_k and tiled at 64 tokens (no tuned
-// table: cost model).
+// table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S6W5B3 {
   static constexpr int kTokens = 16;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -840,7 +851,7 @@ struct SplitKT16E32S6W5B3 {
 };
 
 // split_k_t32_e32_s6_w5_b3, 65 to 128 tokens: cheapest of 422 legal variants of split_k and tiled at 128 tokens (no
-// tuned table: cost model).
+// tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E32S6W5B3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -852,7 +863,7 @@ struct SplitKT32E32S6W5B3 {
 };
 
 // tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 370 legal variants of split_k and tiled at 256 tokens
-// (no tuned table: cost model).
+// (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -866,7 +877,7 @@ struct TiledT32E64S6W222K128D3 {
 };
 
 // tiled_t64_e64_s6_w222_k128_d3, 257 to 512 tokens: cheapest of 370 legal variants of split_k and tiled at 512 tokens
-// (no tuned table: cost model).
+// (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -880,7 +891,7 @@ struct TiledT64E64S6W222K128D3 {
 };
 
 // tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: cheapest of 370 legal variants of split_k and tiled at 1024 tokens
-// (no tuned table: cost model).
+// (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -894,7 +905,7 @@ struct TiledT32E64S2W124K128D3 {
 };
 
 // tiled_t32_e128_s1_w124_k128_d3, 1025 tokens and more: cheapest of 370 legal variants of split_k and tiled at 4096
-// tokens (no tuned table: cost model).
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E128S1W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes

@@ -70,19 +70,17 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     }
   }
 
-  // Stage: rows of x.
-  constexpr bool kKeepRows =
-      V::kTokens * V::kChunks <= 16;  // up to 64 registers; beyond, rows are read a chunk at a time
-  Vec8<Activation> rows[V::kTokens][kKeepRows ? V::kChunks : 1];
-  if constexpr (kKeepRows) {
+  // Stage: rows of x, kGroup of them on their way at once. If that is all of them, they stay.
+  constexpr int kGroup = V::kGroup;
+  constexpr bool kKeepRows = kGroup == V::kTokens;
+  Vec8<Activation> rows[kGroup][V::kChunks];
+  const auto load_group = [&](int first) {
 #pragma unroll
-    for (int m = 0; m < V::kTokens; ++m) {
+    for (int m = 0; m < kGroup; ++m) {
 #pragma unroll
-      for (int c = 0; c < V::kChunks; ++c) rows[m][c] = load_row(m, c);
+      for (int c = 0; c < V::kChunks; ++c) rows[m][c] = load_row(first + m, c);
     }
-  }
-
-  // Stage: sum of squares of each row, and the dot products.
+  };
   __shared__ float partial[kWarps][V::kTokens][V::kExperts + 1];  // the last column is the sum of squares
   const auto sum_warp = [&](float value, int token, int column) {
 #pragma unroll
@@ -96,37 +94,40 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     return value;
   };
   const auto rstd_of = [&](int token) { return inverse_rms(sum_warps(token, V::kExperts), kHiddenSize, args.eps); };
-  float dot[V::kTokens][V::kExperts] = {};
-  float squares[V::kTokens] = {};
+  auto* normed_x = static_cast<Activation*>(args.normed_x);
+
+  // Stage: dot products and sum of squares of each row.
+#pragma unroll 1
+  for (int first = 0; first < V::kTokens; first += kGroup) {
+    load_group(first);
+    float dot[kGroup][V::kExperts] = {};
+    float squares[kGroup] = {};
 #pragma unroll
-  for (int c = 0; c < V::kChunks; ++c) {
-    if constexpr (!kKeepRows) {
-#pragma unroll
-      for (int m = 0; m < V::kTokens; ++m) rows[m][0] = load_row(m, c);
-    }
-#pragma unroll
-    for (int m = 0; m < V::kTokens; ++m) {
-      const Vec8<Activation>& row = rows[m][kKeepRows ? c : 0];
-      squares[m] = add_squares(squares[m], row);
+    for (int c = 0; c < V::kChunks; ++c) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float2 scale = Norm::scale(widen2(norm_weight[c], i));
-        const float2 raw = widen2(row, i);
-        const float2 value = make_float2(raw.x * scale.x, raw.y * scale.y);
 #pragma unroll
-        for (int e = 0; e < V::kExperts; ++e) {
-          const float2 weight = widen2(gate[e][c], i);
-          dot[m][e] = fmaf(value.x, weight.x, dot[m][e]);
-          dot[m][e] = fmaf(value.y, weight.y, dot[m][e]);
+        for (int m = 0; m < kGroup; ++m) {
+          const float2 raw = widen2(rows[m][c], i);
+          squares[m] = fmaf(raw.x, raw.x, squares[m]);
+          squares[m] = fmaf(raw.y, raw.y, squares[m]);
+          const float2 value = make_float2(raw.x * scale.x, raw.y * scale.y);
+#pragma unroll
+          for (int e = 0; e < V::kExperts; ++e) {
+            const float2 weight = widen2(gate[e][c], i);
+            dot[m][e] = fmaf(value.x, weight.x, dot[m][e]);
+            dot[m][e] = fmaf(value.y, weight.y, dot[m][e]);
+          }
         }
       }
     }
-  }
 #pragma unroll
-  for (int m = 0; m < V::kTokens; ++m) {
+    for (int m = 0; m < kGroup; ++m) {
 #pragma unroll
-    for (int e = 0; e < V::kExperts; ++e) sum_warp(dot[m][e], m, e);
-    sum_warp(squares[m], m, V::kExperts);
+      for (int e = 0; e < V::kExperts; ++e) sum_warp(dot[m][e], first + m, e);
+      sum_warp(squares[m], first + m, V::kExperts);
+    }
   }
   __syncthreads();
 
@@ -140,19 +141,26 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
 
   // Stage: normed_x. CTA i writes the rows i, i + gridDim.x, ...: every CTA has read all of them.
+  const auto write_row = [&](int token, int m) {
+    const float rstd = rstd_of(token);
 #pragma unroll
-  for (int m = 0; m < V::kTokens; ++m) {
-    if (m % gridDim.x == blockIdx.x && m < num_tokens) {
-      const float rstd = rstd_of(m);
-#pragma unroll
-      for (int c = 0; c < V::kChunks; ++c) {
-        if (in_row(chunk_k(c))) {
-          const Vec8<Activation> row = kKeepRows ? rows[m][c] : load_row(m, c);
-          store_activations(
-              static_cast<Activation*>(args.normed_x) + static_cast<int64_t>(m) * kHiddenSize + chunk_k(c),
-              norm8<Norm>(row, rstd, norm_weight[c]));
-        }
+    for (int c = 0; c < V::kChunks; ++c) {
+      if (in_row(chunk_k(c))) {
+        store_activations(normed_x + static_cast<int64_t>(token) * kHiddenSize + chunk_k(c),
+                          norm8<Norm>(rows[m][c], rstd, norm_weight[c]));
       }
+    }
+  };
+  if constexpr (kKeepRows) {
+#pragma unroll
+    for (int m = 0; m < V::kTokens; ++m) {
+      if (m % gridDim.x == blockIdx.x && m < num_tokens) write_row(m, m);
+    }
+  } else {
+    for (int token = blockIdx.x; token < num_tokens; token += gridDim.x) {
+#pragma unroll
+      for (int c = 0; c < V::kChunks; ++c) rows[0][c] = load_row(token, c);
+      write_row(token, 0);
     }
   }
 }
@@ -598,35 +606,38 @@ __device__ __forceinline__ void finish(const normgate_args& args) {
   }
 }
 
-// gemv_t1_e3_w16_c1, 1 token: cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table: cost
-// model).
+// gemv_t1_e3_w16_c1, 1 token: cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM
+// (python build.py tune); cost model).
 struct GemvT1E3W16C1 {
   static constexpr int kTokens = 1;     // tokens that a CTA serves
   static constexpr int kExperts = 3;    // experts that a CTA computes
   static constexpr int kThreads = 512;  // threads of a CTA
   static constexpr int kChunks = 1;     // 16-byte chunks of a row that a thread holds
+  static constexpr int kGroup = 1;      // rows that a thread has on their way at once
 };
 
-// gemv_t2_e3_w16_c1, 2 tokens: cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table: cost
-// model).
+// gemv_t2_e3_w16_c1, 2 tokens: cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// SM (python build.py tune); cost model).
 struct GemvT2E3W16C1 {
   static constexpr int kTokens = 2;     // tokens that a CTA serves
   static constexpr int kExperts = 3;    // experts that a CTA computes
   static constexpr int kThreads = 512;  // threads of a CTA
   static constexpr int kChunks = 1;     // 16-byte chunks of a row that a thread holds
+  static constexpr int kGroup = 2;      // rows that a thread has on their way at once
 };
 
-// gemv_t4_e3_w16_c1, 3 to 4 tokens: cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table: cost
-// model).
+// gemv_t4_e3_w16_c1, 3 to 4 tokens: cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for
+// this SM (python build.py tune); cost model).
 struct GemvT4E3W16C1 {
   static constexpr int kTokens = 4;     // tokens that a CTA serves
   static constexpr int kExperts = 3;    // experts that a CTA computes
   static constexpr int kThreads = 512;  // threads of a CTA
   static constexpr int kChunks = 1;     // 16-byte chunks of a row that a thread holds
+  static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
 // split_k_t8_e32_s8_w4_b4, 5 to 8 tokens: cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned
-// table: cost model).
+// table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W4B4 {
   static constexpr int kTokens = 8;              // tokens that a CTA serves
   static constexpr int kExperts = 32;            // experts that a CTA computes
@@ -638,7 +649,7 @@ struct SplitKT8E32S8W4B4 {
 };
 
 // split_k_t16_e32_s8_w4_b4, 9 to 16 tokens: cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned
-// table: cost model).
+// table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W4B4 {
   static constexpr int kTokens = 16;             // tokens that a CTA serves
   static constexpr int kExperts = 32;            // experts that a CTA computes
@@ -650,7 +661,7 @@ struct SplitKT16E32S8W4B4 {
 };
 
 // split_k_t16_e32_s5_w7_b4, 17 to 32 tokens: cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned
-// table: cost model).
+// table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S5W7B4 {
   static constexpr int kTokens = 16;             // tokens that a CTA serves
   static constexpr int kExperts = 32;            // experts that a CTA computes
@@ -662,7 +673,7 @@ struct SplitKT16E32S5W7B4 {
 };
 
 // tiled_t32_e32_s6_w222_k128_d3, 33 to 64 tokens: cheapest of 318 legal variants of split_k and tiled at 64 tokens (no
-// tuned table: cost model).
+// tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;             // tokens that a CTA serves
   static constexpr int kExperts = 32;            // experts that a CTA computes
@@ -676,7 +687,7 @@ struct TiledT32E32S6W222K128D3 {
 };
 
 // tiled_t32_e96_s8_w222_k128_d3, 65 to 128 tokens: cheapest of 298 legal variants of split_k and tiled at 128 tokens
-// (no tuned table: cost model).
+// (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E96S8W222K128D3 {
   static constexpr int kTokens = 32;             // tokens that a CTA serves
   static constexpr int kExperts = 96;            // experts that a CTA computes
@@ -690,7 +701,7 @@ struct TiledT32E96S8W222K128D3 {
 };
 
 // tiled_t64_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 272 legal variants of split_k and tiled at 256 tokens
-// (no tuned table: cost model).
+// (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;             // tokens that a CTA serves
   static constexpr int kExperts = 64;            // experts that a CTA computes
@@ -704,7 +715,7 @@ struct TiledT64E64S6W222K128D3 {
 };
 
 // tiled_t64_e64_s3_w222_k128_d3, 257 to 512 tokens: cheapest of 272 legal variants of split_k and tiled at 512 tokens
-// (no tuned table: cost model).
+// (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S3W222K128D3 {
   static constexpr int kTokens = 64;             // tokens that a CTA serves
   static constexpr int kExperts = 64;            // experts that a CTA computes
@@ -718,7 +729,7 @@ struct TiledT64E64S3W222K128D3 {
 };
 
 // tiled_t64_e128_s3_w222_k64_d4, 513 tokens and more: cheapest of 272 legal variants of split_k and tiled at 1024
-// tokens (no tuned table: cost model).
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S3W222K64D4 {
   static constexpr int kTokens = 64;             // tokens that a CTA serves
   static constexpr int kExperts = 128;           // experts that a CTA computes

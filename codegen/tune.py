@@ -1,0 +1,303 @@
+"""The `tune` verb: compile what the cost model thinks well of, check it, time it, write it to specs/tuned/.
+
+As in the benchmark, the device with the chip may have no compilers: building and running are two steps.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from . import cost, naming, output, places, tuned, variants
+from .arch import ARCHS, Arch
+from .bench import agreement, peers, record, run, verb
+from .bench.build import launched_by_name, package_files
+from .bench.chain import Candidate, Chain, Outputs, Timing
+from .bench.native import BenchLibrary, Library
+from .bench.rotation import Protocol
+from .compile import LIBRARY, compile_package
+from .errors import BadInput, CheckFailed, ToolError
+from .plan import BOUNDARIES, Kernel, Plan, make_plan
+from .spec import RouterSpec
+from .tuned import LAST_ANCHOR, Measurement, TunedTable
+from .variants import Variant, ceil_div
+
+ANCHORS = (*BOUNDARIES, LAST_ANCHOR)
+INDEX = "tune.json"
+_OF_EACH_FAMILY = 4  # candidates at least, where so many are legal: the model may be wrong about a family
+_PART = 70  # variants that share a library: more would leave processors idle, each costs a megabyte of CUDA run time
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Built(_Frozen):
+    """One kernel: the functions of each of its packages, and the candidates of each token count, by variant name.
+
+    What spills registers is in neither.
+    """
+
+    parts: dict[str, dict[str, str]]
+    candidates: dict[int, list[str]]
+
+
+class Index(_Frozen):
+    """What `build` left: the SM target, and the kernels by name."""
+
+    sm: int
+    kernels: dict[str, Built]
+
+
+def candidates_at(kernel: Kernel, arch: Arch, num_tokens: int, number: int) -> list[Variant]:
+    """The `number` variants that the cost model ranks best, the best of each family, and what the plan has now."""
+    problem = kernel.problem
+    legal = list(variants.candidates(problem, arch, num_tokens))
+    ranked = sorted(legal, key=lambda variant: cost.microseconds(problem, arch, variant, num_tokens))
+    chosen = ranked[:number]
+    for family in ("gemv", "split_k", "tiled"):
+        chosen += [variant for variant in ranked if variant.family == family][:_OF_EACH_FAMILY]
+    group = kernel.group_of(arch.sm)
+    if group is not None and (served_by := group.range_of(num_tokens).variant):
+        chosen.append(served_by)
+    return list(dict.fromkeys(chosen))
+
+
+def build(
+    plan: Plan,
+    tokens: Sequence[int],
+    sm: int,
+    folder: Path,
+    *,
+    number: int,
+    jobs: int | None = None,
+    console: Console,
+) -> Index:
+    """Generate and compile the candidates of each kernel of `plan` under `folder`; objects go beside it."""
+    arch = ARCHS[sm]
+    wanted: dict[str, dict[int, list[Variant]]] = {}
+    todo: list[tuple[str, str, Plan, RouterSpec]] = []
+    for kernel in plan.kernels:
+        at = {count: candidates_at(kernel, arch, count, number) for count in tokens}
+        wanted[kernel.name] = at
+        union = sorted({variant for found in at.values() for variant in found}, key=lambda variant: variant.name)
+        parts = ceil_div(len(union), _PART)
+        for index in range(parts):
+            own = launched_by_name(kernel.problem, kernel.specs[0], union[index::parts], arch)
+            todo.append((kernel.name, f"{kernel.name}.{index}", Plan((own,)), kernel.specs[0]))
+    functions: dict[str, dict[str, dict[str, str]]] = {name: {} for name in wanted}
+
+    def compile_part(name: str, part: str, of: Plan, spec: RouterSpec) -> dict[str, str]:
+        output.write(package_files(spec, of, arch, marks=part.endswith(".0")), folder / part)
+        objects = folder.with_name(f"{folder.name}-objects") / part
+        report = compile_package(folder / part, sms=(sm,), build_dir=objects, jobs=1)
+        spilling = {row.usage.function for row in report.rows if row.usage.spill or row.usage.stack}
+        names = {v.name: naming.function_name(name, v.name, sm) for v in of.kernels[0].groups[0].variants}
+        return {variant: function for variant, function in names.items() if function not in spilling}
+
+    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool, run.progress(console, "building", len(todo)) as step:
+        futures = {pool.submit(compile_part, *part): part for part in todo}
+        step("")
+        for future in as_completed(futures):
+            name, part, *_ = futures[future]
+            functions[name][part] = future.result()
+            step(part)
+    found = {}
+    for name, parts_of in functions.items():
+        compiled = {variant for part in parts_of.values() for variant in part}
+        at_count = {count: [v.name for v in ranked if v.name in compiled] for count, ranked in wanted[name].items()}
+        found[name] = Built(parts=dict(sorted(parts_of.items())), candidates=at_count)
+    built = Index(sm=sm, kernels=found)
+    output.replace_whole(folder / INDEX, (built.model_dump_json(indent=1) + "\n").encode())
+    return built
+
+
+def built_before(folder: Path) -> Index:
+    """What an earlier `build` left in `folder`. ToolError when there is nothing whole."""
+    mend = "build it where compilers are: python build.py tune --build-only --sm N"
+    try:
+        index = Index.model_validate_json((folder / INDEX).read_bytes())
+    except (OSError, ValidationError):
+        raise ToolError(f"{folder / INDEX}: no candidates were built there; {mend}") from None
+    for part in (part for built in index.kernels.values() for part in built.parts):
+        if not (folder / part / LIBRARY).is_file():
+            raise ToolError(f"{folder / part / LIBRARY}: missing; {mend}")
+    return index
+
+
+def tune(
+    specs: Sequence[RouterSpec],
+    tokens: Sequence[int],
+    *,
+    out: Path,
+    tuned_dir: Path,
+    number: int,
+    budget_s: float,
+    sm: int | None,
+    build_only: bool,
+    no_build: bool,
+    jobs: int | None,
+    console: Console,
+) -> None:
+    """See the verb's --help. Raises ToolError without a GPU (unless build_only), CheckFailed for a wrong result."""
+    if not build_only and not torch.cuda.is_available():
+        raise ToolError("tuning needs a GPU and a CUDA build of torch; to build for it here: tune --build-only --sm N")
+    plan = make_plan(specs)
+    folder = places.build_folder(out) / "tune"
+    if no_build:
+        index = built_before(folder)
+    else:
+        index = build(plan, tokens, verb.target(sm), folder, number=number, jobs=jobs, console=console)
+    if build_only:
+        total = sum(len(part) for built in index.kernels.values() for part in built.parts.values())
+        console.print(f"{total} candidates are built for sm_{index.sm} in {folder}; on the GPU: tune --no-build")
+        return
+    if lacking := [kernel.name for kernel in plan.kernels if kernel.name not in index.kernels]:
+        raise ToolError(f"{folder}: built without {', '.join(lacking)}; build it anew, or name others with --spec")
+    package = verb.package_of(out)
+    run_all(plan, index, folder, tokens, package=package, tuned_dir=tuned_dir, budget_s=budget_s, console=console)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A kernel to tune: the library with the producer; by variant its library and function."""
+
+    kernel: Kernel
+    marks: BenchLibrary
+    functions: Mapping[str, tuple[Library, str]]
+
+    @property
+    def spec(self) -> RouterSpec:
+        return self.kernel.specs[0]
+
+
+def run_all(
+    plan: Plan,
+    index: Index,
+    folder: Path,
+    tokens: Sequence[int],
+    *,
+    package: ModuleType,
+    tuned_dir: Path,
+    budget_s: float,
+    protocol: Protocol | None = None,
+    console: Console,
+) -> None:
+    """Measure each kernel at each count and write its table after each; counts that a table has are kept.
+
+    package: the imported normgate package, for its reference. Raises CheckFailed when a candidate is wrong at a count,
+    before anything is timed there.
+    """
+    begin, protocol, machine = time.monotonic(), protocol or Protocol(), record.machine()
+    tuned_dir.mkdir(parents=True, exist_ok=True)
+    left = 0
+    with run.progress(console, "tuning", len(plan.kernels) * len(tokens)) as step:
+        for kernel in plan.kernels:
+            path = tuned_dir / tuned.file_name(kernel.name, index.sm)
+            table = _begin(path, kernel.name, index.sm, machine, protocol)
+            work = _open(kernel, index.kernels[kernel.name], folder)
+            weights = run.weight_sets(work.spec, machine.l2_bytes, protocol)
+            for count in tokens:
+                step(f"{kernel.name}, {count} tokens")
+                if count in table.measured:
+                    continue
+                if time.monotonic() - begin > budget_s:
+                    left += 1
+                    continue
+                chain = run.chain_of(work.marks, work.spec, count, weights)
+                candidates = list(_candidates(work, index, table, count))
+                if not candidates:
+                    continue  # nothing is legal there: the reference serves
+                right = agreement.expected(work.spec, package.reference, *agreement.last_inputs(chain))
+                _require_agreement(candidates, chain, work.spec, right, count)
+                timings = chain.measure(candidates, protocol).timings
+                table = table.with_measured(count, {name: _rounded(one) for name, one in timings.items()})
+                output.replace_whole(path, table.text().encode())
+    for kernel in plan.kernels:
+        path = tuned_dir / tuned.file_name(kernel.name, index.sm)
+        if path.is_file():
+            _show(tuned.read(path), console)
+    if left:
+        console.print(f"{left} counts were not begun within {budget_s:g} s: run again for them")
+
+
+def _begin(path: Path, kernel: str, sm: int, machine: record.Machine, protocol: Protocol) -> TunedTable:
+    """The table in `path` where it can be gone on with, else an empty one."""
+    source = record.source(places.home())
+    fresh = TunedTable(
+        kernel=kernel,
+        sm=sm,
+        chip=machine.chip,
+        driver=machine.driver,
+        torch=machine.torch,
+        cuda=machine.cuda_runtime,
+        commit=source.commit + "-dirty" * source.dirty,
+        protocol=record.ProtocolRecord.of(protocol),
+    )
+    try:
+        before = tuned.read(path) if path.is_file() else fresh
+    except BadInput:  # a table of another version is measured anew
+        return fresh
+    return before if fresh.continues(before) else fresh
+
+
+def _open(kernel: Kernel, built: Built, folder: Path) -> _Work:
+    first, *_ = built.parts
+    functions: dict[str, tuple[Library, str]] = {}
+    for part, names in built.parts.items():
+        library = Library(folder / part / LIBRARY) if part != first else BenchLibrary(folder / part / LIBRARY)
+        functions.update({variant: (library, function) for variant, function in names.items()})
+    return _Work(kernel, BenchLibrary(folder / first / LIBRARY), functions)
+
+
+def _candidates(work: _Work, index: Index, table: TunedTable, num_tokens: int) -> Iterator[Candidate]:
+    """What was built for this count (or the nearest), and what won the count before, so that it may go on."""
+    built = index.kernels[work.kernel.name]
+    anchor = min((count for count in built.candidates if count >= num_tokens), default=max(built.candidates))
+    names = list(built.candidates[anchor])
+    before = {count: at for count, at in table.measured.items() if count < num_tokens}
+    if before:
+        names.append(tuned.ranges_of(before)[-1].variant)
+    for name in dict.fromkeys(names):
+        most = variants.parse(name).max_tokens
+        if name in work.functions and (most is None or num_tokens <= most):
+            library, function = work.functions[name]
+            yield peers.forced(work.spec, library, function, num_tokens, name=name)
+
+
+def _require_agreement(
+    candidates: Sequence[Candidate], chain: Chain, spec: RouterSpec, right: Outputs, num_tokens: int
+) -> None:
+    wrong = []
+    for candidate in candidates:
+        if problem := agreement.agree(candidate, chain, spec, right).problem:
+            wrong.append(f"{spec.name}, {num_tokens} tokens, {candidate.variant}: {problem}")
+    if wrong:
+        raise CheckFailed("\n".join(wrong))
+
+
+def _rounded(timing: Timing) -> Measurement:
+    # Never below 0: behind a producer, an op may cost nothing that can be told from noise.
+    return Measurement(median_us=max(0.0, round(timing.median_us, 4)), spread_us=round(timing.spread_us, 4))
+
+
+def _show(table: TunedTable, console: Console) -> None:
+    shown = Table(title=f"{table.kernel} on {table.chip}, sm_{table.sm}")
+    for heading in ("tokens", "serves", "us", "spread", "candidates"):
+        shown.add_column(heading, justify="right")
+    for count, at in table.measured.items():
+        served = table.range_of(count)
+        assert served is not None
+        one = at[served.variant]
+        shown.add_row(str(count), served.variant, f"{one.median_us:.2f}", f"{one.spread_us:.2f}", str(len(at)))
+    console.print(shown)
