@@ -120,7 +120,7 @@ class Library:
 
         Not for a benchmark's library, which does not go through torch.
         """
-        return bool(self._c.normgate_has_stream_symbol())
+        return bool(self._c.normgate_has_stream_symbol())  # an int, as ctypes takes it for unless told otherwise
 
     def built_sms(self) -> str:
         """What the library holds machine code for, as in "80,90,120+PTX120"."""
@@ -128,7 +128,7 @@ class Library:
         return name.decode()
 
     def _more_declarations(self) -> tuple[tuple[str, Any, list[Any]], ...]:
-        return (("normgate_has_stream_symbol", ctypes.c_int, []),)
+        return ()
 
     def _function(self, path: Path, name: str) -> Any:
         try:
