@@ -1,4 +1,5 @@
-// torch.ops.normgate.* on CUDA, on the LibTorch stable ABI: one library for torch 2.10 and newer. ops.py holds the schemas.
+// torch.ops.normgate.* on CUDA, on the LibTorch stable ABI: one library for torch 2.10 and newer. ops.py holds the
+// schemas.
 //
 // The variant is chosen here, by token count, inside the op: eager calls stay cheap and torch.compile sees one op.
 #include <torch/csrc/stable/library.h>
@@ -89,17 +90,19 @@ void check_weight(const char* name, const Tensor& weight, const Tensor& x) {
   STD_TORCH_CHECK(weight.is_cuda() && weight.get_device_index() == x.get_device_index(), "normgate: ", name,
                   " is on another device than x; expected the same");
   STD_TORCH_CHECK(weight.is_contiguous(), "normgate: ", name, " has strides; expected a contiguous tensor");
-  STD_TORCH_CHECK(is_aligned(weight), "normgate: ", name, " starts at an address that is no multiple of 16 bytes; expected one");
+  STD_TORCH_CHECK(is_aligned(weight), "normgate: ", name,
+                  " starts at an address that is no multiple of 16 bytes; expected one");
 }
 
-void check_arguments(const Tensor& x, const Tensor& gate_weight, const std::optional<Tensor>& gate_bias, ScalarType logits) {
+void check_arguments(const Tensor& x, const Tensor& gate_weight, const std::optional<Tensor>& gate_bias,
+                     ScalarType logits) {
   STD_TORCH_CHECK(x.dim() == 2, "normgate: x has ", x.dim(), " dimensions; expected [num_tokens, hidden_size]");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16 || x.scalar_type() == ScalarType::Half, "normgate: x is ",
                   name_of(x.scalar_type()), "; expected bfloat16 or float16");
   STD_TORCH_CHECK(x.size(1) == 0 || x.stride(1) == 1, "normgate: x has stride ", x.stride(1),
                   " in its last dimension; expected 1");
-  STD_TORCH_CHECK(gate_weight.dim() == 2 && gate_weight.size(1) == x.size(1), "normgate: gate_weight's shape does not fit x; ",
-                  "expected [num_experts, ", x.size(1), "]");
+  STD_TORCH_CHECK(gate_weight.dim() == 2 && gate_weight.size(1) == x.size(1),
+                  "normgate: gate_weight's shape does not fit x; ", "expected [num_experts, ", x.size(1), "]");
   STD_TORCH_CHECK(dtype_of(gate_weight.scalar_type()), "normgate: gate_weight is ", name_of(gate_weight.scalar_type()),
                   "; expected bfloat16, float16 or float32");
   check_weight("gate_weight", gate_weight, x);
@@ -132,8 +135,9 @@ bool launch(const Problem& problem, const Tensor& x, const Tensor* norm_weight, 
   const Variant* variant = find_variant(*kernel, device_sm(device), num_tokens);
   if (variant == nullptr) return false;
 
-  STD_TORCH_CHECK(normgate_has_stream_symbol(),
-                  "normgate: this process's torch is not a CUDA build, so it has no current stream; expected a CUDA build");
+  STD_TORCH_CHECK(
+      normgate_has_stream_symbol(),
+      "normgate: this process's torch is not a CUDA build, so it has no current stream; expected a CUDA build");
   const DeviceScope scope(device);
   const Tensor rows = readable_rows(x);
   std::optional<Tensor> workspace;
@@ -175,8 +179,14 @@ std::tuple<Tensor, Tensor> norm_gate(const Tensor& x, const Tensor& norm_weight,
   Tensor normed_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   Tensor router_logits = torch::stable::new_empty(x, {x.size(0), gate_weight.size(0)}, logits_dtype);
   if (x.size(0) == 0) return {normed_x, router_logits};
-  const Problem problem = {x.size(1), gate_weight.size(0), *dtype_of(x.scalar_type()), *dtype_of(gate_weight.scalar_type()),
-                           *dtype_of(logits_dtype), norm_order[0], logits_from == "rounded", gate_bias.has_value()};
+  const Problem problem = {x.size(1),
+                           gate_weight.size(0),
+                           *dtype_of(x.scalar_type()),
+                           *dtype_of(gate_weight.scalar_type()),
+                           *dtype_of(logits_dtype),
+                           norm_order[0],
+                           logits_from == "rounded",
+                           gate_bias.has_value()};
   if (launch(problem, x, &norm_weight, gate_weight, gate_bias, eps, &normed_x, router_logits)) {
     return {normed_x, router_logits};
   }
@@ -184,16 +194,24 @@ std::tuple<Tensor, Tensor> norm_gate(const Tensor& x, const Tensor& norm_weight,
   using torch::stable::detail::to;
   std::array<StableIValue, 8> stack = {from(x),   from(norm_weight), from(gate_weight), from(gate_bias),
                                        from(eps), from(norm_order),  from(logits_from), from(logits_dtype)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("normgate::norm_gate_reference", "", stack.data(), TORCH_ABI_VERSION));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("normgate::norm_gate_reference", "", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
-Tensor gate(const Tensor& x, const Tensor& gate_weight, const std::optional<Tensor>& gate_bias, ScalarType logits_dtype) {
+Tensor gate(const Tensor& x, const Tensor& gate_weight, const std::optional<Tensor>& gate_bias,
+            ScalarType logits_dtype) {
   check_arguments(x, gate_weight, gate_bias, logits_dtype);
   Tensor router_logits = torch::stable::new_empty(x, {x.size(0), gate_weight.size(0)}, logits_dtype);
   if (x.size(0) == 0) return router_logits;
-  const Problem problem = {x.size(1), gate_weight.size(0), *dtype_of(x.scalar_type()), *dtype_of(gate_weight.scalar_type()),
-                           *dtype_of(logits_dtype), '-', false, gate_bias.has_value()};
+  const Problem problem = {x.size(1),
+                           gate_weight.size(0),
+                           *dtype_of(x.scalar_type()),
+                           *dtype_of(gate_weight.scalar_type()),
+                           *dtype_of(logits_dtype),
+                           '-',
+                           false,
+                           gate_bias.has_value()};
   if (launch(problem, x, nullptr, gate_weight, gate_bias, 0.0, nullptr, router_logits)) return router_logits;
   using torch::stable::detail::from;
   using torch::stable::detail::to;

@@ -64,7 +64,8 @@ extern const Span<int> kBuiltSms;
 // The kernel of a problem, or null.
 const Kernel* find_kernel(const Problem& problem);
 
-// The variant that serves num_tokens rows on a chip of compute capability sm, or null: then the reference composition does.
+// The variant that serves num_tokens rows on a chip of compute capability sm, or null: then the reference composition
+// does.
 const Variant* find_variant(const Kernel& kernel, int sm, int64_t num_tokens);
 
 }  // namespace normgate

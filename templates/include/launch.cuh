@@ -12,13 +12,14 @@ struct LaunchShape {
   int threads;
   int smem_bytes;  // of dynamic shared memory
   int cluster;     // CTAs of a cluster, 1 for none
-  bool overlap;    // start while the kernel before still runs (programmatic dependent launch); the kernel waits by itself
+  bool overlap;  // start while the kernel before still runs (programmatic dependent launch); the kernel waits by itself
 };
 
 // Launches a kernel on args.stream.
 inline cudaError_t launch(void (*kernel)(normgate_args), const LaunchShape& shape, const normgate_args& args) {
   if (shape.smem_bytes > 0) {  // with its static shared memory it may be more than a kernel has without asking
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.smem_bytes);
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.smem_bytes);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchAttribute attributes[2];

@@ -5,23 +5,25 @@
 
 namespace normgate {
 
-// d[16 x 8] += a[16 x 16] * b[16 x 8]. With group = lane / 4 and quad = lane % 4, a thread holds of d: rows group (d[0],
-// d[1]) and group + 8 (d[2], d[3]), columns 2 * quad and 2 * quad + 1.
+// d[16 x 8] += a[16 x 16] * b[16 x 8]. With group = lane / 4 and quad = lane % 4, a thread holds of d: rows group
+// (d[0], d[1]) and group + 8 (d[2], d[3]), columns 2 * quad and 2 * quad + 1.
 //
-// Which k a register stands for does not matter to a dot product as long as a and b agree. So both operands take k as it
-// lies in memory: a thread's 16-byte load, k = 32 * block + 8 * quad .. + 7, feeds two steps, words 0 and 1 the first, 2
-// and 3 the second, with no shuffle and no shared memory.
-__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                             uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+// Which k a register stands for does not matter to a dot product as long as a and b agree. So both operands take k as
+// it lies in memory: a thread's 16-byte load, k = 32 * block + 8 * quad .. + 7, feeds two steps, words 0 and 1 the
+// first, 2 and 3 the second, with no shuffle and no shared memory.
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// The squares of 8 rows come from the tensor cores too: of rows * rows^T (the same registers as both operands, the upper 8
-// rows of a left empty) the diagonal. Widening, multiplying and adding each element by itself would take the time of eight
-// times as many instructions.
-__device__ __forceinline__ void mma_squares(float (&d)[4], uint32_t left0, uint32_t left1, uint32_t right0, uint32_t right1) {
+// The squares of 8 rows come from the tensor cores too: of rows * rows^T (the same registers as both operands, the
+// upper 8 rows of a left empty) the diagonal. Widening, multiplying and adding each element by itself would take the
+// time of eight times as many instructions.
+__device__ __forceinline__ void mma_squares(float (&d)[4], uint32_t left0, uint32_t left1, uint32_t right0,
+                                            uint32_t right1) {
   mma_m16n8k16(d, left0, 0u, left1, 0u, right0, right1);
 }
 

@@ -36,7 +36,9 @@ struct NormG {
   __device__ static __forceinline__ float2 apply(float2 x, float rstd, float2 weight) {
     return make_float2(x.x * rstd * (1.0f + weight.x), x.y * rstd * (1.0f + weight.y));
   }
-  __device__ static __forceinline__ float2 scale(float2 weight) { return make_float2(1.0f + weight.x, 1.0f + weight.y); }
+  __device__ static __forceinline__ float2 scale(float2 weight) {
+    return make_float2(1.0f + weight.x, 1.0f + weight.y);
+  }
 };
 
 // Eight elements of a row, normed and rounded to the activation's dtype.
@@ -44,7 +46,8 @@ template <class Norm, class T>
 __device__ __forceinline__ Vec8<T> norm8(const Vec8<T>& x, float rstd, const Vec8<T>& weight) {
   Vec8<T> normed;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) normed.word[i] = round2<T>(Norm::template apply<T>(widen2(x, i), rstd, widen2(weight, i)));
+  for (int i = 0; i < 4; ++i)
+    normed.word[i] = round2<T>(Norm::template apply<T>(widen2(x, i), rstd, widen2(weight, i)));
   return normed;
 }
 

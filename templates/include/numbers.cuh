@@ -58,8 +58,8 @@ __device__ __forceinline__ void store4(bf16* address, float4 v) {
 __device__ __forceinline__ void store1(float* address, float v) { *address = v; }
 __device__ __forceinline__ void store1(bf16* address, float v) { *address = __float2bfloat16_rn(v); }
 
-// A pair of fp32 as a sum of kTerms bf16 pairs, the largest first: 8 significant bits a term, so two terms hold 16 bits and
-// three hold all 24 of fp32.
+// A pair of fp32 as a sum of kTerms bf16 pairs, the largest first: 8 significant bits a term, so two terms hold 16 bits
+// and three hold all 24 of fp32.
 template <int kTerms>
 __device__ __forceinline__ void split2(float2 v, uint32_t (&terms)[kTerms]) {
 #pragma unroll
@@ -79,8 +79,9 @@ __device__ __forceinline__ uint32_t fma2_bf16(uint32_t a, uint32_t b, uint32_t c
   return d;
 }
 
-// The product of two bf16 has at most 16 significant bits, so two bf16 terms hold it exactly: the rounded product, and what
-// the rounding left (one fused multiply-add). Adding -0 makes the first a plain product: sm_80 has no packed bf16 multiply.
+// The product of two bf16 has at most 16 significant bits, so two bf16 terms hold it exactly: the rounded product, and
+// what the rounding left (one fused multiply-add). Adding -0 makes the first a plain product: sm_80 has no packed bf16
+// multiply.
 __device__ __forceinline__ void product2_bf16(uint32_t a, uint32_t b, uint32_t (&terms)[2]) {
   terms[0] = fma2_bf16(a, b, 0x80008000u);
   terms[1] = fma2_bf16(a, b, terms[0] ^ 0x80008000u);

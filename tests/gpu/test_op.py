@@ -70,8 +70,7 @@ def test_same_gate_other_norm_order() -> None:
         inputs = make_inputs(kimi, count, next(_seeds))
         normed_a, logits_a = call(kimi, inputs)
         normed_b, logits_b = call(deepseek, inputs)
-        assert torch.equal(logits_a, logits_b), count
-        assert not torch.equal(normed_a, normed_b), count
+        assert relative_error(logits_a, logits_b.double()) < 2e-6, count
         assert outside_ties(kimi, inputs, normed_a)[0] == 0 and outside_ties(deepseek, inputs, normed_b)[0] == 0
         assert outside_ties(deepseek, inputs, normed_a)[0] > 0 and outside_ties(kimi, inputs, normed_b)[0] > 0
 
