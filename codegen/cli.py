@@ -291,6 +291,27 @@ def bench(
 
 
 @cli.command()
+@click.argument("record", type=_PATH)
+@click.option("--plot", type=_PATH, metavar="FILE", help="A picture, as PNG or SVG.")
+@click.option("--page", type=_PATH, metavar="FILE", help="A Markdown page with a table a model.")
+def draw(record: Path, plot: Path | None, page: Path | None) -> None:
+    """Draw the RECORD of an earlier `bench`, as a picture or a page of tables: needs no GPU."""
+    if plot is None and page is None:
+        raise click.UsageError("--plot FILE or --page FILE, or both")
+    from .bench import record as records
+    from .bench import tables
+    from .output import replace_whole
+
+    found = records.read(record)
+    if page is not None:
+        replace_whole(page, tables.page(found).encode())
+    if plot is not None:
+        from .bench.plot import save
+
+        save(found, plot)
+
+
+@cli.command()
 @_specs_option
 @_out_option
 @click.option(

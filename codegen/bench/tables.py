@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .record import ModelRecord
+from .record import ModelRecord, Record
 
 LABELS = {
     "ours": "normgate",
@@ -75,3 +75,22 @@ def markdown(model: ModelRecord) -> str:
 
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def page(record: Record) -> str:
+    """A whole record as a Markdown page: what ran where, then a table a model, microseconds an op."""
+    machine, source = record.machine, record.source
+    dirty = ", with changes on top" if source.dirty else ""
+    lines = [
+        f"# `{record.verb}` on {machine.chip}",
+        "",
+        "Medians, microseconds an op in the chain protocol: behind a producer, cold weights, in a CUDA graph, less the",
+        "producers alone. Written by `python build.py draw`; not for editing.",
+        "",
+        f"Driver {machine.driver}, torch {machine.torch}, CUDA {machine.cuda_runtime}, commit {source.commit}{dirty}.",
+        "",
+    ]
+    for name, model in record.models.items():
+        dtypes = f"{model.activation_dtype}, gate weight {model.gate_weight_dtype}, {model.logits_from}"
+        lines += [f"## {name}", "", f"{model.hidden_size} x {model.num_experts}, {dtypes}", "", markdown(model)]
+    return "\n".join(lines)

@@ -444,3 +444,15 @@ def test_run_wants_a_gpu(tmp_path: Path) -> None:
         pytest.skip("there is one here")
     with pytest.raises(ToolError, match="needs a GPU"):
         do_run(tmp_path / "r.json")
+
+
+def test_page_holds_every_median_and_where_it_was_measured() -> None:
+    record = a_record(models=2)
+    page = tables.page(record)
+    assert record.machine.chip in page and record.source.commit in page and record.machine.driver in page
+    for name, model in record.models.items():
+        section = page.split(f"## {name}\n")[1].split("\n## ")[0]
+        for tokens, point in model.points.items():
+            row = next(line for line in section.splitlines() if line.startswith(f"| {tokens} |"))
+            for measurement in point.candidates.values():
+                assert f" {measurement.median_us:.2f} " in row
