@@ -66,7 +66,7 @@ def test_manifest_says_what_went_in_and_came_out(all_files):
     assert {"templates/kernels/kernel.cu.j2", "templates/package/_tables.py.j2", "templates/.clang-format"} <= set(
         said.inputs
     )
-    assert set(said.models) == {name.removesuffix(".yaml") for name in specs}
+    assert set(said.models) == {Path(path).stem for path in specs}
     assert {source.path for source in said.sources} == {
         path for path in all_files if Path(path).suffix in (".cu", ".cpp")
     }
