@@ -74,9 +74,11 @@ class Gemv:
     def registers(self, problem: Problem) -> int:
         """An estimate of what a thread needs, for pruning; the compiler's report decides."""
         rows = self.group * self.chunks * 4
-        weights = self.chunks * self.experts * 2 * problem.gate_weight_bytes + self.chunks * 4
-        normed = rows // 2 if problem.rounds_rows else 0  # rows on their way from raw to normed
-        return weights + rows + normed + self.experts + _SPARE_REGISTERS - 16
+        element_bytes, norm_bytes = problem.gate_weight_bytes, 2
+        if problem.rounds_rows or self.group < self.tokens:
+            element_bytes = norm_bytes = 4  # weights that every row meets anew: the compiler keeps them widened
+        weights = self.chunks * 2 * (self.experts * element_bytes + norm_bytes)
+        return weights + rows + self.experts + _SPARE_REGISTERS - 16
 
 
 @dataclass(frozen=True, order=True)

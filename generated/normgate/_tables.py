@@ -35,7 +35,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w12_c1_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 117 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c3", "1.00 times the estimate"),
@@ -47,7 +47,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e2_w12_c1_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t4_e2_w4_c3", "1.00 times the estimate"),
@@ -184,7 +184,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w12_c1_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 117 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c3", "1.00 times the estimate"),
@@ -196,7 +196,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e2_w12_c1_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t4_e2_w4_c3", "1.00 times the estimate"),
@@ -470,7 +470,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm100",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 117 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e1_w6_c2", "1.00 times the estimate"),
                             ("gemv_t2_e1_w4_c3", "1.00 times the estimate"),
@@ -482,7 +482,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm100",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e1_w6_c2", "1.00 times the estimate"),
                             ("gemv_t4_e1_w4_c3", "1.00 times the estimate"),
@@ -619,7 +619,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 117 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e1_w6_c2", "1.00 times the estimate"),
                             ("gemv_t2_e1_w4_c3", "1.00 times the estimate"),
@@ -631,7 +631,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm120",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e1_w6_c2", "1.00 times the estimate"),
                             ("gemv_t4_e1_w4_c3", "1.00 times the estimate"),
@@ -1527,7 +1527,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 81 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c4", "1.00 times the estimate"),
@@ -1539,7 +1539,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t4_e2_w16_c1_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t4_e2_w4_c4", "1.00 times the estimate"),
@@ -1676,7 +1676,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 81 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c4", "1.00 times the estimate"),
@@ -1688,7 +1688,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t4_e2_w16_c1_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t4_e2_w4_c4", "1.00 times the estimate"),
@@ -1950,7 +1950,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm100",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 81 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e1_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e1_w4_c4", "1.00 times the estimate"),
@@ -1962,7 +1962,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm100",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s8_w16_b1", "1.02 times the estimate"),
@@ -2087,7 +2087,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 81 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e1_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e1_w4_c4", "1.00 times the estimate"),
@@ -2099,7 +2099,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s8_w16_b1", "1.02 times the estimate"),
@@ -2237,7 +2237,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w16_c1_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 81 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c4", "1.00 times the estimate"),
@@ -2249,7 +2249,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t4_e3_w16_c1_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w8_c2", "1.00 times the estimate"),
                             ("gemv_t4_e3_w4_c4", "1.00 times the estimate"),
@@ -2374,7 +2374,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w16_c1_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 81 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c4", "1.00 times the estimate"),
@@ -2386,7 +2386,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t4_e3_w16_c1_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w8_c2", "1.00 times the estimate"),
                             ("gemv_t4_e3_w4_c4", "1.00 times the estimate"),
@@ -2648,7 +2648,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm100",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 81 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c4", "1.00 times the estimate"),
@@ -2660,7 +2660,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm100",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s5_w4_b7", "1.02 times the estimate"),
@@ -2785,7 +2785,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 81 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c4", "1.00 times the estimate"),
@@ -2797,7 +2797,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s5_w4_b7", "1.02 times the estimate"),
@@ -2935,7 +2935,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w12_c2_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 98 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w8_c3", "1.00 times the estimate"),
                             ("gemv_t2_e3_w6_c4", "1.00 times the estimate"),
@@ -2947,11 +2947,11 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t4_e3_w12_c2_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w8_c3", "1.00 times the estimate"),
                             ("gemv_t4_e3_w6_c4", "1.00 times the estimate"),
-                            ("gemv_t4_e3_w4_c7", "1.09 times the estimate"),
+                            ("gemv_t4_e4_w12_c2", "1.09 times the estimate"),
                         ),
                     ),
                     VariantRange(
@@ -3072,7 +3072,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w12_c2_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 98 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w8_c3", "1.00 times the estimate"),
                             ("gemv_t2_e3_w6_c4", "1.00 times the estimate"),
@@ -3084,11 +3084,11 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t4_e3_w12_c2_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w8_c3", "1.00 times the estimate"),
                             ("gemv_t4_e3_w6_c4", "1.00 times the estimate"),
-                            ("gemv_t4_e3_w4_c7", "1.09 times the estimate"),
+                            ("gemv_t4_e4_w12_c2", "1.09 times the estimate"),
                         ),
                     ),
                     VariantRange(
@@ -3358,7 +3358,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e2_w12_c2_sm100",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 98 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w8_c3", "1.00 times the estimate"),
                             ("gemv_t2_e2_w6_c4", "1.00 times the estimate"),
@@ -3370,7 +3370,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm100",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w16_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w5_b7", "1.03 times the estimate"),
@@ -3495,7 +3495,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e2_w12_c2_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 98 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w8_c3", "1.00 times the estimate"),
                             ("gemv_t2_e2_w6_c4", "1.00 times the estimate"),
@@ -3507,7 +3507,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w16_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w5_b7", "1.03 times the estimate"),
@@ -3633,7 +3633,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c7", "1.00 times the estimate"),
@@ -3645,11 +3645,11 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t4_e3_w14_c2_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w7_c4", "1.00 times the estimate"),
-                            ("gemv_t4_e3_w4_c7", "1.00 times the estimate"),
                             ("gemv_t4_e3_w10_c3", "1.04 times the estimate"),
+                            ("gemv_t4_e4_w14_c2", "1.09 times the estimate"),
                         ),
                     ),
                     VariantRange(
@@ -3770,7 +3770,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c7", "1.00 times the estimate"),
@@ -3782,11 +3782,11 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t4_e3_w14_c2_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e3_w7_c4", "1.00 times the estimate"),
-                            ("gemv_t4_e3_w4_c7", "1.00 times the estimate"),
                             ("gemv_t4_e3_w10_c3", "1.04 times the estimate"),
+                            ("gemv_t4_e4_w14_c2", "1.09 times the estimate"),
                         ),
                     ),
                     VariantRange(
@@ -4056,7 +4056,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e2_w14_c2_sm100",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c7", "1.00 times the estimate"),
@@ -4068,7 +4068,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b5_sm100",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w7_b4", "1.02 times the estimate"),
@@ -4205,7 +4205,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e2_w14_c2_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e2_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e2_w4_c7", "1.00 times the estimate"),
@@ -4217,7 +4217,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b5_sm120",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w7_b4", "1.02 times the estimate"),
@@ -4355,7 +4355,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w14_c2_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e4_w4_c7", "1.00 times the estimate"),
@@ -4367,11 +4367,11 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w14_c2_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e4_w7_c4", "1.00 times the estimate"),
-                            ("gemv_t4_e4_w4_c7", "1.00 times the estimate"),
                             ("gemv_t4_e4_w10_c3", "1.04 times the estimate"),
+                            ("split_k_t8_e32_s8_w7_b4", "1.13 times the estimate"),
                         ),
                     ),
                     VariantRange(
@@ -4492,7 +4492,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w14_c2_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e4_w4_c7", "1.00 times the estimate"),
@@ -4504,11 +4504,11 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w14_c2_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e4_w7_c4", "1.00 times the estimate"),
-                            ("gemv_t4_e4_w4_c7", "1.00 times the estimate"),
                             ("gemv_t4_e4_w10_c3", "1.04 times the estimate"),
+                            ("split_k_t8_e32_s8_w7_b4", "1.13 times the estimate"),
                         ),
                     ),
                     VariantRange(
@@ -4778,7 +4778,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm100",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c7", "1.00 times the estimate"),
@@ -4790,7 +4790,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm100",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -4915,7 +4915,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c7", "1.00 times the estimate"),
@@ -4927,7 +4927,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -5065,7 +5065,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w14_c2_sm80",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e4_w4_c7", "1.00 times the estimate"),
@@ -5077,11 +5077,11 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w14_c2_sm80",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e4_w7_c4", "1.00 times the estimate"),
-                            ("gemv_t4_e4_w4_c7", "1.00 times the estimate"),
                             ("gemv_t4_e4_w10_c3", "1.04 times the estimate"),
+                            ("split_k_t8_e32_s8_w7_b4", "1.13 times the estimate"),
                         ),
                     ),
                     VariantRange(
@@ -5202,7 +5202,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w14_c2_sm86",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e4_w4_c7", "1.00 times the estimate"),
@@ -5214,11 +5214,11 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w14_c2_sm86",
                         first_token=3,
                         last_token=4,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t4_e4_w7_c4", "1.00 times the estimate"),
-                            ("gemv_t4_e4_w4_c7", "1.00 times the estimate"),
                             ("gemv_t4_e4_w10_c3", "1.04 times the estimate"),
+                            ("split_k_t8_e32_s8_w7_b4", "1.13 times the estimate"),
                         ),
                     ),
                     VariantRange(
@@ -5488,7 +5488,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm100",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c7", "1.00 times the estimate"),
@@ -5500,7 +5500,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm100",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -5625,7 +5625,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm120",
                         first_token=2,
                         last_token=2,
-                        why="cheapest of 84 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t2_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t2_e3_w4_c7", "1.00 times the estimate"),
@@ -5637,7 +5637,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),

@@ -616,7 +616,7 @@ struct GemvT1E2W16C1 {
   static constexpr int kGroup = 1;      // rows that a thread has on their way at once
 };
 
-// gemv_t2_e2_w16_c1, 2 tokens: cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// gemv_t2_e2_w16_c1, 2 tokens: cheapest of 81 legal variants of gemv and split_k at 2 tokens (no tuned table for this
 // SM (python build.py tune); cost model).
 struct GemvT2E2W16C1 {
   static constexpr int kTokens = 2;     // tokens that a CTA serves
@@ -626,7 +626,7 @@ struct GemvT2E2W16C1 {
   static constexpr int kGroup = 2;      // rows that a thread has on their way at once
 };
 
-// gemv_t4_e2_w16_c1, 3 to 4 tokens: cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table for
+// gemv_t4_e2_w16_c1, 3 to 4 tokens: cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for
 // this SM (python build.py tune); cost model).
 struct GemvT4E2W16C1 {
   static constexpr int kTokens = 4;     // tokens that a CTA serves

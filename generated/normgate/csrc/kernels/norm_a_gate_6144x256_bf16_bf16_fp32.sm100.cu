@@ -767,7 +767,7 @@ struct GemvT1E2W12C2 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e2_w12_c2, 2 tokens: cheapest of 100 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// gemv_t2_e2_w12_c2, 2 tokens: cheapest of 98 legal variants of gemv and split_k at 2 tokens (no tuned table for this
 // SM (python build.py tune); cost model).
 struct GemvT2E2W12C2 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
@@ -778,8 +778,8 @@ struct GemvT2E2W12C2 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w8_b4, 3 to 8 tokens: cheapest of 100 legal variants of gemv and split_k at 4 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s6_w8_b4, 3 to 8 tokens: cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table
+// for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W8B4 {
   static constexpr int kTokens = 8;            // tokens that a CTA serves
   static constexpr int kExperts = 16;          // experts that a CTA computes

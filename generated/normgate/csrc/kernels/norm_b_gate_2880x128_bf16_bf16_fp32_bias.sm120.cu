@@ -780,7 +780,7 @@ struct GemvT1E1W12C1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e1_w12_c1, 2 tokens: cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// gemv_t2_e1_w12_c1, 2 tokens: cheapest of 117 legal variants of gemv and split_k at 2 tokens (no tuned table for this
 // SM (python build.py tune); cost model).
 struct GemvT2E1W12C1 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
@@ -791,7 +791,7 @@ struct GemvT2E1W12C1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t4_e1_w12_c1, 3 to 4 tokens: cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table for
+// gemv_t4_e1_w12_c1, 3 to 4 tokens: cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for
 // this SM (python build.py tune); cost model).
 struct GemvT4E1W12C1 {
   static constexpr int kTokens = 4;            // tokens that a CTA serves

@@ -622,7 +622,7 @@ struct GemvT1E2W12C1 {
   static constexpr int kGroup = 1;      // rows that a thread has on their way at once
 };
 
-// gemv_t2_e2_w12_c1, 2 tokens: cheapest of 119 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// gemv_t2_e2_w12_c1, 2 tokens: cheapest of 117 legal variants of gemv and split_k at 2 tokens (no tuned table for this
 // SM (python build.py tune); cost model).
 struct GemvT2E2W12C1 {
   static constexpr int kTokens = 2;     // tokens that a CTA serves
@@ -632,7 +632,7 @@ struct GemvT2E2W12C1 {
   static constexpr int kGroup = 2;      // rows that a thread has on their way at once
 };
 
-// gemv_t4_e2_w12_c1, 3 to 4 tokens: cheapest of 119 legal variants of gemv and split_k at 4 tokens (no tuned table for
+// gemv_t4_e2_w12_c1, 3 to 4 tokens: cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for
 // this SM (python build.py tune); cost model).
 struct GemvT4E2W12C1 {
   static constexpr int kTokens = 4;     // tokens that a CTA serves

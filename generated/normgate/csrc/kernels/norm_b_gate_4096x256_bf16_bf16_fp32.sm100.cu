@@ -767,7 +767,7 @@ struct GemvT1E2W16C1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e2_w16_c1, 2 tokens: cheapest of 83 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// gemv_t2_e2_w16_c1, 2 tokens: cheapest of 81 legal variants of gemv and split_k at 2 tokens (no tuned table for this
 // SM (python build.py tune); cost model).
 struct GemvT2E2W16C1 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
@@ -778,7 +778,7 @@ struct GemvT2E2W16C1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w4_b4, 3 to 8 tokens: cheapest of 83 legal variants of gemv and split_k at 4 tokens (no tuned table
+// split_k_t8_e32_s8_w4_b4, 3 to 8 tokens: cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table
 // for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W4B4 {
   static constexpr int kTokens = 8;            // tokens that a CTA serves
