@@ -13,7 +13,7 @@ from . import naming
 from .errors import ToolError
 from .plan import Group, Kernel, Plan
 from .problem import Problem
-from .variants import MAX_CHAIN, Gemv, SplitK, Tiled, Variant, ceil_div
+from .variants import Gemv, SplitK, Tiled, Variant, ceil_div
 
 ROOT = Path(__file__).resolve().parent
 _NORM_COMMENTS = {
@@ -140,7 +140,6 @@ def _group_context(kernel: Kernel, group: Group) -> dict[str, Any]:
         "pdl": group.arch.has_pdl,
         "fold": _fold(problem),
         "folds_norm": problem.folds_norm,
-        "max_chain": MAX_CHAIN,
         "reads_norm_weight": problem.folds_norm or (problem.rounds_rows and cluster),
         "sums_squares": problem.folds_norm and cluster,
         "norms_rows": problem.rounds_rows and cluster,
@@ -170,6 +169,7 @@ def _variant_context(kernel: Kernel, group: Group, variant: Variant) -> dict[str
             ("kSliceWarps", variant.slice_warps, "warps that share a step"),
             ("kStep", variant.step, "elements of hidden_size in a step"),
             ("kStages", variant.stages, "steps in shared memory at a time"),
+            ("kSmemBytes", variant.dynamic_smem(kernel.problem, group.arch.has_cluster), "dynamic shared memory"),
         ]
     else:
         constants += [
@@ -177,11 +177,15 @@ def _variant_context(kernel: Kernel, group: Group, variant: Variant) -> dict[str
             ("kWarps", variant.warps, "warps of a CTA; they share the CTA's slice"),
             ("kRounds", variant.rounds, "rounds in which a warp goes through its part"),
             ("kBlocks", variant.blocks, "32-wide blocks of hidden_size that a warp takes in a round"),
+            ("kChains", variant.chains, "accumulators that share a sum, so that one mma does not wait for the other"),
         ]
     typed: list[tuple[str, str, int | str, str]] = [("int", *constant) for constant in constants]
     if group.arch.has_pdl:
         early = "read weights before waiting for the kernel before"
         typed.append(("bool", "kEarlyWeights", str(variant.early_weights).lower(), early))
+    if isinstance(variant, Tiled):
+        adds = "sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum"
+        typed.append(("bool", "kAddsSteps", str(variant.adds_steps(kernel.problem)).lower(), adds))
     if not isinstance(variant, Gemv) and not group.arch.has_cluster:
         row = variant.workspace_row(kernel.problem)
         typed.append(("int64_t", "kWorkspaceRow", row, "sums of one token in the workspace"))
@@ -223,7 +227,7 @@ def _steps(kernel: Kernel, group: Group, variant: Variant) -> list[dict[str, Any
     problem = kernel.problem
     symbol = naming.function_name(kernel.name, variant.name, group.sm)
     overlap = str(group.arch.has_pdl).lower()
-    smem = f"Tiled<{naming.struct_name(variant.name)}>::kSmemBytes" if isinstance(variant, Tiled) else 0
+    smem = f"{naming.struct_name(variant.name)}::kSmemBytes" if isinstance(variant, Tiled) else 0
     step = {"symbol": symbol, "threads": variant.threads, "smem": smem, "cluster": 1, "overlap": overlap}
     step["args"] = "args"
     if isinstance(variant, Gemv):

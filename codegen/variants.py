@@ -206,7 +206,7 @@ class Tiled:
         return ceil_div(ceil_div(problem.hidden_size, self.step), self.split)
 
     def dynamic_smem(self, problem: Problem, cluster: bool) -> int:
-        """As Tiled<V>::kSmemBytes of templates/kernels/tiled.cu.j2 computes it."""
+        """As Tiled of templates/kernels/tiled.cu.j2 lays it out, which asserts that both agree."""
         stage = self.step * (self.tokens * 2 + self.experts * problem.gate_weight_bytes)
         partial = self.slice_warps * self.tokens * (self.experts + 4) * 4
         norm = self.steps(problem) * self.step * 2 if problem.folds_norm else 0
@@ -224,15 +224,16 @@ class Tiled:
         """An estimate of what a thread needs, for pruning; the compiler's report decides."""
         token_tiles, expert_tiles = self.tokens // self.token_warps // 8, self.experts // self.expert_warps // 16
         sums = token_tiles * expert_tiles * 4
-        if self.chain(problem) > MAX_CHAIN:
+        if self.adds_steps(problem):
             sums *= 2  # a step's own sums, beside the slice's
         rows = token_tiles * 4 * problem.row_terms
         squares = token_tiles * 4 if problem.folds_norm else 0
         return sums + rows + squares + 8 * problem.gate_terms + _SPARE_REGISTERS
 
-    def chain(self, problem: Problem) -> int:
-        """mma that would add to one accumulator, were the slice not summed step by step."""
-        return self.steps(problem) * (self.step // 32 // self.slice_warps) * 2 * mma_terms(problem)
+    def adds_steps(self, problem: Problem) -> bool:
+        """Each step has its own sums, for more mma would add to one accumulator than may."""
+        mma = self.steps(problem) * (self.step // 32 // self.slice_warps) * 2 * mma_terms(problem)
+        return mma > MAX_CHAIN
 
 
 Variant = Gemv | SplitK | Tiled
@@ -311,15 +312,10 @@ _WARPS = ((2, 1, 4), (4, 1, 2), (2, 2, 2), (1, 2, 4))
 
 def candidates(problem: Problem, arch: Arch, num_tokens: int) -> Iterator[Variant]:
     """Every legal variant worth a look for a token count, in a fixed order."""
-    for variant in _gemvs(problem, num_tokens):
-        if not objections(problem, arch, variant):
-            yield variant
-    for variant in _split_ks(problem, num_tokens):
-        if not objections(problem, arch, variant):
-            yield variant
-    for variant in _tileds(problem, num_tokens):
-        if not objections(problem, arch, variant):
-            yield variant
+    for variants in (_gemvs, _split_ks, _tileds):
+        for variant in variants(problem, num_tokens):
+            if not objections(problem, arch, variant):
+                yield variant
 
 
 def _gemvs(problem: Problem, num_tokens: int) -> Iterator[Variant]:

@@ -187,8 +187,6 @@ struct SplitK {
   static constexpr bool kGuardExperts = kNumExperts % V::kExperts != 0;
   static constexpr int kQuads = V::kTokens * V::kExperts / 4;  // logits of the tile, four experts of a token at a time
   static constexpr int kOwnQuads = (kQuads + V::kSplit - 1) / V::kSplit;  // of which a CTA finishes these
-  // Independent accumulators: with few tiles, one mma would wait for the other's sum.
-  static constexpr int kChains = kTokenTiles * kExpertTiles <= 2 ? 2 : 1;
   // Rows stay in registers if one round holds the whole slice, and are read again for normed_x if not.
   static constexpr bool kKeepRows = V::kRounds == 1;
 };
@@ -223,7 +221,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
 
-  float sums[S::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
+  float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
   float squares[S::kTokenTiles][4] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
 
@@ -290,7 +288,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 #pragma unroll
               for (int r = 0; r < kRowTerms; ++r) {
                 if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % S::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
                              bottom[step + 1][g], row[step][r], row[step + 1][r]);
               }
             }
@@ -315,7 +313,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float sum = sums[0][n][e][i];
-        if constexpr (S::kChains == 2) sum += sums[1][n][e][i];
+        if constexpr (V::kChains == 2) sum += sums[1][n][e][i];
         reinterpret_cast<float*>(partial[warp][n * 8 + 2 * quad + i % 2])[e * 16 + i / 2 * 8 + group] = sum;
       }
     }
@@ -442,9 +440,6 @@ struct Tiled {
   static constexpr int kAllSteps = (kHiddenSize + V::kStep - 1) / V::kStep;
   static constexpr int kSteps = (kAllSteps + V::kSplit - 1) / V::kSplit;  // of a CTA
   static constexpr int kSlice = kSteps * V::kStep;
-  // The tensor cores cut bits off where fp32 would round, about 3e-8 of the sum for each mma that adds to it: a long
-  // slice is summed step by step.
-  static constexpr bool kAddsSteps = kSteps * kBlocks * 2 * kGateTerms * kRowTerms > 32;
   static constexpr bool kGuardHidden = V::kSplit * kSlice != kHiddenSize;
   static constexpr bool kGuardExperts = kNumExperts % V::kExperts != 0;
   static constexpr int kQuads = V::kTokens * V::kExperts / 4;  // logits of the tile, four experts of a token at a time
@@ -458,7 +453,7 @@ struct Tiled {
   static constexpr int kRingBytes = V::kStages * kStageBytes > kPartialBytes ? V::kStages * kStageBytes : kPartialBytes;
   static constexpr int kNormBytes = kSlice * sizeof(Activation);
   static constexpr int kIncomingBytes = V::kSplit > 1 ? V::kSplit * kOwnQuads * 16 : 0;
-  static constexpr int kSmemBytes = kRingBytes + kNormBytes + kIncomingBytes;
+  static_assert(kRingBytes + kNormBytes + kIncomingBytes == V::kSmemBytes, "the plan lays out the same shared memory");
 };
 
 // Where 16-byte chunk `chunk` of row `row` lies in a row of shared memory: rows that a warp reads together start in
@@ -562,7 +557,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   }
 
   float sums[S::kTokenTiles][S::kExpertTiles][4] = {};
-  float step_sums[S::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
+  float step_sums[V::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
   float squares[S::kTokenTiles][4] = {};
 #pragma unroll 1
   for (int step = 0; step < S::kSteps; ++step) {
@@ -575,8 +570,8 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
     commit_copies();
 
     // Stage: products and squares.
-    auto& into = choose<S::kAddsSteps>(step_sums, sums);
-    if constexpr (S::kAddsSteps) {
+    auto& into = choose<V::kAddsSteps>(step_sums, sums);
+    if constexpr (V::kAddsSteps) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&step_sums[0][0][0])[i] = 0.0f;
     }
@@ -597,14 +592,14 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         if (V::kExpertWarps == 1 || expert_warp == 0) {
           float (&total)[4] = squares[n];
           float step_total[4] = {};
-          auto& squares_into = S::kAddsSteps ? step_total : total;
+          auto& squares_into = V::kAddsSteps ? step_total : total;
 #pragma unroll
           for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
             const int left = i / kRowTerms, right = i % kRowTerms;
             mma_squares(squares_into, rows[n][0][left], rows[n][1][left], rows[n][0][right], rows[n][1][right]);
             mma_squares(squares_into, rows[n][2][left], rows[n][3][left], rows[n][2][right], rows[n][3][right]);
           }
-          if constexpr (S::kAddsSteps) {
+          if constexpr (V::kAddsSteps) {
             total[0] += step_total[0];
             total[1] += step_total[1];
           }
@@ -643,7 +638,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         }
       }
     }
-    if constexpr (S::kAddsSteps) {
+    if constexpr (V::kAddsSteps) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&sums[0][0][0])[i] += (&step_sums[0][0][0])[i];
     }
@@ -794,36 +789,39 @@ struct GemvT4E2W12C1 {
 // split_k_t8_e16_s6_w4_b4, 5 to 8 tokens: cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned
 // table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W4B4 {
-  static constexpr int kTokens = 8;            // tokens that a CTA serves
-  static constexpr int kExperts = 16;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kWarps = 4;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned
 // table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W4B4 {
-  static constexpr int kTokens = 16;           // tokens that a CTA serves
-  static constexpr int kExperts = 16;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kWarps = 4;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t32_e16_s6_w4_b4, 17 to 32 tokens: cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned
 // table for this SM (python build.py tune); cost model).
 struct SplitKT32E16S6W4B4 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 16;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kWarps = 4;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 32;   // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -838,7 +836,10 @@ struct TiledT32E32S6W124K128D3 {
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 78880;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t64_e32_s6_w222_k128_d3, 65 to 128 tokens: cheapest of 340 legal variants of split_k and tiled at 128 tokens
@@ -852,7 +853,10 @@ struct TiledT64E32S6W222K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 107584;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t32_e32_s2_w124_k128_d3, 129 to 256 tokens: cheapest of 303 legal variants of split_k and tiled at 256 tokens
@@ -866,7 +870,10 @@ struct TiledT32E32S2W124K128D3 {
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 80896;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t64_e32_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 303 legal variants of split_k and tiled at 512 tokens
@@ -880,7 +887,10 @@ struct TiledT64E32S2W124K128D3 {
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 109568;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t128_e32_s2_w222_k128_d3, 513 to 1024 tokens: cheapest of 303 legal variants of split_k and tiled at 1024
@@ -894,7 +904,10 @@ struct TiledT128E32S2W222K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 166912;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t128_e64_s1_w412_k128_d3, 1025 tokens and more: cheapest of 303 legal variants of split_k and tiled at 4096
@@ -908,7 +921,10 @@ struct TiledT128E64S1W412K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 202752;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 }  // namespace
@@ -1003,32 +1019,32 @@ cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w4_b4_
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 48, 256, Tiled<TiledT32E32S6W124K128D3>::kSmemBytes, 6, true}, args);
+                {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W124K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 64) * 48, 256, Tiled<TiledT64E32S6W222K128D3>::kSmemBytes, 6, true}, args);
+                {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E32S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 16, 256, Tiled<TiledT32E32S2W124K128D3>::kSmemBytes, 2, true}, args);
+                {ceil_div(args.num_tokens, 32) * 16, 256, TiledT32E32S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 64) * 16, 256, Tiled<TiledT64E32S2W124K128D3>::kSmemBytes, 2, true}, args);
+                {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E32S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 128) * 16, 256, Tiled<TiledT128E32S2W222K128D3>::kSmemBytes, 2, true}, args);
+                {ceil_div(args.num_tokens, 128) * 16, 256, TiledT128E32S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 128) * 4, 256, Tiled<TiledT128E64S1W412K128D3>::kSmemBytes, 1, true}, args);
+                {ceil_div(args.num_tokens, 128) * 4, 256, TiledT128E64S1W412K128D3::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

@@ -187,8 +187,6 @@ struct SplitK {
   static constexpr bool kGuardExperts = kNumExperts % V::kExperts != 0;
   static constexpr int kQuads = V::kTokens * V::kExperts / 4;  // logits of the tile, four experts of a token at a time
   static constexpr int kOwnQuads = (kQuads + V::kSplit - 1) / V::kSplit;  // of which a CTA finishes these
-  // Independent accumulators: with few tiles, one mma would wait for the other's sum.
-  static constexpr int kChains = kTokenTiles * kExpertTiles <= 2 ? 2 : 1;
   // Rows stay in registers if one round holds the whole slice, and are read again for normed_x if not.
   static constexpr bool kKeepRows = V::kRounds == 1;
 };
@@ -223,7 +221,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
 
-  float sums[S::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
+  float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
   float squares[S::kTokenTiles][4] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
 
@@ -289,7 +287,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 #pragma unroll
               for (int r = 0; r < kRowTerms; ++r) {
                 if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % S::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
                              bottom[step + 1][g], row[step][r], row[step + 1][r]);
               }
             }
@@ -314,7 +312,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float sum = sums[0][n][e][i];
-        if constexpr (S::kChains == 2) sum += sums[1][n][e][i];
+        if constexpr (V::kChains == 2) sum += sums[1][n][e][i];
         reinterpret_cast<float*>(partial[warp][n * 8 + 2 * quad + i % 2])[e * 16 + i / 2 * 8 + group] = sum;
       }
     }
@@ -441,9 +439,6 @@ struct Tiled {
   static constexpr int kAllSteps = (kHiddenSize + V::kStep - 1) / V::kStep;
   static constexpr int kSteps = (kAllSteps + V::kSplit - 1) / V::kSplit;  // of a CTA
   static constexpr int kSlice = kSteps * V::kStep;
-  // The tensor cores cut bits off where fp32 would round, about 3e-8 of the sum for each mma that adds to it: a long
-  // slice is summed step by step.
-  static constexpr bool kAddsSteps = kSteps * kBlocks * 2 * kGateTerms * kRowTerms > 32;
   static constexpr bool kGuardHidden = V::kSplit * kSlice != kHiddenSize;
   static constexpr bool kGuardExperts = kNumExperts % V::kExperts != 0;
   static constexpr int kQuads = V::kTokens * V::kExperts / 4;  // logits of the tile, four experts of a token at a time
@@ -457,7 +452,7 @@ struct Tiled {
   static constexpr int kRingBytes = V::kStages * kStageBytes > kPartialBytes ? V::kStages * kStageBytes : kPartialBytes;
   static constexpr int kNormBytes = kSlice * sizeof(Activation);
   static constexpr int kIncomingBytes = V::kSplit > 1 ? V::kSplit * kOwnQuads * 16 : 0;
-  static constexpr int kSmemBytes = kRingBytes + kNormBytes + kIncomingBytes;
+  static_assert(kRingBytes + kNormBytes + kIncomingBytes == V::kSmemBytes, "the plan lays out the same shared memory");
 };
 
 // Where 16-byte chunk `chunk` of row `row` lies in a row of shared memory: rows that a warp reads together start in
@@ -561,7 +556,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   }
 
   float sums[S::kTokenTiles][S::kExpertTiles][4] = {};
-  float step_sums[S::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
+  float step_sums[V::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
   float squares[S::kTokenTiles][4] = {};
 #pragma unroll 1
   for (int step = 0; step < S::kSteps; ++step) {
@@ -574,8 +569,8 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
     commit_copies();
 
     // Stage: products and squares.
-    auto& into = choose<S::kAddsSteps>(step_sums, sums);
-    if constexpr (S::kAddsSteps) {
+    auto& into = choose<V::kAddsSteps>(step_sums, sums);
+    if constexpr (V::kAddsSteps) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&step_sums[0][0][0])[i] = 0.0f;
     }
@@ -596,14 +591,14 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         if (V::kExpertWarps == 1 || expert_warp == 0) {
           float (&total)[4] = squares[n];
           float step_total[4] = {};
-          auto& squares_into = S::kAddsSteps ? step_total : total;
+          auto& squares_into = V::kAddsSteps ? step_total : total;
 #pragma unroll
           for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
             const int left = i / kRowTerms, right = i % kRowTerms;
             mma_squares(squares_into, rows[n][0][left], rows[n][1][left], rows[n][0][right], rows[n][1][right]);
             mma_squares(squares_into, rows[n][2][left], rows[n][3][left], rows[n][2][right], rows[n][3][right]);
           }
-          if constexpr (S::kAddsSteps) {
+          if constexpr (V::kAddsSteps) {
             total[0] += step_total[0];
             total[1] += step_total[1];
           }
@@ -641,7 +636,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         }
       }
     }
-    if constexpr (S::kAddsSteps) {
+    if constexpr (V::kAddsSteps) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&sums[0][0][0])[i] += (&step_sums[0][0][0])[i];
     }
@@ -779,60 +774,65 @@ struct GemvT2E1W16C1 {
 // split_k_t8_e16_s8_w16_b1, 3 to 8 tokens: measured on NVIDIA H200: 2.16 us at 8 tokens, next best
 // split_k_t8_e32_s8_w16_b1 2.25.
 struct SplitKT8E16S8W16B1 {
-  static constexpr int kTokens = 8;            // tokens that a CTA serves
-  static constexpr int kExperts = 16;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kWarps = 16;            // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 1;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t8_e32_s8_w16_b1, 9 to 16 tokens: measured on NVIDIA H200: 2.30 us at 16 tokens, next best
 // split_k_t8_e16_s5_w14_b2 2.45.
 struct SplitKT8E32S8W16B1 {
-  static constexpr int kTokens = 8;            // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kWarps = 16;            // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 1;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t8_e32_s5_w7_b4, 17 to 32 tokens: measured on NVIDIA H200: 2.69 us at 32 tokens, next best
 // split_k_t16_e32_s8_w8_b2 2.86.
 struct SplitKT8E32S5W7B4 {
-  static constexpr int kTokens = 8;            // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 5;             // CTAs that share hidden_size
-  static constexpr int kWarps = 7;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t16_e32_s4_w8_b4, 33 to 64 tokens: measured on NVIDIA H200: 3.42 us at 64 tokens, next best
 // split_k_t16_e32_s5_w7_b4 3.76.
 struct SplitKT16E32S4W8B4 {
-  static constexpr int kTokens = 16;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 4;             // CTAs that share hidden_size
-  static constexpr int kWarps = 8;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t32_e32_s5_w7_b2_r2, 65 to 128 tokens: measured on NVIDIA H200: 5.91 us at 128 tokens, next best
 // split_k_t32_e16_s8_w4_b4 7.03.
 struct SplitKT32E32S5W7B2R2 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 5;             // CTAs that share hidden_size
-  static constexpr int kWarps = 7;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 2;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 32;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -847,7 +847,10 @@ struct TiledT32E32S6W124K128D3 {
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 54816;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t32_e64_s3_w124_k128_d3, 257 to 512 tokens: measured on NVIDIA H200: 12.85 us at 512 tokens, next best
@@ -861,7 +864,10 @@ struct TiledT32E64S3W124K128D3 {
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 84752;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t32_e32_s2_w214_k128_d3, 513 to 1024 tokens: measured on NVIDIA H200: 18.10 us at 1024 tokens, next best
@@ -875,7 +881,10 @@ struct TiledT32E32S2W214K128D3 {
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 57344;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t64_e128_s2_w222_k128_d3, 1025 tokens and more: measured on NVIDIA H200: 57.15 us at 4096 tokens, next best
@@ -889,7 +898,10 @@ struct TiledT64E128S2W222K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 184320;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 }  // namespace
@@ -985,22 +997,22 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s5_w7_b2_
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args& args) {
   return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 24, 256, Tiled<TiledT32E32S6W124K128D3>::kSmemBytes, 6, true}, args);
+                {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E32S6W124K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm90(const normgate_args& args) {
   return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 6, 256, Tiled<TiledT32E64S3W124K128D3>::kSmemBytes, 3, true}, args);
+                {ceil_div(args.num_tokens, 32) * 6, 256, TiledT32E64S3W124K128D3::kSmemBytes, 3, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w214_k128_d3_sm90(const normgate_args& args) {
   return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w214_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 8, 256, Tiled<TiledT32E32S2W214K128D3>::kSmemBytes, 2, true}, args);
+                {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E32S2W214K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args) {
   return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 2, 256, Tiled<TiledT64E128S2W222K128D3>::kSmemBytes, 2, true}, args);
+                {ceil_div(args.num_tokens, 64) * 2, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
 }  // namespace normgate

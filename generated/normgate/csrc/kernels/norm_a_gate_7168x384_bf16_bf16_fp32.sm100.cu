@@ -187,8 +187,6 @@ struct SplitK {
   static constexpr bool kGuardExperts = kNumExperts % V::kExperts != 0;
   static constexpr int kQuads = V::kTokens * V::kExperts / 4;  // logits of the tile, four experts of a token at a time
   static constexpr int kOwnQuads = (kQuads + V::kSplit - 1) / V::kSplit;  // of which a CTA finishes these
-  // Independent accumulators: with few tiles, one mma would wait for the other's sum.
-  static constexpr int kChains = kTokenTiles * kExpertTiles <= 2 ? 2 : 1;
   // Rows stay in registers if one round holds the whole slice, and are read again for normed_x if not.
   static constexpr bool kKeepRows = V::kRounds == 1;
 };
@@ -223,7 +221,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
 
-  float sums[S::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
+  float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
   float squares[S::kTokenTiles][4] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
 
@@ -289,7 +287,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 #pragma unroll
               for (int r = 0; r < kRowTerms; ++r) {
                 if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % S::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
                              bottom[step + 1][g], row[step][r], row[step + 1][r]);
               }
             }
@@ -314,7 +312,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float sum = sums[0][n][e][i];
-        if constexpr (S::kChains == 2) sum += sums[1][n][e][i];
+        if constexpr (V::kChains == 2) sum += sums[1][n][e][i];
         reinterpret_cast<float*>(partial[warp][n * 8 + 2 * quad + i % 2])[e * 16 + i / 2 * 8 + group] = sum;
       }
     }
@@ -441,9 +439,6 @@ struct Tiled {
   static constexpr int kAllSteps = (kHiddenSize + V::kStep - 1) / V::kStep;
   static constexpr int kSteps = (kAllSteps + V::kSplit - 1) / V::kSplit;  // of a CTA
   static constexpr int kSlice = kSteps * V::kStep;
-  // The tensor cores cut bits off where fp32 would round, about 3e-8 of the sum for each mma that adds to it: a long
-  // slice is summed step by step.
-  static constexpr bool kAddsSteps = kSteps * kBlocks * 2 * kGateTerms * kRowTerms > 32;
   static constexpr bool kGuardHidden = V::kSplit * kSlice != kHiddenSize;
   static constexpr bool kGuardExperts = kNumExperts % V::kExperts != 0;
   static constexpr int kQuads = V::kTokens * V::kExperts / 4;  // logits of the tile, four experts of a token at a time
@@ -457,7 +452,7 @@ struct Tiled {
   static constexpr int kRingBytes = V::kStages * kStageBytes > kPartialBytes ? V::kStages * kStageBytes : kPartialBytes;
   static constexpr int kNormBytes = kSlice * sizeof(Activation);
   static constexpr int kIncomingBytes = V::kSplit > 1 ? V::kSplit * kOwnQuads * 16 : 0;
-  static constexpr int kSmemBytes = kRingBytes + kNormBytes + kIncomingBytes;
+  static_assert(kRingBytes + kNormBytes + kIncomingBytes == V::kSmemBytes, "the plan lays out the same shared memory");
 };
 
 // Where 16-byte chunk `chunk` of row `row` lies in a row of shared memory: rows that a warp reads together start in
@@ -561,7 +556,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   }
 
   float sums[S::kTokenTiles][S::kExpertTiles][4] = {};
-  float step_sums[S::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
+  float step_sums[V::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
   float squares[S::kTokenTiles][4] = {};
 #pragma unroll 1
   for (int step = 0; step < S::kSteps; ++step) {
@@ -574,8 +569,8 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
     commit_copies();
 
     // Stage: products and squares.
-    auto& into = choose<S::kAddsSteps>(step_sums, sums);
-    if constexpr (S::kAddsSteps) {
+    auto& into = choose<V::kAddsSteps>(step_sums, sums);
+    if constexpr (V::kAddsSteps) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&step_sums[0][0][0])[i] = 0.0f;
     }
@@ -596,14 +591,14 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         if (V::kExpertWarps == 1 || expert_warp == 0) {
           float (&total)[4] = squares[n];
           float step_total[4] = {};
-          auto& squares_into = S::kAddsSteps ? step_total : total;
+          auto& squares_into = V::kAddsSteps ? step_total : total;
 #pragma unroll
           for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
             const int left = i / kRowTerms, right = i % kRowTerms;
             mma_squares(squares_into, rows[n][0][left], rows[n][1][left], rows[n][0][right], rows[n][1][right]);
             mma_squares(squares_into, rows[n][2][left], rows[n][3][left], rows[n][2][right], rows[n][3][right]);
           }
-          if constexpr (S::kAddsSteps) {
+          if constexpr (V::kAddsSteps) {
             total[0] += step_total[0];
             total[1] += step_total[1];
           }
@@ -641,7 +636,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         }
       }
     }
-    if constexpr (S::kAddsSteps) {
+    if constexpr (V::kAddsSteps) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&sums[0][0][0])[i] += (&step_sums[0][0][0])[i];
     }
@@ -781,24 +776,26 @@ struct GemvT2E3W14C2 {
 // split_k_t8_e32_s8_w7_b4, 3 to 8 tokens: cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table
 // for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W7B4 {
-  static constexpr int kTokens = 8;            // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kWarps = 7;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned
 // table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W7B4 {
-  static constexpr int kTokens = 16;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kWarps = 7;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -813,7 +810,10 @@ struct TiledT32E32S8W222K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 55040;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: cheapest of 394 legal variants of split_k and tiled at 64 tokens (no
@@ -827,7 +827,10 @@ struct TiledT32E64S8W222K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 83712;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t64_e64_s8_w222_k128_d3, 65 to 128 tokens: cheapest of 395 legal variants of split_k and tiled at 128 tokens
@@ -841,7 +844,10 @@ struct TiledT64E64S8W222K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 116480;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t64_e128_s8_w222_k128_d3, 129 to 256 tokens: cheapest of 374 legal variants of split_k and tiled at 256 tokens
@@ -855,7 +861,10 @@ struct TiledT64E128S8W222K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 182016;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t32_e96_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 374 legal variants of split_k and tiled at 512 tokens
@@ -869,7 +878,10 @@ struct TiledT32E96S2W124K128D3 {
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 117760;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t64_e96_s2_w222_k128_d3, 513 to 1024 tokens: cheapest of 374 legal variants of split_k and tiled at 1024 tokens
@@ -883,7 +895,10 @@ struct TiledT64E96S2W222K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 154624;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t64_e128_s2_w222_k128_d3, 1025 tokens and more: cheapest of 374 legal variants of split_k and tiled at 4096
@@ -897,7 +912,10 @@ struct TiledT64E128S2W222K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 187392;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 }  // namespace
@@ -978,37 +996,37 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 96, 256, Tiled<TiledT32E32S8W222K128D3>::kSmemBytes, 8, true}, args);
+                {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 48, 256, Tiled<TiledT32E64S8W222K128D3>::kSmemBytes, 8, true}, args);
+                {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 64) * 48, 256, Tiled<TiledT64E64S8W222K128D3>::kSmemBytes, 8, true}, args);
+                {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 64) * 24, 256, Tiled<TiledT64E128S8W222K128D3>::kSmemBytes, 8, true}, args);
+                {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E128S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 8, 256, Tiled<TiledT32E96S2W124K128D3>::kSmemBytes, 2, true}, args);
+                {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E96S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 64) * 8, 256, Tiled<TiledT64E96S2W222K128D3>::kSmemBytes, 2, true}, args);
+                {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E96S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 64) * 6, 256, Tiled<TiledT64E128S2W222K128D3>::kSmemBytes, 2, true}, args);
+                {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
 }  // namespace normgate

@@ -188,8 +188,6 @@ struct SplitK {
   static constexpr bool kGuardExperts = kNumExperts % V::kExperts != 0;
   static constexpr int kQuads = V::kTokens * V::kExperts / 4;  // logits of the tile, four experts of a token at a time
   static constexpr int kOwnQuads = (kQuads + V::kSplit - 1) / V::kSplit;  // of which a CTA finishes these
-  // Independent accumulators: with few tiles, one mma would wait for the other's sum.
-  static constexpr int kChains = kTokenTiles * kExpertTiles <= 2 ? 2 : 1;
   // Rows stay in registers if one round holds the whole slice, and are read again for normed_x if not.
   static constexpr bool kKeepRows = V::kRounds == 1;
 };
@@ -228,7 +226,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     bias[threadIdx.x] = widen(static_cast<const GateWeight*>(args.gate_bias)[first_expert + threadIdx.x]);
   }
 
-  float sums[S::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
+  float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
   float squares[S::kTokenTiles][4] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
 
@@ -294,7 +292,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 #pragma unroll
               for (int r = 0; r < kRowTerms; ++r) {
                 if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % S::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
                              bottom[step + 1][g], row[step][r], row[step + 1][r]);
               }
             }
@@ -319,7 +317,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float sum = sums[0][n][e][i];
-        if constexpr (S::kChains == 2) sum += sums[1][n][e][i];
+        if constexpr (V::kChains == 2) sum += sums[1][n][e][i];
         reinterpret_cast<float*>(partial[warp][n * 8 + 2 * quad + i % 2])[e * 16 + i / 2 * 8 + group] = sum;
       }
     }
@@ -448,9 +446,6 @@ struct Tiled {
   static constexpr int kAllSteps = (kHiddenSize + V::kStep - 1) / V::kStep;
   static constexpr int kSteps = (kAllSteps + V::kSplit - 1) / V::kSplit;  // of a CTA
   static constexpr int kSlice = kSteps * V::kStep;
-  // The tensor cores cut bits off where fp32 would round, about 3e-8 of the sum for each mma that adds to it: a long
-  // slice is summed step by step.
-  static constexpr bool kAddsSteps = kSteps * kBlocks * 2 * kGateTerms * kRowTerms > 32;
   static constexpr bool kGuardHidden = V::kSplit * kSlice != kHiddenSize;
   static constexpr bool kGuardExperts = kNumExperts % V::kExperts != 0;
   static constexpr int kQuads = V::kTokens * V::kExperts / 4;  // logits of the tile, four experts of a token at a time
@@ -464,7 +459,7 @@ struct Tiled {
   static constexpr int kRingBytes = V::kStages * kStageBytes > kPartialBytes ? V::kStages * kStageBytes : kPartialBytes;
   static constexpr int kNormBytes = kSlice * sizeof(Activation);
   static constexpr int kIncomingBytes = V::kSplit > 1 ? V::kSplit * kOwnQuads * 16 : 0;
-  static constexpr int kSmemBytes = kRingBytes + kNormBytes + kIncomingBytes;
+  static_assert(kRingBytes + kNormBytes + kIncomingBytes == V::kSmemBytes, "the plan lays out the same shared memory");
 };
 
 // Where 16-byte chunk `chunk` of row `row` lies in a row of shared memory: rows that a warp reads together start in
@@ -572,7 +567,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   }
 
   float sums[S::kTokenTiles][S::kExpertTiles][4] = {};
-  float step_sums[S::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
+  float step_sums[V::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
   float squares[S::kTokenTiles][4] = {};
 #pragma unroll 1
   for (int step = 0; step < S::kSteps; ++step) {
@@ -585,8 +580,8 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
     commit_copies();
 
     // Stage: products and squares.
-    auto& into = choose<S::kAddsSteps>(step_sums, sums);
-    if constexpr (S::kAddsSteps) {
+    auto& into = choose<V::kAddsSteps>(step_sums, sums);
+    if constexpr (V::kAddsSteps) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&step_sums[0][0][0])[i] = 0.0f;
     }
@@ -607,14 +602,14 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         if (V::kExpertWarps == 1 || expert_warp == 0) {
           float (&total)[4] = squares[n];
           float step_total[4] = {};
-          auto& squares_into = S::kAddsSteps ? step_total : total;
+          auto& squares_into = V::kAddsSteps ? step_total : total;
 #pragma unroll
           for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
             const int left = i / kRowTerms, right = i % kRowTerms;
             mma_squares(squares_into, rows[n][0][left], rows[n][1][left], rows[n][0][right], rows[n][1][right]);
             mma_squares(squares_into, rows[n][2][left], rows[n][3][left], rows[n][2][right], rows[n][3][right]);
           }
-          if constexpr (S::kAddsSteps) {
+          if constexpr (V::kAddsSteps) {
             total[0] += step_total[0];
             total[1] += step_total[1];
           }
@@ -652,7 +647,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         }
       }
     }
-    if constexpr (S::kAddsSteps) {
+    if constexpr (V::kAddsSteps) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&sums[0][0][0])[i] += (&step_sums[0][0][0])[i];
     }
@@ -805,60 +800,65 @@ struct GemvT4E1W12C1 {
 // split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned
 // table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S8W4B3 {
-  static constexpr int kTokens = 8;            // tokens that a CTA serves
-  static constexpr int kExperts = 16;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kWarps = 4;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned
 // table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W5B3 {
-  static constexpr int kTokens = 8;            // tokens that a CTA serves
-  static constexpr int kExperts = 16;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kWarps = 5;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t16_e16_s6_w5_b3, 17 to 32 tokens: cheapest of 325 legal variants of split_k and tiled at 32 tokens (no tuned
 // table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W5B3 {
-  static constexpr int kTokens = 16;           // tokens that a CTA serves
-  static constexpr int kExperts = 16;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kWarps = 5;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t16_e32_s6_w5_b3, 33 to 64 tokens: cheapest of 300 legal variants of split_k and tiled at 64 tokens (no tuned
 // table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S6W5B3 {
-  static constexpr int kTokens = 16;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kWarps = 5;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t32_e32_s6_w5_b3, 65 to 128 tokens: cheapest of 227 legal variants of split_k and tiled at 128 tokens (no
 // tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E32S6W5B3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kWarps = 5;             // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;            // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;            // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 32;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -873,7 +873,10 @@ struct TiledT32E64S6W222K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 83008;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t32_e32_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 175 legal variants of split_k and tiled at 512 tokens
@@ -887,7 +890,10 @@ struct TiledT32E32S2W124K128D3 {
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 56320;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: cheapest of 175 legal variants of split_k and tiled at 1024 tokens
@@ -901,7 +907,10 @@ struct TiledT32E64S2W124K128D3 {
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 84992;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 // tiled_t64_e64_s1_w222_k64_d4, 1025 tokens and more: cheapest of 175 legal variants of split_k and tiled at 4096
@@ -915,7 +924,10 @@ struct TiledT64E64S1W222K64D4 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 64;             // elements of hidden_size in a step
   static constexpr int kStages = 4;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 71296;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
 }  // namespace
@@ -1021,25 +1033,25 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm120(
     const normgate_args& args) {
   return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 12, 256, Tiled<TiledT32E64S6W222K128D3>::kSmemBytes, 6, true}, args);
+                {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s2_w124_k128_d3_sm120(
     const normgate_args& args) {
   return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s2_w124_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 8, 256, Tiled<TiledT32E32S2W124K128D3>::kSmemBytes, 2, true}, args);
+                {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E32S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm120(
     const normgate_args& args) {
   return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 4, 256, Tiled<TiledT32E64S2W124K128D3>::kSmemBytes, 2, true}, args);
+                {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s1_w222_k64_d4_sm120(
     const normgate_args& args) {
   return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s1_w222_k64_d4_sm120,
-                {ceil_div(args.num_tokens, 64) * 2, 256, Tiled<TiledT64E64S1W222K64D4>::kSmemBytes, 1, true}, args);
+                {ceil_div(args.num_tokens, 64) * 2, 256, TiledT64E64S1W222K64D4::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

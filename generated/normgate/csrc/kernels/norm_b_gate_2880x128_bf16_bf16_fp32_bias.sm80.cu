@@ -182,8 +182,6 @@ struct SplitK {
   static constexpr bool kGuardHidden = V::kSplit * kSlice != kHiddenSize;
   static constexpr bool kGuardExperts = kNumExperts % V::kExperts != 0;
   static constexpr int kQuads = V::kTokens * V::kExperts / 4;  // logits of the tile, four experts of a token at a time
-  // Independent accumulators: with few tiles, one mma would wait for the other's sum.
-  static constexpr int kChains = kTokenTiles * kExpertTiles <= 2 ? 2 : 1;
 };
 
 template <class V>
@@ -208,7 +206,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   __shared__ float4
       partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
 
-  float sums[S::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
+  float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
 
 #pragma unroll 1
@@ -270,7 +268,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 #pragma unroll
               for (int r = 0; r < kRowTerms; ++r) {
                 if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % S::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
                              bottom[step + 1][g], row[step][r], row[step + 1][r]);
               }
             }
@@ -288,7 +286,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float sum = sums[0][n][e][i];
-        if constexpr (S::kChains == 2) sum += sums[1][n][e][i];
+        if constexpr (V::kChains == 2) sum += sums[1][n][e][i];
         reinterpret_cast<float*>(partial[warp][n * 8 + 2 * quad + i % 2])[e * 16 + i / 2 * 8 + group] = sum;
       }
     }
@@ -330,9 +328,6 @@ struct Tiled {
   static constexpr int kAllSteps = (kHiddenSize + V::kStep - 1) / V::kStep;
   static constexpr int kSteps = (kAllSteps + V::kSplit - 1) / V::kSplit;  // of a CTA
   static constexpr int kSlice = kSteps * V::kStep;
-  // The tensor cores cut bits off where fp32 would round, about 3e-8 of the sum for each mma that adds to it: a long
-  // slice is summed step by step.
-  static constexpr bool kAddsSteps = kSteps * kBlocks * 2 * kGateTerms * kRowTerms > 32;
   static constexpr bool kGuardHidden = V::kSplit * kSlice != kHiddenSize;
   static constexpr bool kGuardExperts = kNumExperts % V::kExperts != 0;
   static constexpr int kQuads = V::kTokens * V::kExperts / 4;  // logits of the tile, four experts of a token at a time
@@ -345,7 +340,7 @@ struct Tiled {
   static constexpr int kRingBytes = V::kStages * kStageBytes > kPartialBytes ? V::kStages * kStageBytes : kPartialBytes;
   static constexpr int kNormBytes = kSlice * sizeof(Activation);
   static constexpr int kIncomingBytes = 0;
-  static constexpr int kSmemBytes = kRingBytes + kNormBytes + kIncomingBytes;
+  static_assert(kRingBytes + kNormBytes + kIncomingBytes == V::kSmemBytes, "the plan lays out the same shared memory");
 };
 
 // Where 16-byte chunk `chunk` of row `row` lies in a row of shared memory: rows that a warp reads together start in
@@ -441,7 +436,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   }
 
   float sums[S::kTokenTiles][S::kExpertTiles][4] = {};
-  float step_sums[S::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
+  float step_sums[V::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
 #pragma unroll 1
   for (int step = 0; step < S::kSteps; ++step) {
     wait_for_copies<V::kStages - 2>();
@@ -453,8 +448,8 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
     commit_copies();
 
     // Stage: products.
-    auto& into = choose<S::kAddsSteps>(step_sums, sums);
-    if constexpr (S::kAddsSteps) {
+    auto& into = choose<V::kAddsSteps>(step_sums, sums);
+    if constexpr (V::kAddsSteps) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&step_sums[0][0][0])[i] = 0.0f;
     }
@@ -505,7 +500,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         }
       }
     }
-    if constexpr (S::kAddsSteps) {
+    if constexpr (V::kAddsSteps) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&sums[0][0][0])[i] += (&step_sums[0][0][0])[i];
     }
@@ -645,116 +640,133 @@ struct GemvT4E2W12C1 {
 // split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned
 // table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S8W4B3 {
-  static constexpr int kTokens = 8;              // tokens that a CTA serves
-  static constexpr int kExperts = 16;            // experts that a CTA computes
-  static constexpr int kSplit = 8;               // CTAs that share hidden_size
-  static constexpr int kWarps = 4;               // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;              // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;              // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
 // split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned
 // table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W5B3 {
-  static constexpr int kTokens = 8;              // tokens that a CTA serves
-  static constexpr int kExperts = 16;            // experts that a CTA computes
-  static constexpr int kSplit = 6;               // CTAs that share hidden_size
-  static constexpr int kWarps = 5;               // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;              // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;              // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
 // split_k_t16_e16_s6_w5_b3, 17 to 32 tokens: cheapest of 378 legal variants of split_k and tiled at 32 tokens (no tuned
 // table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W5B3 {
-  static constexpr int kTokens = 16;             // tokens that a CTA serves
-  static constexpr int kExperts = 16;            // experts that a CTA computes
-  static constexpr int kSplit = 6;               // CTAs that share hidden_size
-  static constexpr int kWarps = 5;               // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;              // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;              // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
 // split_k_t16_e32_s6_w5_b3, 33 to 64 tokens: cheapest of 437 legal variants of split_k and tiled at 64 tokens (no tuned
 // table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S6W5B3 {
-  static constexpr int kTokens = 16;             // tokens that a CTA serves
-  static constexpr int kExperts = 32;            // experts that a CTA computes
-  static constexpr int kSplit = 6;               // CTAs that share hidden_size
-  static constexpr int kWarps = 5;               // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;              // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;              // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
 // split_k_t32_e32_s6_w5_b3, 65 to 128 tokens: cheapest of 419 legal variants of split_k and tiled at 128 tokens (no
 // tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E32S6W5B3 {
-  static constexpr int kTokens = 32;             // tokens that a CTA serves
-  static constexpr int kExperts = 32;            // experts that a CTA computes
-  static constexpr int kSplit = 6;               // CTAs that share hidden_size
-  static constexpr int kWarps = 5;               // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;              // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;              // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kTokens = 32;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
 // tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 366 legal variants of split_k and tiled at 256 tokens
 // (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
-  static constexpr int kTokens = 32;             // tokens that a CTA serves
-  static constexpr int kExperts = 64;            // experts that a CTA computes
-  static constexpr int kSplit = 6;               // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;          // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;         // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;          // warps that share a step
-  static constexpr int kStep = 128;              // elements of hidden_size in a step
-  static constexpr int kStages = 3;              // steps in shared memory at a time
+  static constexpr int kTokens = 32;        // tokens that a CTA serves
+  static constexpr int kExperts = 64;       // experts that a CTA computes
+  static constexpr int kSplit = 6;          // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;     // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;    // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;     // warps that share a step
+  static constexpr int kStep = 128;         // elements of hidden_size in a step
+  static constexpr int kStages = 3;         // steps in shared memory at a time
+  static constexpr int kSmemBytes = 74752;  // dynamic shared memory
+  static constexpr bool kAddsSteps =
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
 // tiled_t64_e64_s6_w222_k128_d3, 257 to 512 tokens: cheapest of 366 legal variants of split_k and tiled at 512 tokens
 // (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S6W222K128D3 {
-  static constexpr int kTokens = 64;             // tokens that a CTA serves
-  static constexpr int kExperts = 64;            // experts that a CTA computes
-  static constexpr int kSplit = 6;               // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;          // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;         // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;          // warps that share a step
-  static constexpr int kStep = 128;              // elements of hidden_size in a step
-  static constexpr int kStages = 3;              // steps in shared memory at a time
+  static constexpr int kTokens = 64;        // tokens that a CTA serves
+  static constexpr int kExperts = 64;       // experts that a CTA computes
+  static constexpr int kSplit = 6;          // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;     // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;    // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;     // warps that share a step
+  static constexpr int kStep = 128;         // elements of hidden_size in a step
+  static constexpr int kStages = 3;         // steps in shared memory at a time
+  static constexpr int kSmemBytes = 99328;  // dynamic shared memory
+  static constexpr bool kAddsSteps =
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
 // tiled_t64_e64_s3_w222_k128_d3, 513 to 1024 tokens: cheapest of 366 legal variants of split_k and tiled at 1024 tokens
 // (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S3W222K128D3 {
-  static constexpr int kTokens = 64;             // tokens that a CTA serves
-  static constexpr int kExperts = 64;            // experts that a CTA computes
-  static constexpr int kSplit = 3;               // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;          // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;         // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;          // warps that share a step
-  static constexpr int kStep = 128;              // elements of hidden_size in a step
-  static constexpr int kStages = 3;              // steps in shared memory at a time
+  static constexpr int kTokens = 64;         // tokens that a CTA serves
+  static constexpr int kExperts = 64;        // experts that a CTA computes
+  static constexpr int kSplit = 3;           // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;      // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;     // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;      // warps that share a step
+  static constexpr int kStep = 128;          // elements of hidden_size in a step
+  static constexpr int kStages = 3;          // steps in shared memory at a time
+  static constexpr int kSmemBytes = 100352;  // dynamic shared memory
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
 // tiled_t64_e128_s3_w222_k128_d3, 1025 tokens and more: cheapest of 366 legal variants of split_k and tiled at 4096
 // tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S3W222K128D3 {
-  static constexpr int kTokens = 64;             // tokens that a CTA serves
-  static constexpr int kExperts = 128;           // experts that a CTA computes
-  static constexpr int kSplit = 3;               // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;          // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;         // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;          // warps that share a step
-  static constexpr int kStep = 128;              // elements of hidden_size in a step
-  static constexpr int kStages = 3;              // steps in shared memory at a time
+  static constexpr int kTokens = 64;         // tokens that a CTA serves
+  static constexpr int kExperts = 128;       // experts that a CTA computes
+  static constexpr int kSplit = 3;           // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;      // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;     // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;      // warps that share a step
+  static constexpr int kStep = 128;          // elements of hidden_size in a step
+  static constexpr int kStages = 3;          // steps in shared memory at a time
+  static constexpr int kSmemBytes = 149504;  // dynamic shared memory
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
@@ -922,7 +934,7 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w22
     const normgate_args& args) {
   if (const cudaError_t error =
           launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 32) * 12, 256, Tiled<TiledT32E64S6W222K128D3>::kSmemBytes, 1, false}, args))
+                 {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S6W222K128D3::kSmemBytes, 1, false}, args))
     return error;
   return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm80_finish,
                 {args.num_tokens, 256, 0, 1, false}, args);
@@ -932,7 +944,7 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w22
     const normgate_args& args) {
   if (const cudaError_t error =
           launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 64) * 12, 256, Tiled<TiledT64E64S6W222K128D3>::kSmemBytes, 1, false}, args))
+                 {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E64S6W222K128D3::kSmemBytes, 1, false}, args))
     return error;
   return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm80_finish,
                 {args.num_tokens, 256, 0, 1, false}, args);
@@ -942,7 +954,7 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w22
     const normgate_args& args) {
   if (const cudaError_t error =
           launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 64) * 6, 256, Tiled<TiledT64E64S3W222K128D3>::kSmemBytes, 1, false}, args))
+                 {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E64S3W222K128D3::kSmemBytes, 1, false}, args))
     return error;
   return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm80_finish,
                 {args.num_tokens, 256, 0, 1, false}, args);
@@ -952,7 +964,7 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w2
     const normgate_args& args) {
   if (const cudaError_t error =
           launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 64) * 3, 256, Tiled<TiledT64E128S3W222K128D3>::kSmemBytes, 1, false}, args))
+                 {ceil_div(args.num_tokens, 64) * 3, 256, TiledT64E128S3W222K128D3::kSmemBytes, 1, false}, args))
     return error;
   return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k128_d3_sm80_finish,
                 {args.num_tokens, 256, 0, 1, false}, args);
