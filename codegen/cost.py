@@ -1,9 +1,8 @@
 """A model of what a variant costs, for chips without a tuned table. It ranks variants; its microseconds are an H200's.
 
 The terms are the work that a launch cannot hide, each in microseconds of one multiprocessor at full rate; the
-coefficients beside them say how much of it shows. They were fitted to 4278 variants measured on an H200 in the chain
-protocol, at 1 to 4096 tokens of four shapes: what the model picks takes 6 % longer than the best of them, in the
-geometric mean (docs/notes/kernels.md).
+coefficients beside them say how much of it shows. They were fitted to exploratory sweeps of four shapes on an H200
+(docs/notes/kernels.md); tests/generator/test_tune.py holds what they rank best against what specs/tuned records.
 """
 
 from __future__ import annotations

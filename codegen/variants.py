@@ -81,8 +81,31 @@ class Gemv:
         return weights + rows + self.experts + _SPARE_REGISTERS - 16
 
 
+class _TensorCoreTile:
+    """What the families share that compute tiles of `experts` x `tokens`, hidden_size split over `split` CTAs."""
+
+    tokens: int
+    experts: int
+    split: int
+
+    @property
+    def max_tokens(self) -> int | None:
+        """No limit: further tokens are further CTAs."""
+        return None
+
+    def tiles(self, problem: Problem) -> int:
+        return ceil_div(problem.num_experts, self.experts)
+
+    def ctas(self, problem: Problem, num_tokens: int) -> int:
+        return ceil_div(num_tokens, self.tokens) * self.tiles(problem) * self.split
+
+    def workspace_row(self, problem: Problem) -> int:
+        """fp32 sums of a token in the workspace of chips without clusters."""
+        return self.tiles(problem) * self.experts
+
+
 @dataclass(frozen=True, order=True)
-class SplitK:
+class SplitK(_TensorCoreTile):
     """A tensor-core tile of `experts` x `tokens`, hidden_size split over CTAs, warps, rounds and 32-wide blocks."""
 
     tokens: int
@@ -107,11 +130,6 @@ class SplitK:
         return self.warps * 32
 
     @property
-    def max_tokens(self) -> int | None:
-        """No limit: further tokens are further CTAs."""
-        return None
-
-    @property
     def slice(self) -> int:
         """Elements of hidden_size that a CTA takes."""
         return self.warps * self.rounds * self.blocks * 32
@@ -124,16 +142,6 @@ class SplitK:
     def chain(self, problem: Problem) -> int:
         """mma that add to one accumulator."""
         return self.rounds * self.blocks * 2 * mma_terms(problem) // self.chains
-
-    def tiles(self, problem: Problem) -> int:
-        return ceil_div(problem.num_experts, self.experts)
-
-    def ctas(self, problem: Problem, num_tokens: int) -> int:
-        return ceil_div(num_tokens, self.tokens) * self.tiles(problem) * self.split
-
-    def workspace_row(self, problem: Problem) -> int:
-        """fp32 sums of a token in the workspace of chips without clusters."""
-        return self.tiles(problem) * self.experts
 
     def static_smem(self, problem: Problem, cluster: bool) -> int:
         total = self.warps * self.tokens * (self.experts + 4) * 4
@@ -157,7 +165,7 @@ class SplitK:
 
 
 @dataclass(frozen=True, order=True)
-class Tiled:
+class Tiled(_TensorCoreTile):
     """A tensor-core tile of `experts` x `tokens`; operands pass through shared memory in steps of `step` elements."""
 
     tokens: int
@@ -185,21 +193,6 @@ class Tiled:
     @property
     def threads(self) -> int:
         return self.warps * 32
-
-    @property
-    def max_tokens(self) -> int | None:
-        """No limit: further tokens are further CTAs."""
-        return None
-
-    def tiles(self, problem: Problem) -> int:
-        return ceil_div(problem.num_experts, self.experts)
-
-    def ctas(self, problem: Problem, num_tokens: int) -> int:
-        return ceil_div(num_tokens, self.tokens) * self.tiles(problem) * self.split
-
-    def workspace_row(self, problem: Problem) -> int:
-        """fp32 sums of a token in the workspace of chips without clusters."""
-        return self.tiles(problem) * self.experts
 
     def steps(self, problem: Problem) -> int:
         """Steps of a CTA."""

@@ -3,13 +3,14 @@
 import io
 import json
 import shutil
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from codegen import manifest, package, places, tune, tuned, variants
+from codegen import cost, manifest, naming, package, places, tune, tuned, variants
 from codegen.arch import ARCHS
 from codegen.bench.chain import Timing
 from codegen.bench.record import ProtocolRecord
@@ -261,3 +262,21 @@ def test_a_run_writes_after_each_count_and_goes_on_where_it_was(small_spec, tmp_
     problem = ""
     assert at[2][0] in run(1, 2)
     assert set(tuned.read(path).measured) == {1, 2} and measured == [1, 2]
+
+
+def test_cost_model_picks_close_to_the_best_of_what_was_measured() -> None:
+    """Over every recorded point: the measured time of the model's pick over that of the fastest, geometric mean."""
+    specs = load_specs(places.all_specs())
+    tables = tuned.load(specs, Path(__file__).resolve().parents[2] / "specs" / "tuned")
+    ratios = []
+    for spec in specs:
+        problem = Problem.of(spec)
+        for (kernel, sm), table in tables.items():
+            if kernel != naming.kernel_name(problem):
+                continue
+            for tokens in table.measured:
+                timed = tuned.legal_measured(table, problem, tokens)
+                pick = min(timed, key=lambda one: cost.microseconds(problem, ARCHS[sm], one[1], tokens))  # noqa: B023
+                ratios.append(pick[0] / timed[0][0])
+    assert len(ratios) >= 90
+    assert statistics.geometric_mean(ratios) < 1.15
