@@ -279,4 +279,4 @@ def test_cost_model_picks_close_to_the_best_of_what_was_measured() -> None:
                 pick = min(timed, key=lambda one: cost.microseconds(problem, ARCHS[sm], one[1], tokens))  # noqa: B023
                 ratios.append(pick[0] / timed[0][0])
     assert len(ratios) >= 90
-    assert statistics.geometric_mean(ratios) < 1.15
+    assert statistics.geometric_mean(ratios) < 1.12  # 1.109 with the coefficients as fitted
