@@ -24,7 +24,8 @@ class Arch:
     sm: the number in `sm_<N>`; chip: a product of this target; multiprocessors: that product's count of SMs;
     max_smem_per_sm: bytes of shared memory an SM can give to all blocks together;
     max_smem_per_block: bytes one block can have after opting in
-    (cudaFuncAttributeMaxDynamicSharedMemorySize).
+    (cudaFuncAttributeMaxDynamicSharedMemorySize); has_wgmma: warpgroup tensor-core instructions (PTX ISA: sm_90a
+    alone, and no chip after it).
     """
 
     sm: int
@@ -32,6 +33,7 @@ class Arch:
     multiprocessors: int
     max_smem_per_sm: int
     max_smem_per_block: int
+    has_wgmma: bool = False
 
     @property
     def has_cluster(self) -> bool:
@@ -45,7 +47,7 @@ class Arch:
 
 
 def _arch(sm: int, chip: str, multiprocessors: int, smem_kib: int) -> Arch:
-    return Arch(sm, chip, multiprocessors, smem_kib * _KIB, (smem_kib - 1) * _KIB)
+    return Arch(sm, chip, multiprocessors, smem_kib * _KIB, (smem_kib - 1) * _KIB, has_wgmma=sm == 90)
 
 
 _ROWS = (
@@ -72,15 +74,18 @@ def arch(sm: int) -> Arch:
     return ARCHS[sm]
 
 
-def gencode(sms: Iterable[int], ptx_sm: int | None) -> list[str]:
+def gencode(sms: Iterable[int], ptx_sm: int | None, *, accelerated: bool = False) -> list[str]:
     """nvcc's flags that compile machine code for each of `sms`, and PTX of `ptx_sm` when given.
+
+    accelerated: with the instructions that only this very target has (sm_90a); PTX stays plain, and goes without them.
 
     All machine code comes from the PTX of the oldest of `sms`: their kernels ask for no feature that it lacks, and
     compiling to PTX, the longer half of the work, is done once. Plain targets only: their PTX carries a kernel to
     chips that do not exist yet.
     """
     targets = sorted(set(sms))
-    flags = [f"-gencode=arch=compute_{targets[0]},code=sm_{sm}" for sm in targets]
+    suffix = "a" if accelerated else ""
+    flags = [f"-gencode=arch=compute_{targets[0]}{suffix},code=sm_{sm}{suffix}" for sm in targets]
     if ptx_sm is not None:
         flags.append(f"-gencode=arch=compute_{ptx_sm},code=compute_{ptx_sm}")
     return flags

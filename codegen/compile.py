@@ -242,7 +242,12 @@ def _ninja_file(
     for chosen in selection.sources:
         source = chosen.source
         if _is_cuda(source):
-            compiler, flags = [str(toolkit.nvcc)], [*nvcc, *gencode(chosen.sms, chosen.ptx_sm)]
+            # The plain PTX of an accelerated source leaves functions out, and so has constants that nothing refers to.
+            quiet = ["-diag-suppress=177"] if source.accelerated and chosen.ptx_sm else []
+            compiler, flags = (
+                [str(toolkit.nvcc)],
+                [*nvcc, *quiet, *gencode(chosen.sms, chosen.ptx_sm, accelerated=source.accelerated)],
+            )
         else:
             compiler, flags = [*host], [*cxx, *(with_torch if source.torch else ())]
         target = _object(source)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from .arch import Arch
 from .problem import Problem
-from .variants import Gemv, SplitK, Tiled, Variant, ceil_div, mma_terms
+from .variants import Gemv, SplitK, Tiled, Variant, Wgmma, ceil_div, mma_terms
 
 _CYCLES_PER_US = 1750.0  # an SM's clock under load (H200, nvidia-smi during the sweeps)
 _SCHEDULERS = 4  # of an SM, an instruction of a warp each a cycle (CUDA programming guide)
 _MMA_CYCLES = 6.5  # of a scheduler's tensor core for an m16n8k16 (fitted: about 60 % of the peak rate)
 _L2_BYTES_PER_US = 5.5e6  # all SMs together (fitted)
 _HBM_BYTES_PER_US = 4.3e6  # device-to-device copy, H200
+_SMEM_BYTES_PER_CYCLE = 128  # of an SM (CUDA programming guide: 32 banks of 4 bytes)
 _SMEM_CYCLES = 4  # of shared memory for a warp's 16-byte loads
 # Clusters of each size that an H200 runs side by side, one CTA an SM; a cluster's CTAs sit in one GPC, and GPCs differ
 # (cudaOccupancyMaxActiveClusters on an H200, 200 KiB of shared memory a CTA).
@@ -29,6 +30,8 @@ def microseconds(problem: Problem, arch: Arch, variant: Variant, num_tokens: int
         return _gemv(problem, arch, variant)
     if isinstance(variant, SplitK):
         return _split_k(problem, arch, variant, num_tokens)
+    if isinstance(variant, Wgmma):
+        return _wgmma(problem, arch, variant, num_tokens)
     return _tiled(problem, arch, variant, num_tokens)
 
 
@@ -123,3 +126,17 @@ def _tiled(problem: Problem, arch: Arch, variant: Tiled, num_tokens: int) -> flo
         + 1.33 * rows_again
         + apart
     )
+
+
+def _wgmma(problem: Problem, arch: Arch, variant: Wgmma, num_tokens: int) -> float:
+    ctas = variant.ctas(problem, num_tokens)
+    waves = ceil_div(ctas // variant.split, _clusters_at_once(arch.multiprocessors, variant.split))
+    # Shared memory is the limit: each mma reads its rows, and copies, folds and squares pass them once more.
+    weights = variant.experts * variant.step * problem.gate_weight_bytes
+    rows = variant.tokens * variant.step * 2
+    step = mma_terms(problem) * variant.groups * rows + 2 * rows + 2 * weights
+    smem = waves * variant.steps(problem) * step / _SMEM_BYTES_PER_CYCLE / _CYCLES_PER_US
+    operands = ctas * variant.steps(problem) * (rows + weights) / _L2_BYTES_PER_US
+    sums = waves * variant.tokens * variant.experts * 4 / 1e5
+    apart = _ROW_NORM_LAUNCH * problem.rounds_rows
+    return 3.9 + 3.56 * (waves - 1) + 1.03 * smem + 0.34 * operands + 5.5 * sums + apart

@@ -29,8 +29,8 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 class Source:
     """A file to compile: `path` relative to the package, `.cu` (nvcc) or `.cpp` (the host compiler).
 
-    functions: the `extern "C" __global__` functions a .cu must turn out to hold; torch: needs torch's
-    headers.
+    functions: the `extern "C" __global__` functions a .cu must turn out to hold; accelerated: uses instructions that
+    only its very targets have (sm_90a), which its PTX leaves out; torch: needs torch's headers.
     """
 
     __pydantic_config__ = _STRICT
@@ -38,6 +38,7 @@ class Source:
     sm_targets: tuple[int, ...] = ()
     allow_spills: bool = False
     functions: tuple[str, ...] = ()
+    accelerated: bool = False
     torch: bool = False
 
 

@@ -37,6 +37,7 @@ def manifest_of(plan: Plan, files: Mapping[str, output.Content], inputs: Mapping
             sm_targets=group.sm_targets,
             allow_spills=kernel.allow_spills,
             functions=render.functions(kernel, group),
+            accelerated=group.accelerated,
         )
         for kernel in plan.kernels
         for group in kernel.groups

@@ -12,11 +12,11 @@ from .errors import Problem as InputProblem
 from .problem import Problem
 from .spec import RouterSpec
 from .tuned import LAST_ANCHOR, Tuned, TunedTable
-from .variants import Variant, candidates, parse
+from .variants import Variant, Wgmma, candidates, objections, parse
 
 # Where one range may end and the next begin. Close together where a token more shows in the time, and every tensor-core
 # tile's full counts; the variant of an interval is chosen for its last count, of the open one for tuned.LAST_ANCHOR.
-BOUNDARIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+BOUNDARIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 # Every gemv CTA reads all of x, so beyond 4 tokens the tensor cores win whatever the shape (docs/notes/kernels.md).
 AUTO_GEMV_LIMIT = 4
 
@@ -48,6 +48,8 @@ class Group:
     sm_targets: tuple[int, ...]
     ranges: tuple[Range, ...]
     extra_variants: tuple[Variant, ...] = ()  # compiled beside those that serve, for tuners and benchmarks
+    # The same without what only these very targets can run, for chips to come, which run PTX; empty where that is all.
+    portable_ranges: tuple[Range, ...] = ()
 
     @property
     def sm(self) -> int:
@@ -61,7 +63,13 @@ class Group:
     @property
     def variants(self) -> tuple[Variant, ...]:
         """Each compiled variant once, in order of use."""
-        return tuple(dict.fromkeys([r.variant for r in self.ranges if r.variant] + list(self.extra_variants)))
+        serving = [r.variant for r in (*self.ranges, *self.portable_ranges) if r.variant]
+        return tuple(dict.fromkeys([*serving, *self.extra_variants]))
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether a variant needs instructions that no later chip has."""
+        return any(isinstance(variant, Wgmma) for variant in self.variants)
 
     def range_of(self, num_tokens: int) -> Range:
         return next(r for r in self.ranges if num_tokens in r)
@@ -145,18 +153,56 @@ def _kernel(problem: Problem, specs: Sequence[RouterSpec], tables: Tuned) -> Ker
     # Targets whose ranges come out equal share a source file. Where no tuned table speaks for a target, one reference
     # chip stands for the multiprocessors of its generation.
     groups: dict[tuple[bool, tuple[Range, ...]], list[int]] = {}
-    known: dict[tuple[bool, int, int], tuple[Range, ...]] = {}
+    known: dict[tuple[bool, bool, int, int], tuple[Range, ...]] = {}
     for sm in targets:
         if table := tables.get((naming.kernel_name(problem), sm)):
             groups.setdefault((ARCHS[sm].has_cluster, _ranges(problem, ARCHS[sm], limits, table)), []).append(sm)
             continue
         reference = ARCHS[90 if ARCHS[sm].has_cluster else 80]
         arch = replace(ARCHS[sm], multiprocessors=reference.multiprocessors)
-        alike = (arch.has_cluster, arch.max_smem_per_block, arch.max_smem_per_sm)
+        alike = (arch.has_cluster, arch.has_wgmma, arch.max_smem_per_block, arch.max_smem_per_sm)
         if alike not in known:
             known[alike] = _ranges(problem, arch, limits, None)
         groups.setdefault((arch.has_cluster, known[alike]), []).append(sm)
-    return Kernel(problem, tuple(specs), tuple(Group(tuple(sms), ranges) for (_, ranges), sms in groups.items()))
+    return Kernel(
+        problem,
+        tuple(specs),
+        tuple(
+            Group(tuple(sms), ranges, portable_ranges=_portable(problem, ARCHS[sms[0]], limits, tables, ranges))
+            for (_, ranges), sms in groups.items()
+        ),
+    )
+
+
+def _portable(
+    problem: Problem, arch: Arch, limits: _Limits, tables: Tuned, ranges: tuple[Range, ...]
+) -> tuple[Range, ...]:
+    """What serves instead where the chip is none of the targets; empty where `ranges` can."""
+    if not any(isinstance(r.variant, Wgmma) for r in ranges):
+        return ()
+    plain = replace(arch, has_wgmma=False)
+    portable: list[Range] = []
+    for served in ranges:
+        if isinstance(served.variant, Wgmma):
+            served = _instead(problem, plain, limits, tables.get((naming.kernel_name(problem), arch.sm)), served)
+        if portable and portable[-1].variant == served.variant:
+            portable[-1] = replace(portable[-1], last_token=served.last_token)
+        else:
+            portable.append(served)
+    return tuple(portable)
+
+
+def _instead(problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | None, served: Range) -> Range:
+    """A range for another chip: what was measured next best, else what the cost model ranks best."""
+    anchor = served.last_token or LAST_ANCHOR
+    families = _families(anchor, limits.gemv, limits.split_k)
+    timed = tuned.legal_measured(table, problem, anchor) if table else []
+    plain = [v for _, v in timed if v.family in families and not objections(problem, arch, v)]
+    plain += [variant for _, variant in _ranked(problem, arch, anchor, families)][:1]
+    if not plain:
+        return replace(served, variant=None, why="no variant is legal for this shape", rejected=())
+    why = f"{served.name} needs sm_{arch.sm}a; this is the best that later chips can run"
+    return replace(served, variant=plain[0], why=why, rejected=())
 
 
 @dataclass(frozen=True)
@@ -242,10 +288,10 @@ def _families(num_tokens: int, gemv_limit: int | None, split_k_limit: int | None
     if gemv_limit is not None and num_tokens <= gemv_limit:
         return ("gemv",)
     if split_k_limit is not None:
-        return ("split_k",) if num_tokens <= split_k_limit else ("tiled",)
+        return ("split_k",) if num_tokens <= split_k_limit else ("tiled", "wgmma")
     if gemv_limit is None and num_tokens <= AUTO_GEMV_LIMIT:
         return ("gemv", "split_k")
-    return ("split_k", "tiled")
+    return ("split_k", "tiled", "wgmma")
 
 
 def _ranked(problem: Problem, arch: Arch, num_tokens: int, families: tuple[str, ...]) -> list[tuple[float, Variant]]:

@@ -13,7 +13,7 @@ from . import naming
 from .errors import ToolError
 from .plan import Group, Kernel, Plan
 from .problem import Problem
-from .variants import Gemv, SplitK, Tiled, Variant, ceil_div
+from .variants import Gemv, SplitK, Tiled, Variant, Wgmma, ceil_div
 
 ROOT = Path(__file__).resolve().parent
 _NORM_COMMENTS = {
@@ -118,16 +118,17 @@ def _fold(problem: Problem) -> str:
 def _group_context(kernel: Kernel, group: Group) -> dict[str, Any]:
     problem, cluster = kernel.problem, group.arch.has_cluster
     used = {v.family for v in group.variants}
-    uses_tensor_cores = bool(used & {"split_k", "tiled"})
+    uses_tensor_cores = bool(used & {"split_k", "tiled", "wgmma"})
     finishes = uses_tensor_cores and not cluster
-    row_norm = finishes and problem.has_norm or "tiled" in used and problem.rounds_rows
+    row_norm = finishes and problem.has_norm or bool(used & {"tiled", "wgmma"}) and problem.rounds_rows
     headers = ["launch.cuh", "normgate.h", "numbers.cuh"]
     headers += ["mma.cuh"] * uses_tensor_cores
     headers += ["norm.cuh"] * problem.has_norm
     headers += ["pdl.cuh"] * group.arch.has_pdl
     headers += ["cluster.cuh"] * (uses_tensor_cores and cluster)
     headers += ["async_copy.cuh"] * ("tiled" in used)
-    families: list[str] = [f for f in ("gemv", "split_k", "tiled") if f in used]
+    headers += ["mbarrier.cuh", "tensor_map.cuh", "wgmma.cuh"] * ("wgmma" in used)
+    families: list[str] = [f for f in ("gemv", "split_k", "tiled", "wgmma") if f in used]
     families += ["row_norm"] * row_norm
     families += ["finish"] * finishes
     chunks = ceil_div(problem.hidden_size, ROW_NORM_THREADS * 8)
@@ -146,6 +147,7 @@ def _group_context(kernel: Kernel, group: Group) -> dict[str, Any]:
         "finish_norms": problem.folds_norm,
         "row_norm": {"threads": ROW_NORM_THREADS, "chunks": chunks},
         "variants": [_variant_context(kernel, group, v) for v in group.variants],
+        "wgmma_columns": sorted({v.tokens for v in group.variants if isinstance(v, Wgmma)}),
         "entry_points": _entry_points(kernel, group),
     }
 
@@ -171,6 +173,19 @@ def _variant_context(kernel: Kernel, group: Group, variant: Variant) -> dict[str
             ("kStages", variant.stages, "steps in shared memory at a time"),
             ("kSmemBytes", variant.dynamic_smem(kernel.problem, group.arch.has_cluster), "dynamic shared memory"),
         ]
+    elif isinstance(variant, Wgmma):
+        constants += [
+            ("kSplit", variant.split, "CTAs that share hidden_size"),
+            ("kStages", variant.stages, "steps in shared memory at a time"),
+            ("kChainSteps", variant.chain_steps(kernel.problem), "steps whose products add to one accumulator"),
+            *[("kRowPlaces", variant.row_places(kernel.problem), "rows on their way to be normed")]
+            * kernel.problem.folds_norm,
+            ("kCopyRegisters", variant.copy_registers(kernel.problem), "registers of a thread that copies"),
+            *[("kNormRegisters", variant.norm_registers(kernel.problem), "of one that norms rows")]
+            * kernel.problem.folds_norm,
+            ("kSumRegisters", variant.sum_registers(kernel.problem), "of one that multiplies"),
+            ("kSmemBytes", variant.dynamic_smem(kernel.problem, True), "dynamic shared memory"),
+        ]
     else:
         constants += [
             ("kSplit", variant.split, "CTAs that share hidden_size"),
@@ -189,8 +204,9 @@ def _variant_context(kernel: Kernel, group: Group, variant: Variant) -> dict[str
     if not isinstance(variant, Gemv) and not group.arch.has_cluster:
         row = variant.workspace_row(kernel.problem)
         typed.append(("int64_t", "kWorkspaceRow", row, "sums of one token in the workspace"))
-    serves = [r for r in group.ranges if r.variant == variant]
-    what = "; ".join(f"{_span(r.first_token, r.last_token)}: {r.why}" for r in serves) or "not dispatched to"
+    serves = [r for r in (*group.ranges, *group.portable_ranges) if r.variant == variant]
+    spans = dict.fromkeys(f"{_span(r.first_token, r.last_token)}: {r.why}" for r in serves)
+    what = "; ".join(spans) or "not dispatched to"
     return {
         "name": variant.name,
         "comment": f"{variant.name}, {what}.",
@@ -212,13 +228,26 @@ def _entry_points(kernel: Kernel, group: Group) -> list[dict[str, Any]]:
     for variant in group.variants:
         symbol = naming.function_name(kernel.name, variant.name, group.sm)
         struct = naming.struct_name(variant.name)
-        entries.append({"symbol": symbol, "struct": struct, "threads": variant.threads, "body": variant.family})
+        entry = {
+            "symbol": symbol,
+            "struct": struct,
+            "threads": variant.threads_for(kernel.problem),
+            "body": variant.family,
+        }
+        entries.append({**entry, "accelerated": isinstance(variant, Wgmma)})
         if _finishes_apart(group, variant):
-            finish = {"symbol": symbol + "_finish", "struct": struct, "threads": ROW_NORM_THREADS, "body": "finish"}
+            finish = {
+                "symbol": symbol + "_finish",
+                "struct": struct,
+                "threads": ROW_NORM_THREADS,
+                "body": "finish",
+                "accelerated": False,
+            }
             entries.append(finish)
     if any(_norms_apart(kernel, group, variant) for variant in group.variants):
         symbol = naming.function_name(kernel.name, "row_norm", group.sm)
-        entries.append({"symbol": symbol, "struct": "RowNorm", "threads": ROW_NORM_THREADS, "body": "row_norm"})
+        entry = {"symbol": symbol, "struct": "RowNorm", "threads": ROW_NORM_THREADS, "body": "row_norm"}
+        entries.append({**entry, "accelerated": False})
     return entries
 
 
@@ -227,16 +256,22 @@ def _steps(kernel: Kernel, group: Group, variant: Variant) -> list[dict[str, Any
     problem = kernel.problem
     symbol = naming.function_name(kernel.name, variant.name, group.sm)
     overlap = str(group.arch.has_pdl).lower()
-    smem = f"{naming.struct_name(variant.name)}::kSmemBytes" if isinstance(variant, Tiled) else 0
-    step = {"symbol": symbol, "threads": variant.threads, "smem": smem, "cluster": 1, "overlap": overlap}
-    step["args"] = "args"
+    smem = f"{naming.struct_name(variant.name)}::kSmemBytes" if isinstance(variant, Tiled | Wgmma) else 0
+    step = {
+        "symbol": symbol,
+        "threads": variant.threads_for(kernel.problem),
+        "smem": smem,
+        "cluster": 1,
+        "overlap": overlap,
+    }
+    step |= {"args": "args", "mapped": isinstance(variant, Wgmma)}
     if isinstance(variant, Gemv):
         return [{**step, "ctas": variant.ctas(problem, variant.tokens)}]
     step["ctas"] = f"ceil_div(args.num_tokens, {variant.tokens}) * {variant.tiles(problem) * variant.split}"
     if group.arch.has_cluster:
         step["cluster"] = variant.split
     steps = [step]
-    per_row = {**step, "ctas": "args.num_tokens", "threads": ROW_NORM_THREADS, "smem": 0, "cluster": 1}
+    per_row = {**step, "ctas": "args.num_tokens", "threads": ROW_NORM_THREADS, "smem": 0, "cluster": 1, "mapped": False}
     if _norms_apart(kernel, group, variant):
         step["args"] = f"from_normed_x(args, {problem.hidden_size})"
         steps.insert(0, {**per_row, "symbol": naming.function_name(kernel.name, "row_norm", group.sm)})
@@ -272,23 +307,26 @@ def _table_context(plan: Plan) -> dict[str, Any]:
                 }
                 for v in group.variants
             ]
-            ranges = [
-                {
-                    "name": r.name,
-                    "function": variants[index[r.variant]]["function"] if r.variant else "",
-                    "first": r.first_token,
-                    "last_token": r.last_token,
-                    "last": "kNoEnd" if r.last_token is None else r.last_token,
-                    "variant": f"&{group_id}_variants[{index[r.variant]}]" if r.variant else "nullptr",
-                    "comment": f"from {r.first_token}: {r.name}",
-                    "why": r.why,
-                    "rejected": r.rejected,
-                }
-                for r in group.ranges
-            ]
+            ranges, portable = (
+                [
+                    {
+                        "name": r.name,
+                        "function": variants[index[r.variant]]["function"] if r.variant else "",
+                        "first": r.first_token,
+                        "last_token": r.last_token,
+                        "last": "kNoEnd" if r.last_token is None else r.last_token,
+                        "variant": f"&{group_id}_variants[{index[r.variant]}]" if r.variant else "nullptr",
+                        "comment": f"from {r.first_token}: {r.name}",
+                        "why": r.why,
+                        "rejected": r.rejected,
+                    }
+                    for r in served
+                ]
+                for served in (group.ranges, group.portable_ranges)
+            )
             condition = " || ".join(f"defined(NORMGATE_SM_{sm})" for sm in group.sm_targets)
             common = {"id": group_id, "sm_targets": group.sm_targets, "condition": condition}
-            groups.append({**common, "variants": variants, "ranges": ranges})
+            groups.append({**common, "variants": variants, "ranges": ranges, "portable_ranges": portable})
         kernels.append(
             {
                 "name": kernel.name,

@@ -5,6 +5,7 @@ A variant is a family with its constants. It knows nothing of token ranges: thos
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ class Gemv:
     def threads(self) -> int:
         return self.warps * 32
 
+    def threads_for(self, problem: Problem) -> int:
+        """Threads of a CTA."""
+        return self.threads
+
     @property
     def max_tokens(self) -> int | None:
         """The most tokens a launch serves."""
@@ -87,6 +92,14 @@ class _TensorCoreTile:
     tokens: int
     experts: int
     split: int
+
+    @property
+    def threads(self) -> int:
+        raise NotImplementedError
+
+    def threads_for(self, problem: Problem) -> int:
+        """Threads of a CTA."""
+        return self.threads
 
     @property
     def max_tokens(self) -> int | None:
@@ -229,12 +242,101 @@ class Tiled(_TensorCoreTile):
         return mma > MAX_CHAIN
 
 
-Variant = Gemv | SplitK | Tiled
+@dataclass(frozen=True, order=True)
+class Wgmma(_TensorCoreTile):
+    """A warpgroup tensor-core tile of `experts` x `tokens`, 64 elements of hidden_size a step, pipelined."""
+
+    tokens: int
+    experts: int
+    split: int
+    stages: int
+    early_weights: bool = True
+
+    family = "wgmma"
+    step = 64
+
+    @property
+    def name(self) -> str:
+        name = f"wgmma_t{self.tokens}_e{self.experts}_s{self.split}_d{self.stages}"
+        return name if self.early_weights else name + "_late"
+
+    @property
+    def groups(self) -> int:
+        """Warpgroups that multiply, 64 experts each; one that copies and one that norms rows come on top."""
+        return self.experts // 64
+
+    @property
+    def warps(self) -> int:
+        return (self.groups + 2) * 4
+
+    @property
+    def threads(self) -> int:
+        return self.warps * 32
+
+    def threads_for(self, problem: Problem) -> int:
+        """Without a norm to write there is no warpgroup for it."""
+        return self.threads if problem.folds_norm else self.threads - 128
+
+    def start_registers(self, problem: Problem) -> int:
+        """Registers of a thread as the CTA begins; warpgroups then give some to those that multiply."""
+        return REGISTERS_PER_SM // self.threads_for(problem) // 8 * 8
+
+    def sum_registers(self, problem: Problem) -> int:
+        """Of a thread that multiplies: two sets of sums, two batches of terms, one of weights, and addresses."""
+        loaded = 8 * problem.gate_weight_bytes // 2 + 4 * problem.folds_norm
+        needed = ceil_div(self.tokens + 2 * 2 * 4 * problem.gate_terms + loaded + 28, 8) * 8
+        return max(needed, self.start_registers(problem))
+
+    def norm_registers(self, problem: Problem) -> int:
+        """Of a thread that norms rows, which holds its part of one."""
+        return 64
+
+    def copy_registers(self, problem: Problem) -> int:
+        """Of a thread that copies and sums squares."""
+        return min(96, self._other_registers(problem) - problem.folds_norm * self.norm_registers(problem))
+
+    def _other_registers(self, problem: Problem) -> int:
+        warpgroups = self.threads_for(problem) // 128
+        return warpgroups * self.start_registers(problem) - self.groups * self.sum_registers(problem)
+
+    def steps(self, problem: Problem) -> int:
+        """Steps of a CTA."""
+        return ceil_div(ceil_div(problem.hidden_size, self.step), self.split)
+
+    def row_places(self, problem: Problem) -> int:
+        """Rows on their way to be normed: no more than a CTA has to norm."""
+        return min(3, ceil_div(self.tokens, self.tiles(problem) * self.split))
+
+    def chain_steps(self, problem: Problem) -> int:
+        """Steps whose mma add to one accumulator."""
+        return MAX_CHAIN // (self.step // 16 * mma_terms(problem))
+
+    def dynamic_smem(self, problem: Problem, cluster: bool) -> int:
+        """As Wgmma of templates/kernels/wgmma.cu.j2 lays it out, which asserts that both agree."""
+        stage = self.step * (self.tokens * 2 + self.experts * problem.gate_weight_bytes)
+        own = ceil_div(self.tokens * self.experts // 4, self.split)
+        incoming = self.split * own * 16 if self.split > 1 else 0
+        total = max(self.stages * stage, self.tokens * (self.experts + 4) * 4 + incoming)
+        if problem.folds_norm:
+            total += self.split * self.steps(problem) * self.step * 2 + (1 + self.split) * self.tokens * 4 + 24
+            total += self.row_places(problem) * (problem.hidden_size * 2 + 8)
+        return total + problem.gate_bias * self.experts * 4 + self.stages * 16
+
+    def static_smem(self, problem: Problem, cluster: bool) -> int:
+        return 0
+
+    def registers(self, problem: Problem) -> int:
+        """Of a thread that multiplies."""
+        return self.sum_registers(problem)
+
+
+Variant = Gemv | SplitK | Tiled | Wgmma
 
 _NAMES: dict[Callable[..., Variant], re.Pattern[str]] = {
     Gemv: re.compile(r"gemv_t(\d+)_e(\d+)_w(\d+)_c(\d+)(_late)?"),
     SplitK: re.compile(r"split_k_t(\d+)_e(\d+)_s(\d+)_w(\d+)_b(\d+)(?:_r(\d+))?(_late)?"),
     Tiled: re.compile(r"tiled_t(\d+)_e(\d+)_s(\d+)_w(\d)(\d)(\d)_k(\d+)_d(\d+)(_late)?"),
+    Wgmma: re.compile(r"wgmma_t(\d+)_e(\d+)_s(\d+)_d(\d+)(_late)?"),
 }
 
 
@@ -271,6 +373,8 @@ def objections(problem: Problem, arch: Arch, variant: Variant) -> list[str]:
             out.append(f"{variant.chain(problem)} mma add to one accumulator: more than {MAX_CHAIN} lose too many bits")
         if arch.has_cluster and problem.rounds_rows and variant.rounds > 1:
             out.append("rounded logits need a row's whole slice in registers: one round")
+    elif isinstance(variant, Wgmma):
+        out += _wgmma_objections(problem, arch, variant)
     else:
         if variant.tokens % (8 * variant.token_warps) or variant.experts % (16 * variant.expert_warps):
             out.append("a warp's tensor-core tile is a multiple of 8 tokens and 16 experts")
@@ -283,17 +387,36 @@ def objections(problem: Problem, arch: Arch, variant: Variant) -> list[str]:
     return out + _resource_objections(problem, arch, variant)
 
 
+def _wgmma_objections(problem: Problem, arch: Arch, variant: Wgmma) -> list[str]:
+    out: list[str] = []
+    if not arch.has_wgmma:
+        out.append(f"sm_{arch.sm} has no wgmma")
+    if variant.tokens % 8 or not 8 <= variant.tokens <= 128 or variant.experts not in (64, 128):
+        out.append("warpgroup tiles are a multiple of 8 tokens up to 128, and 64 or 128 experts")
+    if problem.row_terms > 1:
+        out.append("rows go from shared memory to the tensor cores as they are, and float16 has too many bits")
+    if variant.stages < 2:
+        out.append("copies need two stages to run beside the arithmetic")
+    if (variant.split - 1) * variant.steps(problem) * variant.step >= problem.hidden_size:
+        out.append("the last CTA of the split would have nothing to do")
+    return out
+
+
 def _resource_objections(problem: Problem, arch: Arch, variant: Variant) -> list[str]:
     out: list[str] = []
     static = variant.static_smem(problem, arch.has_cluster)
     if static > MAX_STATIC_SMEM:
         out.append(f"{static} bytes of static shared memory: at most {MAX_STATIC_SMEM}")
-    if isinstance(variant, Tiled):
+    if isinstance(variant, Tiled | Wgmma):
         smem = static + variant.dynamic_smem(problem, arch.has_cluster)
         if smem > arch.max_smem_per_block:
             out.append(f"{smem} bytes of shared memory: a block has {arch.max_smem_per_block}")
     registers = variant.registers(problem)
     limit = min(MAX_REGISTERS, REGISTERS_PER_SM // (ceil_div(variant.warps, 4) * 4 * 32) // 8 * 8)
+    if isinstance(variant, Wgmma):
+        limit = 240  # setmaxnreg's last step below what a thread can have
+        if variant.copy_registers(problem) < 40:
+            out.append("its sums leave the warpgroup that copies too few registers")
     if registers > limit:
         out.append(f"about {registers} registers a thread: {variant.warps} warps leave {limit}")
     return out
@@ -305,10 +428,12 @@ _WARPS = ((2, 1, 4), (4, 1, 2), (2, 2, 2), (1, 2, 4))
 
 def candidates(problem: Problem, arch: Arch, num_tokens: int) -> Iterator[Variant]:
     """Every legal variant worth a look for a token count, in a fixed order."""
-    for variants in (_gemvs, _split_ks, _tileds):
-        for variant in variants(problem, num_tokens):
-            if not objections(problem, arch, variant):
-                yield variant
+    families = [_gemvs(problem, num_tokens), _split_ks(problem, num_tokens), _tileds(problem, num_tokens)]
+    if arch.has_wgmma:
+        families.append(_wgmmas(problem, arch, num_tokens))
+    for variant in itertools.chain(*families):
+        if not objections(problem, arch, variant):
+            yield variant
 
 
 def _gemvs(problem: Problem, num_tokens: int) -> Iterator[Variant]:
@@ -352,3 +477,17 @@ def _tileds(problem: Problem, num_tokens: int) -> Iterator[Variant]:
                     for step, stages in ((128, 3), (64, 4)):
                         warps = (token_warps, expert_warps, slice_warps)
                         yield Tiled(tokens, experts, split, *warps, step, stages, problem.early_weight_loads)
+
+
+def _wgmmas(problem: Problem, arch: Arch, num_tokens: int) -> Iterator[Variant]:
+    for tokens in (16, 32, 48, 64, 80, 96, 112, 128):
+        if tokens >= 2 * num_tokens:
+            continue
+        for experts in (64, 128):
+            if experts >= problem.num_experts + 64:
+                continue
+            for split in range(1, MAX_PORTABLE_CLUSTER + 1):
+                # As deep as the slice is long and shared memory allows: nothing else waits for that memory.
+                deepest = min(ceil_div(ceil_div(problem.hidden_size, 64), split), 12)
+                variants = [Wgmma(tokens, experts, split, n, problem.early_weight_loads) for n in range(deepest, 1, -1)]
+                yield from [v for v in variants if v.dynamic_smem(problem, True) <= arch.max_smem_per_block][:1]

@@ -138,7 +138,8 @@ def package_files(spec: RouterSpec, plan: Plan, arch: Arch, *, marks: bool = Tru
     for kernel in plan.kernels:
         for group in kernel.groups:
             path = str(naming.source_path(kernel.name, group.sm))
-            sources.append(manifest.Source(path, group.sm_targets, True, render.functions(kernel, group)))
+            functions = render.functions(kernel, group)
+            sources.append(manifest.Source(path, group.sm_targets, True, functions, group.accelerated))
     sources += [manifest.Source(path) for path in sorted(files) if path.endswith(".cpp")]
     said = manifest.Manifest(__version__, {}, manifest.hashes(files), tuple(sources), {}, {})
     return output.collect([*files.items(), (manifest.NAME, said.text())])

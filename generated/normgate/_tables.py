@@ -59,7 +59,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -71,7 +71,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 154 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -83,7 +83,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 378 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 378 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.01 times the estimate"),
@@ -95,7 +95,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 437 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 437 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -107,7 +107,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 419 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 419 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.04 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -119,7 +119,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 366 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.01 times the estimate"),
@@ -131,7 +131,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 366 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -143,7 +143,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 366 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.03 times the estimate"),
@@ -155,11 +155,11 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 366 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
-                            ("tiled_t64_e128_s3_w222_k64_d4", "1.04 times the estimate"),
-                            ("tiled_t64_e64_s3_w222_k128_d3", "1.04 times the estimate"),
+                            ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
+                            ("tiled_t64_e128_s3_w412_k128_d3", "1.04 times the estimate"),
                         ),
                     ),
                 ),
@@ -208,7 +208,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -220,7 +220,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 154 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -232,7 +232,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 350 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 350 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.01 times the estimate"),
@@ -244,7 +244,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 368 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 368 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -256,7 +256,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 316 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 316 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.04 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -268,7 +268,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 263 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.01 times the estimate"),
@@ -280,7 +280,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 263 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.02 times the estimate"),
@@ -292,7 +292,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 263 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w124_k128_d3", "1.03 times the estimate"),
@@ -304,11 +304,11 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 263 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
-                            ("tiled_t64_e64_s3_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
-                            ("tiled_t64_e64_s3_w412_k128_d3", "1.04 times the estimate"),
+                            ("tiled_t64_e128_s3_w412_k64_d4", "1.04 times the estimate"),
+                            ("tiled_t64_e64_s3_w222_k128_d3", "1.08 times the estimate"),
                         ),
                     ),
                 ),
@@ -494,7 +494,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm100",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -506,7 +506,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 154 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.02 times the estimate"),
@@ -518,7 +518,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm100",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 377 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 377 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.02 times the estimate"),
@@ -530,7 +530,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 436 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 436 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.02 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.04 times the estimate"),
@@ -542,7 +542,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm100",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 422 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 422 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.05 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.07 times the estimate"),
@@ -554,7 +554,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 370 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.02 times the estimate"),
@@ -566,7 +566,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 370 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
@@ -578,7 +578,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 370 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.02 times the estimate"),
@@ -586,11 +586,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t64_e64_s2_w222_k128_d3",
+                        function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm100",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 370 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t32_e128_s2_w124_k128_d3", "1.01 times the estimate"),
+                            ("tiled_t32_e64_s1_w124_k128_d3", "1.01 times the estimate"),
+                            ("tiled_t32_e128_s2_w222_k128_d3", "1.02 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t32_e128_s1_w124_k128_d3",
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm100",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 370 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s1_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s1_w214_k128_d3", "1.02 times the estimate"),
@@ -643,7 +655,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm120",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -655,7 +667,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 154 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.02 times the estimate"),
@@ -667,7 +679,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 325 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 325 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.02 times the estimate"),
@@ -679,7 +691,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 300 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 300 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.02 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.04 times the estimate"),
@@ -691,7 +703,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 227 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 227 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.05 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.07 times the estimate"),
@@ -703,7 +715,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 175 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.02 times the estimate"),
@@ -715,7 +727,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 175 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.01 times the estimate"),
@@ -727,7 +739,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 175 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.02 times the estimate"),
@@ -735,11 +747,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t32_e64_s1_w124_k128_d3",
+                        function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s1_w124_k128_d3_sm120",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 175 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t32_e64_s1_w222_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t64_e32_s1_w214_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t32_e64_s1_w214_k128_d3", "1.03 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t64_e64_s1_w222_k64_d4",
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s1_w222_k64_d4_sm120",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 175 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e32_s1_w412_k64_d4", "1.03 times the estimate"),
@@ -805,7 +829,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 58 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.01 times the estimate"),
@@ -817,7 +841,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 110 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -829,7 +853,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w4_b4_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 271 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 271 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -841,7 +865,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 311 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 311 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -853,7 +877,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 294 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 294 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -865,7 +889,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 256 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s3_w124_k128_d3", "1.02 times the estimate"),
@@ -877,7 +901,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 256 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w412_k128_d3", "1.04 times the estimate"),
@@ -889,7 +913,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e128_s3_w222_k64_d4_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 256 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.01 times the estimate"),
                             ("tiled_t128_e32_s3_w222_k128_d3", "1.03 times the estimate"),
@@ -897,11 +921,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t128_e32_s3_w222_k128_d3",
+                        function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k128_d3_sm80",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 256 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e64_s3_w222_k128_d3", "1.02 times the estimate"),
+                            ("tiled_t128_e32_s3_w412_k128_d3", "1.05 times the estimate"),
+                            ("tiled_t128_e32_s4_w222_k128_d3", "1.06 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t128_e32_s2_w222_k128_d3",
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm80",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 256 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
@@ -954,7 +990,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 58 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.01 times the estimate"),
@@ -966,7 +1002,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 110 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -978,7 +1014,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w4_b4_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 219 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 219 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -990,7 +1026,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 207 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 207 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -1002,7 +1038,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 167 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 167 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -1014,7 +1050,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 129 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s3_w214_k128_d3", "1.03 times the estimate"),
@@ -1026,7 +1062,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 129 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w412_k64_d4", "1.04 times the estimate"),
@@ -1038,7 +1074,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 129 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w222_k64_d4", "1.02 times the estimate"),
@@ -1046,11 +1082,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t128_e32_s3_w222_k64_d4",
+                        function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 129 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e32_s2_w124_k128_d3", "1.00 times the estimate"),
+                            ("tiled_t64_e64_s3_w222_k64_d4", "1.02 times the estimate"),
+                            ("tiled_t64_e32_s2_w222_k128_d3", "1.04 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t128_e32_s2_w222_k64_d4",
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k64_d4_sm86",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 129 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e32_s2_w412_k64_d4", "1.05 times the estimate"),
@@ -1252,7 +1300,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm100",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 58 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -1264,7 +1312,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 110 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.03 times the estimate"),
@@ -1276,7 +1324,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w4_b4_sm100",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -1288,7 +1336,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 356 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 356 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.05 times the estimate"),
@@ -1300,7 +1348,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 340 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 340 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -1312,7 +1360,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 303 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e32_s6_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -1324,7 +1372,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 303 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -1336,7 +1384,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 303 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s1_w124_k128_d3", "1.03 times the estimate"),
@@ -1344,11 +1392,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t128_e32_s1_w222_k128_d3",
+                        function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm100",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 303 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t32_e128_s1_w124_k128_d3", "1.01 times the estimate"),
+                            ("tiled_t64_e64_s1_w222_k128_d3", "1.02 times the estimate"),
+                            ("tiled_t64_e64_s1_w214_k128_d3", "1.03 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t128_e64_s1_w412_k128_d3",
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 303 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s1_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t128_e32_s1_w222_k128_d3", "1.07 times the estimate"),
@@ -1401,7 +1461,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm120",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 58 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 58 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -1413,7 +1473,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 110 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 110 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.03 times the estimate"),
@@ -1425,7 +1485,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w4_b4_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 218 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 218 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -1437,7 +1497,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 174 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 174 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.05 times the estimate"),
@@ -1449,7 +1509,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s3_w124_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 122 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 122 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t32_e32_s3_w222_k128_d3", "1.06 times the estimate"),
@@ -1461,7 +1521,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 85 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 85 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.07 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.08 times the estimate"),
@@ -1473,7 +1533,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s1_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 85 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 85 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s1_w214_k128_d3", "1.10 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k64_d4", "1.10 times the estimate"),
@@ -1485,7 +1545,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s1_w222_k64_d4_sm120",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 85 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 85 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s1_w124_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e64_s1_w222_k64_d4", "1.08 times the estimate"),
@@ -1551,7 +1611,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 43 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w16_b1", "1.01 times the estimate"),
@@ -1563,7 +1623,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -1575,7 +1635,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.03 times the estimate"),
@@ -1587,7 +1647,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 404 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 404 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.02 times the estimate"),
@@ -1599,7 +1659,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 415 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 415 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -1611,7 +1671,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 389 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -1623,7 +1683,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 389 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -1635,7 +1695,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 389 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -1647,11 +1707,11 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 389 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
-                            ("tiled_t64_e64_s3_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.05 times the estimate"),
+                            ("tiled_t64_e128_s3_w222_k64_d4", "1.07 times the estimate"),
                         ),
                     ),
                 ),
@@ -1700,7 +1760,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 43 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w16_b1", "1.01 times the estimate"),
@@ -1712,7 +1772,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -1724,7 +1784,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 262 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.03 times the estimate"),
@@ -1736,7 +1796,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 318 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 318 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.02 times the estimate"),
@@ -1748,7 +1808,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 298 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -1760,7 +1820,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 272 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -1772,7 +1832,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 272 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -1783,12 +1843,36 @@ KERNELS = {
                         name="tiled_t64_e64_s3_w222_k128_d3",
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=513,
-                        last_token=None,
-                        why="cheapest of 272 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        last_token=1024,
+                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.07 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t64_e128_s3_w222_k64_d4",
+                        function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
+                            ("tiled_t64_e128_s3_w412_k64_d4", "1.04 times the estimate"),
+                            ("tiled_t64_e64_s3_w222_k128_d3", "1.05 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t64_e64_s3_w222_k128_d3",
+                        function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
+                        first_token=2049,
+                        last_token=None,
+                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
+                            ("tiled_t64_e64_s3_w214_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t64_e64_s4_w222_k128_d3", "1.03 times the estimate"),
                         ),
                     ),
                 ),
@@ -1974,7 +2058,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -1986,7 +2070,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm100",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 297 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 297 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.05 times the estimate"),
@@ -1998,7 +2082,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 403 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 403 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.04 times the estimate"),
@@ -2010,7 +2094,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 416 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 416 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -2022,7 +2106,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 391 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -2034,7 +2118,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 391 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
@@ -2046,7 +2130,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 391 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -2054,11 +2138,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t32_e128_s2_w124_k128_d3",
+                        function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e64_s2_w222_k128_d3", "1.00 times the estimate"),
+                            ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
+                            ("tiled_t32_e128_s2_w222_k128_d3", "1.02 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t64_e128_s2_w222_k128_d3",
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 391 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.02 times the estimate"),
@@ -2111,7 +2207,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -2123,7 +2219,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.05 times the estimate"),
@@ -2135,7 +2231,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 252 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 252 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.04 times the estimate"),
@@ -2147,7 +2243,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 214 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 214 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -2159,7 +2255,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 189 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -2171,7 +2267,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 189 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.01 times the estimate"),
@@ -2183,7 +2279,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 189 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -2191,11 +2287,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t32_e64_s1_w124_k128_d3",
+                        function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t32_e64_s1_w222_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t64_e32_s1_w214_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t32_e64_s1_w214_k128_d3", "1.03 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t64_e64_s1_w222_k64_d4",
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 189 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.02 times the estimate"),
@@ -2261,7 +2369,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 43 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s5_w4_b7", "1.02 times the estimate"),
@@ -2273,7 +2381,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.03 times the estimate"),
@@ -2285,7 +2393,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -2297,7 +2405,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 404 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 404 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -2309,7 +2417,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 415 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 415 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -2321,7 +2429,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 389 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -2333,7 +2441,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 389 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -2344,12 +2452,36 @@ KERNELS = {
                         name="tiled_t64_e128_s3_w222_k128_d3",
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
-                        last_token=None,
-                        why="cheapest of 389 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        last_token=1024,
+                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
                             ("tiled_t64_e96_s2_w222_k128_d3", "1.06 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t64_e96_s1_w222_k128_d3",
+                        function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e128_s3_w222_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t128_e64_s3_w412_k128_d3", "1.06 times the estimate"),
+                            ("tiled_t64_e96_s1_w412_k128_d3", "1.06 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t64_e128_s3_w222_k128_d3",
+                        function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
+                        first_token=2049,
+                        last_token=None,
+                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
+                            ("tiled_t64_e128_s4_w222_k128_d3", "1.04 times the estimate"),
+                            ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
                         ),
                     ),
                 ),
@@ -2398,7 +2530,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 43 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s5_w4_b7", "1.02 times the estimate"),
@@ -2410,7 +2542,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.03 times the estimate"),
@@ -2422,7 +2554,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 262 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -2434,7 +2566,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 318 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 318 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -2446,7 +2578,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 298 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -2458,7 +2590,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 272 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -2470,7 +2602,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 272 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w412_k128_d3", "1.04 times the estimate"),
@@ -2481,12 +2613,36 @@ KERNELS = {
                         name="tiled_t64_e128_s3_w222_k64_d4",
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=513,
-                        last_token=None,
-                        why="cheapest of 272 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        last_token=1024,
+                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k64_d4", "1.05 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.06 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t64_e64_s3_w222_k128_d3",
+                        function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
+                            ("tiled_t64_e64_s3_w214_k128_d3", "1.04 times the estimate"),
+                            ("tiled_t64_e64_s4_w222_k128_d3", "1.04 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t64_e128_s3_w222_k64_d4",
+                        function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86",
+                        first_token=2049,
+                        last_token=None,
+                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
+                            ("tiled_t64_e128_s4_w222_k64_d4", "1.04 times the estimate"),
+                            ("tiled_t64_e128_s3_w412_k64_d4", "1.05 times the estimate"),
                         ),
                     ),
                 ),
@@ -2672,7 +2828,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.05 times the estimate"),
@@ -2684,7 +2840,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm100",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 297 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 297 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -2696,7 +2852,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 403 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 403 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -2708,7 +2864,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 416 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 416 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -2720,7 +2876,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 391 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
@@ -2732,7 +2888,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 391 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -2744,7 +2900,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 391 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -2752,11 +2908,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t64_e128_s2_w222_k128_d3",
+                        function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t128_e64_s2_w412_k128_d3", "1.02 times the estimate"),
+                            ("tiled_t32_e128_s1_w124_k128_d3", "1.02 times the estimate"),
+                            ("tiled_t64_e64_s1_w222_k128_d3", "1.05 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t64_e128_s1_w222_k128_d3",
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 391 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s1_w412_k128_d3", "1.07 times the estimate"),
@@ -2809,7 +2977,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.05 times the estimate"),
@@ -2821,7 +2989,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -2833,7 +3001,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 252 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 252 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -2845,7 +3013,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 214 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 214 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -2857,7 +3025,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 189 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.01 times the estimate"),
@@ -2869,7 +3037,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 189 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -2881,7 +3049,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 189 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.04 times the estimate"),
@@ -2893,10 +3061,10 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 189 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
-                            ("tiled_t32_e64_s1_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
+                            ("tiled_t32_e64_s1_w124_k128_d3", "1.03 times the estimate"),
                             ("tiled_t128_e32_s1_w412_k64_d4", "1.04 times the estimate"),
                         ),
                     ),
@@ -2959,7 +3127,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 68 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 68 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w16_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w6_b4", "1.01 times the estimate"),
@@ -2971,7 +3139,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 127 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.01 times the estimate"),
@@ -2983,7 +3151,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 349 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 349 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.04 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.08 times the estimate"),
@@ -2995,7 +3163,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 426 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 426 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -3007,7 +3175,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 412 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 412 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -3019,7 +3187,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 379 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -3031,7 +3199,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 379 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -3043,7 +3211,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 379 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -3096,7 +3264,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 68 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 68 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w16_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w6_b4", "1.01 times the estimate"),
@@ -3108,7 +3276,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 127 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.01 times the estimate"),
@@ -3120,7 +3288,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 309 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 309 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.04 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.08 times the estimate"),
@@ -3132,7 +3300,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 334 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 334 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -3144,7 +3312,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 293 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 293 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -3156,7 +3324,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 260 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s6_w124_k128_d3", "1.04 times the estimate"),
@@ -3168,7 +3336,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 260 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w412_k64_d4", "1.05 times the estimate"),
@@ -3180,7 +3348,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 260 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.04 times the estimate"),
@@ -3188,11 +3356,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t64_e64_s4_w222_k128_d3",
+                        function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 260 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e128_s6_w222_k64_d4", "1.02 times the estimate"),
+                            ("tiled_t64_e64_s4_w214_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t128_e64_s6_w412_k64_d4", "1.04 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t64_e128_s4_w222_k64_d4",
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k64_d4_sm86",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 260 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s4_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s4_w412_k64_d4", "1.06 times the estimate"),
@@ -3382,7 +3562,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 127 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.02 times the estimate"),
@@ -3394,7 +3574,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm100",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 349 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 349 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.06 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.11 times the estimate"),
@@ -3406,7 +3586,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 426 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 426 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -3418,7 +3598,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 412 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 412 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -3430,7 +3610,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 379 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -3442,7 +3622,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 379 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -3454,7 +3634,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 379 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -3462,11 +3642,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t64_e128_s2_w222_k128_d3",
+                        function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t32_e128_s1_w124_k128_d3", "1.05 times the estimate"),
+                            ("tiled_t64_e128_s2_w412_k128_d3", "1.06 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t64_e128_s1_w222_k128_d3",
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 379 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s2_w222_k128_d3", "1.06 times the estimate"),
@@ -3519,7 +3711,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 127 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.02 times the estimate"),
@@ -3531,7 +3723,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 285 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 285 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.06 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.11 times the estimate"),
@@ -3543,7 +3735,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 275 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 275 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -3555,7 +3747,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 218 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 218 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -3567,7 +3759,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 185 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 185 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s2_w124_k128_d3", "1.02 times the estimate"),
@@ -3579,7 +3771,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 185 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 185 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -3590,12 +3782,36 @@ KERNELS = {
                         name="tiled_t32_e64_s1_w124_k128_d3",
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
-                        last_token=None,
-                        why="cheapest of 185 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        last_token=1024,
+                        why="cheapest of 185 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s1_w214_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s1_w222_k128_d3", "1.05 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t64_e64_s1_w222_k64_d4",
+                        function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 185 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t32_e64_s1_w124_k128_d3", "1.02 times the estimate"),
+                            ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
+                            ("tiled_t128_e32_s1_w412_k64_d4", "1.04 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t32_e64_s1_w124_k128_d3",
+                        function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
+                        first_token=2049,
+                        last_token=None,
+                        why="cheapest of 185 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e64_s1_w222_k64_d4", "1.00 times the estimate"),
+                            ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
+                            ("tiled_t64_e64_s2_w222_k64_d4", "1.03 times the estimate"),
                         ),
                     ),
                 ),
@@ -3657,7 +3873,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -3669,7 +3885,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.04 times the estimate"),
@@ -3681,7 +3897,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -3693,7 +3909,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -3705,7 +3921,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -3717,7 +3933,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -3729,7 +3945,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -3741,7 +3957,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -3794,7 +4010,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -3806,7 +4022,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.04 times the estimate"),
@@ -3818,7 +4034,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 261 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -3830,7 +4046,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 296 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -3842,7 +4058,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -3854,7 +4070,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 249 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e64_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -3866,7 +4082,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 249 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w412_k64_d4", "1.05 times the estimate"),
@@ -3878,7 +4094,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s7_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 249 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.01 times the estimate"),
@@ -3890,11 +4106,11 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 249 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s7_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
-                            ("tiled_t64_e96_s2_w222_k64_d4", "1.02 times the estimate"),
+                            ("tiled_t128_e64_s7_w412_k64_d4", "1.04 times the estimate"),
                         ),
                     ),
                 ),
@@ -4080,7 +4296,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm100",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -4092,7 +4308,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.06 times the estimate"),
@@ -4104,7 +4320,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm100",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -4116,7 +4332,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -4128,7 +4344,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -4140,7 +4356,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -4152,7 +4368,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -4164,7 +4380,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -4172,11 +4388,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t64_e128_s2_w222_k128_d3",
+                        function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t32_e128_s1_w124_k128_d3", "1.06 times the estimate"),
+                            ("tiled_t64_e128_s2_w412_k128_d3", "1.06 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t64_e128_s1_w222_k128_d3",
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s2_w222_k128_d3", "1.05 times the estimate"),
@@ -4229,7 +4457,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -4241,7 +4469,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.06 times the estimate"),
@@ -4253,7 +4481,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 239 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 239 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -4265,7 +4493,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 245 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 245 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -4277,7 +4505,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 204 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 204 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -4289,7 +4517,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 183 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -4301,7 +4529,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 183 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -4312,12 +4540,36 @@ KERNELS = {
                         name="tiled_t32_e64_s1_w124_k128_d3",
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
-                        last_token=None,
-                        why="cheapest of 183 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        last_token=1024,
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s1_w214_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e64_s2_w222_k64_d4", "1.04 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t64_e64_s1_w222_k64_d4",
+                        function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t32_e64_s1_w124_k128_d3", "1.02 times the estimate"),
+                            ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
+                            ("tiled_t128_e32_s1_w412_k64_d4", "1.04 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t32_e64_s1_w124_k128_d3",
+                        function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
+                        first_token=2049,
+                        last_token=None,
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e64_s1_w222_k64_d4", "1.01 times the estimate"),
+                            ("tiled_t64_e64_s2_w222_k64_d4", "1.02 times the estimate"),
+                            ("tiled_t32_e128_s1_w222_k64_d4", "1.03 times the estimate"),
                         ),
                     ),
                 ),
@@ -4379,7 +4631,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -4391,7 +4643,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -4403,7 +4655,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -4415,7 +4667,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -4427,7 +4679,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -4439,7 +4691,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -4451,7 +4703,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s4_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e96_s3_w222_k128_d3", "1.03 times the estimate"),
@@ -4462,12 +4714,36 @@ KERNELS = {
                         name="tiled_t64_e128_s2_w222_k128_d3",
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=513,
-                        last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        last_token=1024,
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.06 times the estimate"),
                             ("tiled_t64_e128_s2_w412_k128_d3", "1.07 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t64_e128_s1_w222_k128_d3",
+                        function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t64_e128_s4_w222_k128_d3", "1.05 times the estimate"),
+                            ("tiled_t64_e128_s2_w222_k128_d3", "1.06 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t64_e128_s2_w222_k128_d3",
+                        function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
+                        first_token=2049,
+                        last_token=None,
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t64_e128_s1_w222_k128_d3", "1.04 times the estimate"),
+                            ("tiled_t64_e128_s3_w222_k128_d3", "1.06 times the estimate"),
                         ),
                     ),
                 ),
@@ -4516,7 +4792,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -4528,7 +4804,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -4540,7 +4816,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 261 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -4552,7 +4828,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 296 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -4564,7 +4840,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s8_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s8_w124_k128_d3", "1.04 times the estimate"),
@@ -4576,7 +4852,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 249 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s8_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e96_s6_w222_k64_d4", "1.02 times the estimate"),
@@ -4588,7 +4864,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 249 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s7_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.05 times the estimate"),
@@ -4600,7 +4876,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 249 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s7_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s8_w222_k64_d4", "1.03 times the estimate"),
@@ -4608,11 +4884,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t64_e96_s3_w222_k64_d4",
+                        function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e96_s4_w222_k64_d4", "1.02 times the estimate"),
+                            ("tiled_t64_e128_s6_w222_k64_d4", "1.03 times the estimate"),
+                            ("tiled_t64_e128_s7_w222_k64_d4", "1.05 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t64_e96_s2_w222_k64_d4",
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 249 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s3_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t64_e96_s2_w412_k64_d4", "1.06 times the estimate"),
@@ -4802,7 +5090,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -4814,7 +5102,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm100",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -4826,7 +5114,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -4838,7 +5126,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.04 times the estimate"),
@@ -4850,7 +5138,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -4862,7 +5150,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e96_s2_w214_k128_d3", "1.05 times the estimate"),
@@ -4874,7 +5162,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w412_k128_d3", "1.06 times the estimate"),
                             ("tiled_t32_e96_s1_w124_k128_d3", "1.08 times the estimate"),
@@ -4882,11 +5170,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t64_e96_s1_w222_k128_d3",
+                        function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e96_s2_w222_k128_d3", "1.06 times the estimate"),
+                            ("tiled_t64_e96_s1_w412_k128_d3", "1.07 times the estimate"),
+                            ("tiled_t64_e96_s2_w412_k128_d3", "1.12 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t64_e128_s2_w222_k128_d3",
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
@@ -4939,7 +5239,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -4951,7 +5251,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 239 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 239 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -4963,7 +5263,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 245 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 245 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -4975,7 +5275,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 204 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 204 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.03 times the estimate"),
@@ -4987,7 +5287,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 183 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
@@ -4999,7 +5299,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w222_k64_d4_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 183 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.05 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.07 times the estimate"),
@@ -5011,7 +5311,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 183 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -5023,11 +5323,11 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 183 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w412_k64_d4", "1.06 times the estimate"),
-                            ("tiled_t32_e64_s1_w124_k128_d3", "1.15 times the estimate"),
-                            ("tiled_t64_e64_s1_w222_k64_d4", "1.16 times the estimate"),
+                            ("tiled_t32_e64_s1_w124_k128_d3", "1.18 times the estimate"),
+                            ("tiled_t64_e64_s2_w222_k64_d4", "1.21 times the estimate"),
                         ),
                     ),
                 ),
@@ -5089,7 +5389,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -5101,7 +5401,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -5113,7 +5413,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -5125,7 +5425,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -5137,7 +5437,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -5149,7 +5449,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -5161,7 +5461,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s4_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e96_s3_w222_k128_d3", "1.03 times the estimate"),
@@ -5172,12 +5472,36 @@ KERNELS = {
                         name="tiled_t64_e128_s2_w222_k128_d3",
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=513,
-                        last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        last_token=1024,
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.06 times the estimate"),
                             ("tiled_t64_e128_s2_w412_k128_d3", "1.07 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t64_e128_s1_w222_k128_d3",
+                        function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t64_e128_s4_w222_k128_d3", "1.05 times the estimate"),
+                            ("tiled_t64_e128_s2_w222_k128_d3", "1.06 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
+                        name="tiled_t64_e128_s2_w222_k128_d3",
+                        function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
+                        first_token=2049,
+                        last_token=None,
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
+                            ("tiled_t64_e128_s1_w222_k128_d3", "1.04 times the estimate"),
+                            ("tiled_t64_e128_s3_w222_k128_d3", "1.06 times the estimate"),
                         ),
                     ),
                 ),
@@ -5226,7 +5550,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -5238,7 +5562,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -5250,7 +5574,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 261 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -5262,7 +5586,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 296 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -5274,7 +5598,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s8_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s8_w124_k128_d3", "1.04 times the estimate"),
@@ -5286,7 +5610,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 249 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s8_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e96_s6_w222_k64_d4", "1.02 times the estimate"),
@@ -5298,7 +5622,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 249 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s7_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.05 times the estimate"),
@@ -5310,7 +5634,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 249 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s7_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s8_w222_k64_d4", "1.03 times the estimate"),
@@ -5318,11 +5642,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t64_e96_s3_w222_k64_d4",
+                        function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e96_s4_w222_k64_d4", "1.02 times the estimate"),
+                            ("tiled_t64_e128_s6_w222_k64_d4", "1.03 times the estimate"),
+                            ("tiled_t64_e128_s7_w222_k64_d4", "1.05 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t64_e96_s2_w222_k64_d4",
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 249 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s3_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t64_e96_s2_w412_k64_d4", "1.06 times the estimate"),
@@ -5512,7 +5848,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -5524,7 +5860,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm100",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -5536,7 +5872,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -5548,7 +5884,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.04 times the estimate"),
@@ -5560,7 +5896,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -5572,7 +5908,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e96_s2_w214_k128_d3", "1.05 times the estimate"),
@@ -5584,7 +5920,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w412_k128_d3", "1.06 times the estimate"),
                             ("tiled_t32_e96_s1_w124_k128_d3", "1.08 times the estimate"),
@@ -5592,11 +5928,23 @@ KERNELS = {
                         ),
                     ),
                     VariantRange(
+                        name="tiled_t64_e96_s1_w222_k128_d3",
+                        function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100",
+                        first_token=1025,
+                        last_token=2048,
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        rejected=(
+                            ("tiled_t64_e96_s2_w222_k128_d3", "1.06 times the estimate"),
+                            ("tiled_t64_e96_s1_w412_k128_d3", "1.07 times the estimate"),
+                            ("tiled_t64_e96_s2_w412_k128_d3", "1.12 times the estimate"),
+                        ),
+                    ),
+                    VariantRange(
                         name="tiled_t64_e128_s2_w222_k128_d3",
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
-                        first_token=1025,
+                        first_token=2049,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
@@ -5649,7 +5997,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -5661,7 +6009,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 239 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 239 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -5673,7 +6021,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 245 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 245 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -5685,7 +6033,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=65,
                         last_token=128,
-                        why="cheapest of 204 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 204 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.03 times the estimate"),
@@ -5697,7 +6045,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 183 legal variants of split_k and tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
@@ -5709,7 +6057,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w222_k64_d4_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 183 legal variants of split_k and tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.05 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.07 times the estimate"),
@@ -5721,7 +6069,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 183 legal variants of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -5733,11 +6081,11 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 183 legal variants of split_k and tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w412_k64_d4", "1.06 times the estimate"),
-                            ("tiled_t32_e64_s1_w124_k128_d3", "1.15 times the estimate"),
-                            ("tiled_t64_e64_s1_w222_k64_d4", "1.16 times the estimate"),
+                            ("tiled_t32_e64_s1_w124_k128_d3", "1.18 times the estimate"),
+                            ("tiled_t64_e64_s2_w222_k64_d4", "1.21 times the estimate"),
                         ),
                     ),
                 ),

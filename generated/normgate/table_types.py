@@ -15,10 +15,19 @@ class VariantRange(NamedTuple):
 
 
 class GroupTable(NamedTuple):
-    """SM targets (90 is sm_90) and their variants, whose ranges are ordered, gap-free and end open."""
+    """SM targets (90 is sm_90) and their variants, whose ranges are ordered, gap-free and end open.
+
+    ``portable_variants`` serve later chips, which run PTX of the newest target, where ``variants`` holds what only
+    the targets themselves can run; else it is empty.
+    """
 
     sm_targets: tuple[int, ...]
     variants: tuple[VariantRange, ...]
+    portable_variants: tuple[VariantRange, ...] = ()
+
+    def variants_on(self, sm: int) -> tuple[VariantRange, ...]:
+        """What serves a device of ``sm``."""
+        return self.variants if sm in self.sm_targets else self.portable_variants or self.variants
 
 
 class KernelTable(NamedTuple):

@@ -55,9 +55,11 @@ const Kernel* find_kernel(const Problem& problem) {
 const Variant* find_variant(const Kernel& kernel, int sm, int64_t num_tokens) {
   const Group* group = find_group(kernel, sm);
   if (group == nullptr) return nullptr;
-  const auto range = std::find_if(group->ranges.begin(), group->ranges.end(),
+  const bool native = std::find(group->sm_targets.begin(), group->sm_targets.end(), sm) != group->sm_targets.end();
+  const Span<Range>& ranges = native ? group->ranges : group->portable_ranges;
+  const auto range = std::find_if(ranges.begin(), ranges.end(),
                                   [&](const Range& candidate) { return num_tokens <= candidate.last_token; });
-  return range == group->ranges.end() ? nullptr : range->variant;
+  return range == ranges.end() ? nullptr : range->variant;
 }
 
 }  // namespace normgate

@@ -49,6 +49,8 @@ struct Span {
 struct Group {
   Span<int> sm_targets;
   Span<Range> ranges;
+  Span<Range>
+      portable_ranges;  // where ranges holds what only these very targets can run: for chips that run PTX of them
   Span<Variant> variants;
 };
 

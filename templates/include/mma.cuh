@@ -19,16 +19,28 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// The squares of 8 rows come from the tensor cores too: of rows * rows^T (the same registers as both operands, the
-// upper 8 rows of a left empty) the diagonal. Widening, multiplying and adding each element by itself would take the
-// time of eight times as many instructions.
-__device__ __forceinline__ void mma_squares(float (&d)[4], uint32_t left0, uint32_t left1, uint32_t right0,
-                                            uint32_t right1) {
-  mma_m16n8k16(d, left0, 0u, left1, 0u, right0, right1);
+// Adds the squares of a 32-wide block of 8 rows, each element a sum of kTerms bf16 terms. They come from the tensor
+// cores too: of rows * rows^T (the same registers as both operands, the upper 8 rows of the left empty) the diagonal.
+// Widening, multiplying and adding each element by itself would take eight times as many instructions. A block's sum is
+// added in fp32: the tensor cores cut off bits with each mma that adds to one accumulator, and rstd is to be as good as
+// fp32.
+template <int kTerms>
+__device__ __forceinline__ void mma_squares(float (&sum)[2], const uint32_t (&row)[4][kTerms]) {
+  float block[4] = {};
+#pragma unroll
+  for (int left = 0; left < kTerms; ++left) {
+#pragma unroll
+    for (int right = 0; right < kTerms; ++right) {
+      mma_m16n8k16(block, row[0][left], 0u, row[1][left], 0u, row[0][right], row[1][right]);
+      mma_m16n8k16(block, row[2][left], 0u, row[3][left], 0u, row[2][right], row[3][right]);
+    }
+  }
+  sum[0] += block[0];
+  sum[1] += block[1];
 }
 
 // The thread that holds row `group`'s place on the diagonal, and its value.
 __device__ __forceinline__ bool holds_diagonal(int group, int quad) { return quad == group / 2; }
-__device__ __forceinline__ float diagonal(const float (&d)[4], int group) { return group % 2 == 0 ? d[0] : d[1]; }
+__device__ __forceinline__ float diagonal(const float (&sum)[2], int group) { return group % 2 == 0 ? sum[0] : sum[1]; }
 
 }  // namespace normgate

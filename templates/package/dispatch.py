@@ -84,7 +84,7 @@ def variants(kernel: str, sm: int) -> tuple[VariantRange, ...]:
     """
     table = kernel_table(kernel)
     target = select_target(table, sm)
-    return () if target is None else _group_of(table, target).variants
+    return () if target is None else _group_of(table, target).variants_on(sm)
 
 
 def select_target(table: KernelTable, sm: int) -> int | None:
@@ -116,7 +116,7 @@ def explain(model_or_kernel: str, num_tokens: int, sm: int | None = None) -> Exp
         sm = current_sm()
     target = select_target(KERNELS[kernel], sm)
     group = GroupTable((), ()) if target is None else _group_of(KERNELS[kernel], target)
-    chosen = next((variant for variant in group.variants if _serves(variant, num_tokens)), None)
+    chosen = next((variant for variant in group.variants_on(sm) if _serves(variant, num_tokens)), None)
     if chosen is not None:
         name, why = chosen.name, chosen.why
     elif num_tokens == 0:

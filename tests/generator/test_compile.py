@@ -459,6 +459,11 @@ def test_gencode() -> None:
         "-gencode=arch=compute_90,code=compute_90",
     ]
     assert arch.gencode([80], None) == ["-gencode=arch=compute_80,code=sm_80"]
+    # What only sm_90a has stays out of the PTX: no later chip could run it.
+    assert arch.gencode([90], 90, accelerated=True) == [
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
 
 
 REPORT = """\

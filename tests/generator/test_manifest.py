@@ -72,6 +72,7 @@ def test_text_is_the_contract() -> None:
             "sm_targets": [90, 100],
             "allow_spills": False,
             "functions": ["ng_a_gemv_1", "ng_a_split_k"],
+            "accelerated": False,
         },
         {"path": "csrc/binding.cpp", "torch": True},
     ]

@@ -91,6 +91,7 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm100(const normgate_args&);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm120(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm120(const normgate_args&);
@@ -103,6 +104,7 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm120(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s2_w124_k128_d3_sm120(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm120(const normgate_args&);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s1_w124_k128_d3_sm120(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s1_w222_k64_d4_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e3_w12_c1_sm80(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e3_w12_c1_sm80(const normgate_args&);
@@ -150,6 +152,7 @@ cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k12
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm120(const normgate_args&);
@@ -185,6 +188,7 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k12
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e3_w8_c2_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w16_b1_sm90(const normgate_args&);
@@ -206,6 +210,7 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k12
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e1_w16_c1_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm120(const normgate_args&);
@@ -217,6 +222,7 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k12
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w16_c1_sm80(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w16_c1_sm80(const normgate_args&);
@@ -229,6 +235,7 @@ cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k12
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80(const normgate_args&);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w16_c1_sm86(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w16_c1_sm86(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t4_e3_w16_c1_sm86(const normgate_args&);
@@ -261,6 +268,7 @@ cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k12
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100(const normgate_args&);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm120(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm120(const normgate_args&);
@@ -294,6 +302,7 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k12
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k64_d4_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e3_w12_c2_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w8_c3_sm90(const normgate_args&);
@@ -316,6 +325,7 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k12
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e2_w12_c2_sm120(const normgate_args&);
@@ -327,6 +337,7 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k12
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm80(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm80(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t4_e3_w14_c2_sm80(const normgate_args&);
@@ -371,6 +382,7 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k12
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e2_w14_c2_sm120(const normgate_args&);
@@ -383,6 +395,7 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k12
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm80(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w14_c2_sm80(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w14_c2_sm80(const normgate_args&);
@@ -394,6 +407,7 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k12
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w14_c2_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w14_c2_sm86(const normgate_args&);
@@ -427,6 +441,7 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k12
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm120(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm120(const normgate_args&);
@@ -449,6 +464,7 @@ cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k12
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80(const normgate_args&);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm86(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w14_c2_sm86(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w14_c2_sm86(const normgate_args&);
@@ -482,6 +498,7 @@ cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k12
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100(const normgate_args&);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm120(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm120(const normgate_args&);
@@ -648,6 +665,8 @@ const Variant norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm100_variants[] = {
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm100, 0},
     {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm100",
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm100, 0},
+    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm100",
+     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm100, 0},
     {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm100",
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm100, 0},
 };
@@ -663,8 +682,9 @@ const Range norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm100_ranges[] = {
     {256, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm100_variants[8]},    // from 129: tiled_t32_e64_s6_w222_k128_d3
     {512, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm100_variants[9]},    // from 257: tiled_t64_e64_s6_w222_k128_d3
     {1024, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm100_variants[10]},  // from 513: tiled_t32_e64_s2_w124_k128_d3
+    {2048, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm100_variants[11]},  // from 1025: tiled_t64_e64_s2_w222_k128_d3
     {kNoEnd,
-     &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm100_variants[11]},  // from 1025: tiled_t32_e128_s1_w124_k128_d3
+     &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm100_variants[12]},  // from 2049: tiled_t32_e128_s1_w124_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
@@ -692,6 +712,8 @@ const Variant norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm120_variants[] = {
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s2_w124_k128_d3_sm120, 0},
     {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm120",
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm120, 0},
+    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s1_w124_k128_d3_sm120",
+     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s1_w124_k128_d3_sm120, 0},
     {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s1_w222_k64_d4_sm120",
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s1_w222_k64_d4_sm120, 0},
 };
@@ -707,32 +729,38 @@ const Range norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm120_ranges[] = {
     {256, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm120_variants[8]},      // from 129: tiled_t32_e64_s6_w222_k128_d3
     {512, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm120_variants[9]},      // from 257: tiled_t32_e32_s2_w124_k128_d3
     {1024, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm120_variants[10]},    // from 513: tiled_t32_e64_s2_w124_k128_d3
-    {kNoEnd, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm120_variants[11]},  // from 1025: tiled_t64_e64_s1_w222_k64_d4
+    {2048, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm120_variants[11]},    // from 1025: tiled_t32_e64_s1_w124_k128_d3
+    {kNoEnd, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm120_variants[12]},  // from 2049: tiled_t64_e64_s1_w222_k64_d4
 };
 #endif
 const Group norm_b_gate_2880x128_bf16_bf16_fp32_bias_groups[] = {
 #if defined(NORMGATE_SM_80)
     {span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm80_targets),
      span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm80_ranges),
+     span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm80_ranges),
      span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm80_variants)},
 #endif
 #if defined(NORMGATE_SM_86) || defined(NORMGATE_SM_89)
     {span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm86_targets),
+     span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm86_ranges),
      span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm86_ranges),
      span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm86_variants)},
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_targets),
      span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_ranges),
+     span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_ranges),
      span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm100_targets),
      span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm100_ranges),
+     span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm100_ranges),
      span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm100_variants)},
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
     {span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm120_targets),
+     span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm120_ranges),
      span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm120_ranges),
      span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm120_variants)},
 #endif
@@ -780,7 +808,8 @@ const Range norm_a_gate_3072x256_bf16_fp32_fp32_sm80_ranges[] = {
     {256, &norm_a_gate_3072x256_bf16_fp32_fp32_sm80_variants[8]},      // from 129: tiled_t128_e32_s6_w222_k128_d3
     {512, &norm_a_gate_3072x256_bf16_fp32_fp32_sm80_variants[9]},      // from 257: tiled_t128_e32_s3_w222_k128_d3
     {1024, &norm_a_gate_3072x256_bf16_fp32_fp32_sm80_variants[10]},    // from 513: tiled_t64_e128_s3_w222_k64_d4
-    {kNoEnd, &norm_a_gate_3072x256_bf16_fp32_fp32_sm80_variants[11]},  // from 1025: tiled_t128_e32_s2_w222_k128_d3
+    {2048, &norm_a_gate_3072x256_bf16_fp32_fp32_sm80_variants[9]},     // from 1025: tiled_t128_e32_s3_w222_k128_d3
+    {kNoEnd, &norm_a_gate_3072x256_bf16_fp32_fp32_sm80_variants[11]},  // from 2049: tiled_t128_e32_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_86) || defined(NORMGATE_SM_89)
@@ -821,7 +850,8 @@ const Range norm_a_gate_3072x256_bf16_fp32_fp32_sm86_ranges[] = {
     {256, &norm_a_gate_3072x256_bf16_fp32_fp32_sm86_variants[8]},      // from 129: tiled_t64_e32_s3_w124_k128_d3
     {512, &norm_a_gate_3072x256_bf16_fp32_fp32_sm86_variants[9]},      // from 257: tiled_t128_e32_s3_w222_k64_d4
     {1024, &norm_a_gate_3072x256_bf16_fp32_fp32_sm86_variants[8]},     // from 513: tiled_t64_e32_s3_w124_k128_d3
-    {kNoEnd, &norm_a_gate_3072x256_bf16_fp32_fp32_sm86_variants[10]},  // from 1025: tiled_t128_e32_s2_w222_k64_d4
+    {2048, &norm_a_gate_3072x256_bf16_fp32_fp32_sm86_variants[9]},     // from 1025: tiled_t128_e32_s3_w222_k64_d4
+    {kNoEnd, &norm_a_gate_3072x256_bf16_fp32_fp32_sm86_variants[10]},  // from 2049: tiled_t128_e32_s2_w222_k64_d4
 };
 #endif
 #if defined(NORMGATE_SM_90)
@@ -892,6 +922,8 @@ const Variant norm_a_gate_3072x256_bf16_fp32_fp32_sm100_variants[] = {
      launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm100, 0},
     {"norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100",
      launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm100",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm100, 0},
     {"norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100",
      launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100, 0},
 };
@@ -907,7 +939,8 @@ const Range norm_a_gate_3072x256_bf16_fp32_fp32_sm100_ranges[] = {
     {256, &norm_a_gate_3072x256_bf16_fp32_fp32_sm100_variants[8]},      // from 129: tiled_t32_e32_s2_w124_k128_d3
     {512, &norm_a_gate_3072x256_bf16_fp32_fp32_sm100_variants[9]},      // from 257: tiled_t64_e32_s2_w124_k128_d3
     {1024, &norm_a_gate_3072x256_bf16_fp32_fp32_sm100_variants[10]},    // from 513: tiled_t128_e32_s2_w222_k128_d3
-    {kNoEnd, &norm_a_gate_3072x256_bf16_fp32_fp32_sm100_variants[11]},  // from 1025: tiled_t128_e64_s1_w412_k128_d3
+    {2048, &norm_a_gate_3072x256_bf16_fp32_fp32_sm100_variants[11]},    // from 1025: tiled_t128_e32_s1_w222_k128_d3
+    {kNoEnd, &norm_a_gate_3072x256_bf16_fp32_fp32_sm100_variants[12]},  // from 2049: tiled_t128_e64_s1_w412_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
@@ -953,23 +986,23 @@ const Range norm_a_gate_3072x256_bf16_fp32_fp32_sm120_ranges[] = {
 const Group norm_a_gate_3072x256_bf16_fp32_fp32_groups[] = {
 #if defined(NORMGATE_SM_80)
     {span(norm_a_gate_3072x256_bf16_fp32_fp32_sm80_targets), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm80_ranges),
-     span(norm_a_gate_3072x256_bf16_fp32_fp32_sm80_variants)},
+     span(norm_a_gate_3072x256_bf16_fp32_fp32_sm80_ranges), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm80_variants)},
 #endif
 #if defined(NORMGATE_SM_86) || defined(NORMGATE_SM_89)
     {span(norm_a_gate_3072x256_bf16_fp32_fp32_sm86_targets), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm86_ranges),
-     span(norm_a_gate_3072x256_bf16_fp32_fp32_sm86_variants)},
+     span(norm_a_gate_3072x256_bf16_fp32_fp32_sm86_ranges), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm86_variants)},
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_a_gate_3072x256_bf16_fp32_fp32_sm90_targets), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm90_ranges),
-     span(norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants)},
+     span(norm_a_gate_3072x256_bf16_fp32_fp32_sm90_ranges), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_a_gate_3072x256_bf16_fp32_fp32_sm100_targets), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm100_ranges),
-     span(norm_a_gate_3072x256_bf16_fp32_fp32_sm100_variants)},
+     span(norm_a_gate_3072x256_bf16_fp32_fp32_sm100_ranges), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm100_variants)},
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
     {span(norm_a_gate_3072x256_bf16_fp32_fp32_sm120_targets), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm120_ranges),
-     span(norm_a_gate_3072x256_bf16_fp32_fp32_sm120_variants)},
+     span(norm_a_gate_3072x256_bf16_fp32_fp32_sm120_ranges), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm120_variants)},
 #endif
     {},
 };
@@ -1043,6 +1076,8 @@ const Variant norm_a_gate_4096x128_bf16_bf16_fp32_sm86_variants[] = {
      launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86, 3072},
     {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
      launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86, 1536},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86, 1536},
 };
 const Range norm_a_gate_4096x128_bf16_bf16_fp32_sm86_ranges[] = {
     {1, &norm_a_gate_4096x128_bf16_bf16_fp32_sm86_variants[0]},        // from 1: gemv_t1_e2_w16_c1
@@ -1055,7 +1090,9 @@ const Range norm_a_gate_4096x128_bf16_bf16_fp32_sm86_ranges[] = {
     {128, &norm_a_gate_4096x128_bf16_bf16_fp32_sm86_variants[7]},      // from 65: tiled_t32_e32_s6_w222_k128_d3
     {256, &norm_a_gate_4096x128_bf16_bf16_fp32_sm86_variants[8]},      // from 129: tiled_t32_e64_s6_w222_k128_d3
     {512, &norm_a_gate_4096x128_bf16_bf16_fp32_sm86_variants[9]},      // from 257: tiled_t64_e64_s6_w222_k128_d3
-    {kNoEnd, &norm_a_gate_4096x128_bf16_bf16_fp32_sm86_variants[10]},  // from 513: tiled_t64_e64_s3_w222_k128_d3
+    {1024, &norm_a_gate_4096x128_bf16_bf16_fp32_sm86_variants[10]},    // from 513: tiled_t64_e64_s3_w222_k128_d3
+    {2048, &norm_a_gate_4096x128_bf16_bf16_fp32_sm86_variants[11]},    // from 1025: tiled_t64_e128_s3_w222_k64_d4
+    {kNoEnd, &norm_a_gate_4096x128_bf16_bf16_fp32_sm86_variants[10]},  // from 2049: tiled_t64_e64_s3_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_90)
@@ -1121,6 +1158,8 @@ const Variant norm_a_gate_4096x128_bf16_bf16_fp32_sm100_variants[] = {
      launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100, 0},
     {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
      launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100, 0},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100, 0},
     {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
      launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100, 0},
 };
@@ -1135,7 +1174,8 @@ const Range norm_a_gate_4096x128_bf16_bf16_fp32_sm100_ranges[] = {
     {256, &norm_a_gate_4096x128_bf16_bf16_fp32_sm100_variants[7]},      // from 129: tiled_t32_e64_s6_w222_k128_d3
     {512, &norm_a_gate_4096x128_bf16_bf16_fp32_sm100_variants[8]},      // from 257: tiled_t32_e32_s2_w124_k128_d3
     {1024, &norm_a_gate_4096x128_bf16_bf16_fp32_sm100_variants[9]},     // from 513: tiled_t32_e64_s2_w124_k128_d3
-    {kNoEnd, &norm_a_gate_4096x128_bf16_bf16_fp32_sm100_variants[10]},  // from 1025: tiled_t64_e128_s2_w222_k128_d3
+    {2048, &norm_a_gate_4096x128_bf16_bf16_fp32_sm100_variants[10]},    // from 1025: tiled_t32_e128_s2_w124_k128_d3
+    {kNoEnd, &norm_a_gate_4096x128_bf16_bf16_fp32_sm100_variants[11]},  // from 2049: tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
@@ -1161,6 +1201,8 @@ const Variant norm_a_gate_4096x128_bf16_bf16_fp32_sm120_variants[] = {
      launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120, 0},
     {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
      launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120, 0},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120, 0},
     {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
      launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120, 0},
 };
@@ -1175,29 +1217,30 @@ const Range norm_a_gate_4096x128_bf16_bf16_fp32_sm120_ranges[] = {
     {256, &norm_a_gate_4096x128_bf16_bf16_fp32_sm120_variants[7]},      // from 129: tiled_t32_e64_s6_w222_k128_d3
     {512, &norm_a_gate_4096x128_bf16_bf16_fp32_sm120_variants[8]},      // from 257: tiled_t32_e32_s2_w124_k128_d3
     {1024, &norm_a_gate_4096x128_bf16_bf16_fp32_sm120_variants[9]},     // from 513: tiled_t32_e64_s2_w124_k128_d3
-    {kNoEnd, &norm_a_gate_4096x128_bf16_bf16_fp32_sm120_variants[10]},  // from 1025: tiled_t64_e64_s1_w222_k64_d4
+    {2048, &norm_a_gate_4096x128_bf16_bf16_fp32_sm120_variants[10]},    // from 1025: tiled_t32_e64_s1_w124_k128_d3
+    {kNoEnd, &norm_a_gate_4096x128_bf16_bf16_fp32_sm120_variants[11]},  // from 2049: tiled_t64_e64_s1_w222_k64_d4
 };
 #endif
 const Group norm_a_gate_4096x128_bf16_bf16_fp32_groups[] = {
 #if defined(NORMGATE_SM_80)
     {span(norm_a_gate_4096x128_bf16_bf16_fp32_sm80_targets), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm80_ranges),
-     span(norm_a_gate_4096x128_bf16_bf16_fp32_sm80_variants)},
+     span(norm_a_gate_4096x128_bf16_bf16_fp32_sm80_ranges), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm80_variants)},
 #endif
 #if defined(NORMGATE_SM_86) || defined(NORMGATE_SM_89)
     {span(norm_a_gate_4096x128_bf16_bf16_fp32_sm86_targets), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm86_ranges),
-     span(norm_a_gate_4096x128_bf16_bf16_fp32_sm86_variants)},
+     span(norm_a_gate_4096x128_bf16_bf16_fp32_sm86_ranges), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm86_variants)},
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_a_gate_4096x128_bf16_bf16_fp32_sm90_targets), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm90_ranges),
-     span(norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants)},
+     span(norm_a_gate_4096x128_bf16_bf16_fp32_sm90_ranges), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_a_gate_4096x128_bf16_bf16_fp32_sm100_targets), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm100_ranges),
-     span(norm_a_gate_4096x128_bf16_bf16_fp32_sm100_variants)},
+     span(norm_a_gate_4096x128_bf16_bf16_fp32_sm100_ranges), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm100_variants)},
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
     {span(norm_a_gate_4096x128_bf16_bf16_fp32_sm120_targets), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm120_ranges),
-     span(norm_a_gate_4096x128_bf16_bf16_fp32_sm120_variants)},
+     span(norm_a_gate_4096x128_bf16_bf16_fp32_sm120_ranges), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm120_variants)},
 #endif
     {},
 };
@@ -1228,6 +1271,8 @@ const Variant norm_b_gate_4096x256_bf16_bf16_fp32_sm80_variants[] = {
      launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80, 3072},
     {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
      launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80, 3072},
+    {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80",
+     launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80, 1152},
 };
 const Range norm_b_gate_4096x256_bf16_bf16_fp32_sm80_ranges[] = {
     {1, &norm_b_gate_4096x256_bf16_bf16_fp32_sm80_variants[0]},        // from 1: gemv_t1_e3_w16_c1
@@ -1240,7 +1285,9 @@ const Range norm_b_gate_4096x256_bf16_bf16_fp32_sm80_ranges[] = {
     {128, &norm_b_gate_4096x256_bf16_bf16_fp32_sm80_variants[7]},      // from 65: tiled_t32_e96_s8_w222_k128_d3
     {256, &norm_b_gate_4096x256_bf16_bf16_fp32_sm80_variants[8]},      // from 129: tiled_t64_e64_s6_w222_k128_d3
     {512, &norm_b_gate_4096x256_bf16_bf16_fp32_sm80_variants[9]},      // from 257: tiled_t64_e64_s3_w222_k128_d3
-    {kNoEnd, &norm_b_gate_4096x256_bf16_bf16_fp32_sm80_variants[10]},  // from 513: tiled_t64_e128_s3_w222_k128_d3
+    {1024, &norm_b_gate_4096x256_bf16_bf16_fp32_sm80_variants[10]},    // from 513: tiled_t64_e128_s3_w222_k128_d3
+    {2048, &norm_b_gate_4096x256_bf16_bf16_fp32_sm80_variants[11]},    // from 1025: tiled_t64_e96_s1_w222_k128_d3
+    {kNoEnd, &norm_b_gate_4096x256_bf16_bf16_fp32_sm80_variants[10]},  // from 2049: tiled_t64_e128_s3_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_86) || defined(NORMGATE_SM_89)
@@ -1280,7 +1327,9 @@ const Range norm_b_gate_4096x256_bf16_bf16_fp32_sm86_ranges[] = {
     {128, &norm_b_gate_4096x256_bf16_bf16_fp32_sm86_variants[7]},      // from 65: tiled_t32_e96_s8_w222_k128_d3
     {256, &norm_b_gate_4096x256_bf16_bf16_fp32_sm86_variants[8]},      // from 129: tiled_t64_e64_s6_w222_k128_d3
     {512, &norm_b_gate_4096x256_bf16_bf16_fp32_sm86_variants[9]},      // from 257: tiled_t64_e64_s3_w222_k128_d3
-    {kNoEnd, &norm_b_gate_4096x256_bf16_bf16_fp32_sm86_variants[10]},  // from 513: tiled_t64_e128_s3_w222_k64_d4
+    {1024, &norm_b_gate_4096x256_bf16_bf16_fp32_sm86_variants[10]},    // from 513: tiled_t64_e128_s3_w222_k64_d4
+    {2048, &norm_b_gate_4096x256_bf16_bf16_fp32_sm86_variants[9]},     // from 1025: tiled_t64_e64_s3_w222_k128_d3
+    {kNoEnd, &norm_b_gate_4096x256_bf16_bf16_fp32_sm86_variants[10]},  // from 2049: tiled_t64_e128_s3_w222_k64_d4
 };
 #endif
 #if defined(NORMGATE_SM_90)
@@ -1346,6 +1395,8 @@ const Variant norm_b_gate_4096x256_bf16_bf16_fp32_sm100_variants[] = {
      launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100, 0},
     {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
      launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100, 0},
+    {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
+     launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100, 0},
     {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
      launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100, 0},
 };
@@ -1360,7 +1411,8 @@ const Range norm_b_gate_4096x256_bf16_bf16_fp32_sm100_ranges[] = {
     {256, &norm_b_gate_4096x256_bf16_bf16_fp32_sm100_variants[7]},      // from 129: tiled_t32_e32_s2_w124_k128_d3
     {512, &norm_b_gate_4096x256_bf16_bf16_fp32_sm100_variants[8]},      // from 257: tiled_t32_e64_s2_w124_k128_d3
     {1024, &norm_b_gate_4096x256_bf16_bf16_fp32_sm100_variants[9]},     // from 513: tiled_t32_e128_s2_w124_k128_d3
-    {kNoEnd, &norm_b_gate_4096x256_bf16_bf16_fp32_sm100_variants[10]},  // from 1025: tiled_t64_e128_s1_w222_k128_d3
+    {2048, &norm_b_gate_4096x256_bf16_bf16_fp32_sm100_variants[10]},    // from 1025: tiled_t64_e128_s2_w222_k128_d3
+    {kNoEnd, &norm_b_gate_4096x256_bf16_bf16_fp32_sm100_variants[11]},  // from 2049: tiled_t64_e128_s1_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
@@ -1406,23 +1458,23 @@ const Range norm_b_gate_4096x256_bf16_bf16_fp32_sm120_ranges[] = {
 const Group norm_b_gate_4096x256_bf16_bf16_fp32_groups[] = {
 #if defined(NORMGATE_SM_80)
     {span(norm_b_gate_4096x256_bf16_bf16_fp32_sm80_targets), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm80_ranges),
-     span(norm_b_gate_4096x256_bf16_bf16_fp32_sm80_variants)},
+     span(norm_b_gate_4096x256_bf16_bf16_fp32_sm80_ranges), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm80_variants)},
 #endif
 #if defined(NORMGATE_SM_86) || defined(NORMGATE_SM_89)
     {span(norm_b_gate_4096x256_bf16_bf16_fp32_sm86_targets), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm86_ranges),
-     span(norm_b_gate_4096x256_bf16_bf16_fp32_sm86_variants)},
+     span(norm_b_gate_4096x256_bf16_bf16_fp32_sm86_ranges), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm86_variants)},
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_b_gate_4096x256_bf16_bf16_fp32_sm90_targets), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm90_ranges),
-     span(norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants)},
+     span(norm_b_gate_4096x256_bf16_bf16_fp32_sm90_ranges), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_b_gate_4096x256_bf16_bf16_fp32_sm100_targets), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm100_ranges),
-     span(norm_b_gate_4096x256_bf16_bf16_fp32_sm100_variants)},
+     span(norm_b_gate_4096x256_bf16_bf16_fp32_sm100_ranges), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm100_variants)},
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
     {span(norm_b_gate_4096x256_bf16_bf16_fp32_sm120_targets), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm120_ranges),
-     span(norm_b_gate_4096x256_bf16_bf16_fp32_sm120_variants)},
+     span(norm_b_gate_4096x256_bf16_bf16_fp32_sm120_ranges), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm120_variants)},
 #endif
     {},
 };
@@ -1491,6 +1543,8 @@ const Variant norm_a_gate_6144x256_bf16_bf16_fp32_sm86_variants[] = {
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86, 6144},
     {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86, 6144},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86, 4096},
     {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k64_d4_sm86",
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k64_d4_sm86, 4096},
 };
@@ -1506,7 +1560,8 @@ const Range norm_a_gate_6144x256_bf16_bf16_fp32_sm86_ranges[] = {
     {256, &norm_a_gate_6144x256_bf16_bf16_fp32_sm86_variants[8]},      // from 129: tiled_t64_e64_s6_w222_k128_d3
     {512, &norm_a_gate_6144x256_bf16_bf16_fp32_sm86_variants[9]},      // from 257: tiled_t64_e128_s6_w222_k64_d4
     {1024, &norm_a_gate_6144x256_bf16_bf16_fp32_sm86_variants[8]},     // from 513: tiled_t64_e64_s6_w222_k128_d3
-    {kNoEnd, &norm_a_gate_6144x256_bf16_bf16_fp32_sm86_variants[10]},  // from 1025: tiled_t64_e128_s4_w222_k64_d4
+    {2048, &norm_a_gate_6144x256_bf16_bf16_fp32_sm86_variants[10]},    // from 1025: tiled_t64_e64_s4_w222_k128_d3
+    {kNoEnd, &norm_a_gate_6144x256_bf16_bf16_fp32_sm86_variants[11]},  // from 2049: tiled_t64_e128_s4_w222_k64_d4
 };
 #endif
 #if defined(NORMGATE_SM_90)
@@ -1572,6 +1627,8 @@ const Variant norm_a_gate_6144x256_bf16_bf16_fp32_sm100_variants[] = {
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100, 0},
     {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100, 0},
     {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100, 0},
 };
@@ -1586,7 +1643,8 @@ const Range norm_a_gate_6144x256_bf16_bf16_fp32_sm100_ranges[] = {
     {256, &norm_a_gate_6144x256_bf16_bf16_fp32_sm100_variants[7]},      // from 129: tiled_t64_e64_s6_w222_k128_d3
     {512, &norm_a_gate_6144x256_bf16_bf16_fp32_sm100_variants[8]},      // from 257: tiled_t32_e64_s2_w124_k128_d3
     {1024, &norm_a_gate_6144x256_bf16_bf16_fp32_sm100_variants[9]},     // from 513: tiled_t32_e128_s2_w124_k128_d3
-    {kNoEnd, &norm_a_gate_6144x256_bf16_bf16_fp32_sm100_variants[10]},  // from 1025: tiled_t64_e128_s1_w222_k128_d3
+    {2048, &norm_a_gate_6144x256_bf16_bf16_fp32_sm100_variants[10]},    // from 1025: tiled_t64_e128_s2_w222_k128_d3
+    {kNoEnd, &norm_a_gate_6144x256_bf16_bf16_fp32_sm100_variants[11]},  // from 2049: tiled_t64_e128_s1_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
@@ -1612,6 +1670,8 @@ const Variant norm_a_gate_6144x256_bf16_bf16_fp32_sm120_variants[] = {
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120, 0},
     {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120, 0},
 };
 const Range norm_a_gate_6144x256_bf16_bf16_fp32_sm120_ranges[] = {
     {1, &norm_a_gate_6144x256_bf16_bf16_fp32_sm120_variants[0]},       // from 1: gemv_t1_e2_w12_c2
@@ -1623,29 +1683,31 @@ const Range norm_a_gate_6144x256_bf16_bf16_fp32_sm120_ranges[] = {
     {128, &norm_a_gate_6144x256_bf16_bf16_fp32_sm120_variants[6]},     // from 65: tiled_t32_e64_s6_w222_k128_d3
     {256, &norm_a_gate_6144x256_bf16_bf16_fp32_sm120_variants[7]},     // from 129: tiled_t32_e64_s3_w124_k128_d3
     {512, &norm_a_gate_6144x256_bf16_bf16_fp32_sm120_variants[8]},     // from 257: tiled_t32_e64_s2_w124_k128_d3
-    {kNoEnd, &norm_a_gate_6144x256_bf16_bf16_fp32_sm120_variants[9]},  // from 513: tiled_t32_e64_s1_w124_k128_d3
+    {1024, &norm_a_gate_6144x256_bf16_bf16_fp32_sm120_variants[9]},    // from 513: tiled_t32_e64_s1_w124_k128_d3
+    {2048, &norm_a_gate_6144x256_bf16_bf16_fp32_sm120_variants[10]},   // from 1025: tiled_t64_e64_s1_w222_k64_d4
+    {kNoEnd, &norm_a_gate_6144x256_bf16_bf16_fp32_sm120_variants[9]},  // from 2049: tiled_t32_e64_s1_w124_k128_d3
 };
 #endif
 const Group norm_a_gate_6144x256_bf16_bf16_fp32_groups[] = {
 #if defined(NORMGATE_SM_80)
     {span(norm_a_gate_6144x256_bf16_bf16_fp32_sm80_targets), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm80_ranges),
-     span(norm_a_gate_6144x256_bf16_bf16_fp32_sm80_variants)},
+     span(norm_a_gate_6144x256_bf16_bf16_fp32_sm80_ranges), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm80_variants)},
 #endif
 #if defined(NORMGATE_SM_86) || defined(NORMGATE_SM_89)
     {span(norm_a_gate_6144x256_bf16_bf16_fp32_sm86_targets), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm86_ranges),
-     span(norm_a_gate_6144x256_bf16_bf16_fp32_sm86_variants)},
+     span(norm_a_gate_6144x256_bf16_bf16_fp32_sm86_ranges), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm86_variants)},
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_a_gate_6144x256_bf16_bf16_fp32_sm90_targets), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm90_ranges),
-     span(norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants)},
+     span(norm_a_gate_6144x256_bf16_bf16_fp32_sm90_ranges), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_a_gate_6144x256_bf16_bf16_fp32_sm100_targets), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm100_ranges),
-     span(norm_a_gate_6144x256_bf16_bf16_fp32_sm100_variants)},
+     span(norm_a_gate_6144x256_bf16_bf16_fp32_sm100_ranges), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm100_variants)},
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
     {span(norm_a_gate_6144x256_bf16_bf16_fp32_sm120_targets), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm120_ranges),
-     span(norm_a_gate_6144x256_bf16_bf16_fp32_sm120_variants)},
+     span(norm_a_gate_6144x256_bf16_bf16_fp32_sm120_ranges), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm120_variants)},
 #endif
     {},
 };
@@ -1797,6 +1859,8 @@ const Variant norm_a_gate_7168x256_bf16_bf16_fp32_sm100_variants[] = {
      launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100, 0},
     {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
      launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100, 0},
     {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
      launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100, 0},
 };
@@ -1812,7 +1876,8 @@ const Range norm_a_gate_7168x256_bf16_bf16_fp32_sm100_ranges[] = {
     {256, &norm_a_gate_7168x256_bf16_bf16_fp32_sm100_variants[8]},      // from 129: tiled_t64_e64_s6_w222_k128_d3
     {512, &norm_a_gate_7168x256_bf16_bf16_fp32_sm100_variants[9]},      // from 257: tiled_t32_e64_s2_w124_k128_d3
     {1024, &norm_a_gate_7168x256_bf16_bf16_fp32_sm100_variants[10]},    // from 513: tiled_t32_e128_s2_w124_k128_d3
-    {kNoEnd, &norm_a_gate_7168x256_bf16_bf16_fp32_sm100_variants[11]},  // from 1025: tiled_t64_e128_s1_w222_k128_d3
+    {2048, &norm_a_gate_7168x256_bf16_bf16_fp32_sm100_variants[11]},    // from 1025: tiled_t64_e128_s2_w222_k128_d3
+    {kNoEnd, &norm_a_gate_7168x256_bf16_bf16_fp32_sm100_variants[12]},  // from 2049: tiled_t64_e128_s1_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
@@ -1840,6 +1905,8 @@ const Variant norm_a_gate_7168x256_bf16_bf16_fp32_sm120_variants[] = {
      launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120, 0},
     {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
      launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120, 0},
 };
 const Range norm_a_gate_7168x256_bf16_bf16_fp32_sm120_ranges[] = {
     {1, &norm_a_gate_7168x256_bf16_bf16_fp32_sm120_variants[0]},        // from 1: gemv_t1_e2_w14_c2
@@ -1852,29 +1919,31 @@ const Range norm_a_gate_7168x256_bf16_bf16_fp32_sm120_ranges[] = {
     {128, &norm_a_gate_7168x256_bf16_bf16_fp32_sm120_variants[7]},      // from 65: tiled_t32_e64_s6_w222_k128_d3
     {256, &norm_a_gate_7168x256_bf16_bf16_fp32_sm120_variants[8]},      // from 129: tiled_t32_e64_s3_w124_k128_d3
     {512, &norm_a_gate_7168x256_bf16_bf16_fp32_sm120_variants[9]},      // from 257: tiled_t32_e64_s2_w124_k128_d3
-    {kNoEnd, &norm_a_gate_7168x256_bf16_bf16_fp32_sm120_variants[10]},  // from 513: tiled_t32_e64_s1_w124_k128_d3
+    {1024, &norm_a_gate_7168x256_bf16_bf16_fp32_sm120_variants[10]},    // from 513: tiled_t32_e64_s1_w124_k128_d3
+    {2048, &norm_a_gate_7168x256_bf16_bf16_fp32_sm120_variants[11]},    // from 1025: tiled_t64_e64_s1_w222_k64_d4
+    {kNoEnd, &norm_a_gate_7168x256_bf16_bf16_fp32_sm120_variants[10]},  // from 2049: tiled_t32_e64_s1_w124_k128_d3
 };
 #endif
 const Group norm_a_gate_7168x256_bf16_bf16_fp32_groups[] = {
 #if defined(NORMGATE_SM_80)
     {span(norm_a_gate_7168x256_bf16_bf16_fp32_sm80_targets), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm80_ranges),
-     span(norm_a_gate_7168x256_bf16_bf16_fp32_sm80_variants)},
+     span(norm_a_gate_7168x256_bf16_bf16_fp32_sm80_ranges), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm80_variants)},
 #endif
 #if defined(NORMGATE_SM_86) || defined(NORMGATE_SM_89)
     {span(norm_a_gate_7168x256_bf16_bf16_fp32_sm86_targets), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm86_ranges),
-     span(norm_a_gate_7168x256_bf16_bf16_fp32_sm86_variants)},
+     span(norm_a_gate_7168x256_bf16_bf16_fp32_sm86_ranges), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm86_variants)},
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_a_gate_7168x256_bf16_bf16_fp32_sm90_targets), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm90_ranges),
-     span(norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants)},
+     span(norm_a_gate_7168x256_bf16_bf16_fp32_sm90_ranges), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_a_gate_7168x256_bf16_bf16_fp32_sm100_targets), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm100_ranges),
-     span(norm_a_gate_7168x256_bf16_bf16_fp32_sm100_variants)},
+     span(norm_a_gate_7168x256_bf16_bf16_fp32_sm100_ranges), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm100_variants)},
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
     {span(norm_a_gate_7168x256_bf16_bf16_fp32_sm120_targets), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm120_ranges),
-     span(norm_a_gate_7168x256_bf16_bf16_fp32_sm120_variants)},
+     span(norm_a_gate_7168x256_bf16_bf16_fp32_sm120_ranges), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm120_variants)},
 #endif
     {},
 };
@@ -1905,6 +1974,8 @@ const Variant norm_a_gate_7168x384_bf16_bf16_fp32_sm80_variants[] = {
      launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80, 6144},
     {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
      launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80, 3072},
+    {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80",
+     launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80, 1536},
 };
 const Range norm_a_gate_7168x384_bf16_bf16_fp32_sm80_ranges[] = {
     {1, &norm_a_gate_7168x384_bf16_bf16_fp32_sm80_variants[0]},        // from 1: gemv_t1_e4_w14_c2
@@ -1917,7 +1988,9 @@ const Range norm_a_gate_7168x384_bf16_bf16_fp32_sm80_ranges[] = {
     {128, &norm_a_gate_7168x384_bf16_bf16_fp32_sm80_variants[7]},      // from 65: tiled_t64_e64_s8_w222_k128_d3
     {256, &norm_a_gate_7168x384_bf16_bf16_fp32_sm80_variants[8]},      // from 129: tiled_t64_e128_s8_w222_k128_d3
     {512, &norm_a_gate_7168x384_bf16_bf16_fp32_sm80_variants[9]},      // from 257: tiled_t64_e128_s4_w222_k128_d3
-    {kNoEnd, &norm_a_gate_7168x384_bf16_bf16_fp32_sm80_variants[10]},  // from 513: tiled_t64_e128_s2_w222_k128_d3
+    {1024, &norm_a_gate_7168x384_bf16_bf16_fp32_sm80_variants[10]},    // from 513: tiled_t64_e128_s2_w222_k128_d3
+    {2048, &norm_a_gate_7168x384_bf16_bf16_fp32_sm80_variants[11]},    // from 1025: tiled_t64_e128_s1_w222_k128_d3
+    {kNoEnd, &norm_a_gate_7168x384_bf16_bf16_fp32_sm80_variants[10]},  // from 2049: tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_86) || defined(NORMGATE_SM_89)
@@ -1960,7 +2033,8 @@ const Range norm_a_gate_7168x384_bf16_bf16_fp32_sm86_ranges[] = {
     {256, &norm_a_gate_7168x384_bf16_bf16_fp32_sm86_variants[8]},      // from 129: tiled_t64_e128_s8_w222_k64_d4
     {512, &norm_a_gate_7168x384_bf16_bf16_fp32_sm86_variants[9]},      // from 257: tiled_t64_e96_s3_w222_k64_d4
     {1024, &norm_a_gate_7168x384_bf16_bf16_fp32_sm86_variants[10]},    // from 513: tiled_t64_e128_s7_w222_k64_d4
-    {kNoEnd, &norm_a_gate_7168x384_bf16_bf16_fp32_sm86_variants[11]},  // from 1025: tiled_t64_e96_s2_w222_k64_d4
+    {2048, &norm_a_gate_7168x384_bf16_bf16_fp32_sm86_variants[9]},     // from 1025: tiled_t64_e96_s3_w222_k64_d4
+    {kNoEnd, &norm_a_gate_7168x384_bf16_bf16_fp32_sm86_variants[11]},  // from 2049: tiled_t64_e96_s2_w222_k64_d4
 };
 #endif
 #if defined(NORMGATE_SM_90)
@@ -2026,6 +2100,8 @@ const Variant norm_a_gate_7168x384_bf16_bf16_fp32_sm100_variants[] = {
      launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100, 0},
     {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100",
      launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100, 0},
+    {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100",
+     launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100, 0},
     {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
      launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100, 0},
 };
@@ -2040,7 +2116,8 @@ const Range norm_a_gate_7168x384_bf16_bf16_fp32_sm100_ranges[] = {
     {256, &norm_a_gate_7168x384_bf16_bf16_fp32_sm100_variants[7]},      // from 129: tiled_t64_e128_s8_w222_k128_d3
     {512, &norm_a_gate_7168x384_bf16_bf16_fp32_sm100_variants[8]},      // from 257: tiled_t32_e96_s2_w124_k128_d3
     {1024, &norm_a_gate_7168x384_bf16_bf16_fp32_sm100_variants[9]},     // from 513: tiled_t64_e96_s2_w222_k128_d3
-    {kNoEnd, &norm_a_gate_7168x384_bf16_bf16_fp32_sm100_variants[10]},  // from 1025: tiled_t64_e128_s2_w222_k128_d3
+    {2048, &norm_a_gate_7168x384_bf16_bf16_fp32_sm100_variants[10]},    // from 1025: tiled_t64_e96_s1_w222_k128_d3
+    {kNoEnd, &norm_a_gate_7168x384_bf16_bf16_fp32_sm100_variants[11]},  // from 2049: tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
@@ -2084,23 +2161,23 @@ const Range norm_a_gate_7168x384_bf16_bf16_fp32_sm120_ranges[] = {
 const Group norm_a_gate_7168x384_bf16_bf16_fp32_groups[] = {
 #if defined(NORMGATE_SM_80)
     {span(norm_a_gate_7168x384_bf16_bf16_fp32_sm80_targets), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm80_ranges),
-     span(norm_a_gate_7168x384_bf16_bf16_fp32_sm80_variants)},
+     span(norm_a_gate_7168x384_bf16_bf16_fp32_sm80_ranges), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm80_variants)},
 #endif
 #if defined(NORMGATE_SM_86) || defined(NORMGATE_SM_89)
     {span(norm_a_gate_7168x384_bf16_bf16_fp32_sm86_targets), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm86_ranges),
-     span(norm_a_gate_7168x384_bf16_bf16_fp32_sm86_variants)},
+     span(norm_a_gate_7168x384_bf16_bf16_fp32_sm86_ranges), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm86_variants)},
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_a_gate_7168x384_bf16_bf16_fp32_sm90_targets), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm90_ranges),
-     span(norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants)},
+     span(norm_a_gate_7168x384_bf16_bf16_fp32_sm90_ranges), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_a_gate_7168x384_bf16_bf16_fp32_sm100_targets), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm100_ranges),
-     span(norm_a_gate_7168x384_bf16_bf16_fp32_sm100_variants)},
+     span(norm_a_gate_7168x384_bf16_bf16_fp32_sm100_ranges), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm100_variants)},
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
     {span(norm_a_gate_7168x384_bf16_bf16_fp32_sm120_targets), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm120_ranges),
-     span(norm_a_gate_7168x384_bf16_bf16_fp32_sm120_variants)},
+     span(norm_a_gate_7168x384_bf16_bf16_fp32_sm120_ranges), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm120_variants)},
 #endif
     {},
 };
@@ -2131,6 +2208,8 @@ const Variant norm_b_gate_7168x384_bf16_bf16_fp32_sm80_variants[] = {
      launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80, 6144},
     {"norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
      launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80, 3072},
+    {"norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80",
+     launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80, 1536},
 };
 const Range norm_b_gate_7168x384_bf16_bf16_fp32_sm80_ranges[] = {
     {1, &norm_b_gate_7168x384_bf16_bf16_fp32_sm80_variants[0]},        // from 1: gemv_t1_e4_w14_c2
@@ -2143,7 +2222,9 @@ const Range norm_b_gate_7168x384_bf16_bf16_fp32_sm80_ranges[] = {
     {128, &norm_b_gate_7168x384_bf16_bf16_fp32_sm80_variants[7]},      // from 65: tiled_t64_e64_s8_w222_k128_d3
     {256, &norm_b_gate_7168x384_bf16_bf16_fp32_sm80_variants[8]},      // from 129: tiled_t64_e128_s8_w222_k128_d3
     {512, &norm_b_gate_7168x384_bf16_bf16_fp32_sm80_variants[9]},      // from 257: tiled_t64_e128_s4_w222_k128_d3
-    {kNoEnd, &norm_b_gate_7168x384_bf16_bf16_fp32_sm80_variants[10]},  // from 513: tiled_t64_e128_s2_w222_k128_d3
+    {1024, &norm_b_gate_7168x384_bf16_bf16_fp32_sm80_variants[10]},    // from 513: tiled_t64_e128_s2_w222_k128_d3
+    {2048, &norm_b_gate_7168x384_bf16_bf16_fp32_sm80_variants[11]},    // from 1025: tiled_t64_e128_s1_w222_k128_d3
+    {kNoEnd, &norm_b_gate_7168x384_bf16_bf16_fp32_sm80_variants[10]},  // from 2049: tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_86) || defined(NORMGATE_SM_89)
@@ -2186,7 +2267,8 @@ const Range norm_b_gate_7168x384_bf16_bf16_fp32_sm86_ranges[] = {
     {256, &norm_b_gate_7168x384_bf16_bf16_fp32_sm86_variants[8]},      // from 129: tiled_t64_e128_s8_w222_k64_d4
     {512, &norm_b_gate_7168x384_bf16_bf16_fp32_sm86_variants[9]},      // from 257: tiled_t64_e96_s3_w222_k64_d4
     {1024, &norm_b_gate_7168x384_bf16_bf16_fp32_sm86_variants[10]},    // from 513: tiled_t64_e128_s7_w222_k64_d4
-    {kNoEnd, &norm_b_gate_7168x384_bf16_bf16_fp32_sm86_variants[11]},  // from 1025: tiled_t64_e96_s2_w222_k64_d4
+    {2048, &norm_b_gate_7168x384_bf16_bf16_fp32_sm86_variants[9]},     // from 1025: tiled_t64_e96_s3_w222_k64_d4
+    {kNoEnd, &norm_b_gate_7168x384_bf16_bf16_fp32_sm86_variants[11]},  // from 2049: tiled_t64_e96_s2_w222_k64_d4
 };
 #endif
 #if defined(NORMGATE_SM_90)
@@ -2252,6 +2334,8 @@ const Variant norm_b_gate_7168x384_bf16_bf16_fp32_sm100_variants[] = {
      launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100, 0},
     {"norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100",
      launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100, 0},
+    {"norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100",
+     launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100, 0},
     {"norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
      launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100, 0},
 };
@@ -2266,7 +2350,8 @@ const Range norm_b_gate_7168x384_bf16_bf16_fp32_sm100_ranges[] = {
     {256, &norm_b_gate_7168x384_bf16_bf16_fp32_sm100_variants[7]},      // from 129: tiled_t64_e128_s8_w222_k128_d3
     {512, &norm_b_gate_7168x384_bf16_bf16_fp32_sm100_variants[8]},      // from 257: tiled_t32_e96_s2_w124_k128_d3
     {1024, &norm_b_gate_7168x384_bf16_bf16_fp32_sm100_variants[9]},     // from 513: tiled_t64_e96_s2_w222_k128_d3
-    {kNoEnd, &norm_b_gate_7168x384_bf16_bf16_fp32_sm100_variants[10]},  // from 1025: tiled_t64_e128_s2_w222_k128_d3
+    {2048, &norm_b_gate_7168x384_bf16_bf16_fp32_sm100_variants[10]},    // from 1025: tiled_t64_e96_s1_w222_k128_d3
+    {kNoEnd, &norm_b_gate_7168x384_bf16_bf16_fp32_sm100_variants[11]},  // from 2049: tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
@@ -2310,23 +2395,23 @@ const Range norm_b_gate_7168x384_bf16_bf16_fp32_sm120_ranges[] = {
 const Group norm_b_gate_7168x384_bf16_bf16_fp32_groups[] = {
 #if defined(NORMGATE_SM_80)
     {span(norm_b_gate_7168x384_bf16_bf16_fp32_sm80_targets), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm80_ranges),
-     span(norm_b_gate_7168x384_bf16_bf16_fp32_sm80_variants)},
+     span(norm_b_gate_7168x384_bf16_bf16_fp32_sm80_ranges), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm80_variants)},
 #endif
 #if defined(NORMGATE_SM_86) || defined(NORMGATE_SM_89)
     {span(norm_b_gate_7168x384_bf16_bf16_fp32_sm86_targets), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm86_ranges),
-     span(norm_b_gate_7168x384_bf16_bf16_fp32_sm86_variants)},
+     span(norm_b_gate_7168x384_bf16_bf16_fp32_sm86_ranges), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm86_variants)},
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_b_gate_7168x384_bf16_bf16_fp32_sm90_targets), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm90_ranges),
-     span(norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants)},
+     span(norm_b_gate_7168x384_bf16_bf16_fp32_sm90_ranges), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_b_gate_7168x384_bf16_bf16_fp32_sm100_targets), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm100_ranges),
-     span(norm_b_gate_7168x384_bf16_bf16_fp32_sm100_variants)},
+     span(norm_b_gate_7168x384_bf16_bf16_fp32_sm100_ranges), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm100_variants)},
 #endif
 #if defined(NORMGATE_SM_120) || defined(NORMGATE_SM_121)
     {span(norm_b_gate_7168x384_bf16_bf16_fp32_sm120_targets), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm120_ranges),
-     span(norm_b_gate_7168x384_bf16_bf16_fp32_sm120_variants)},
+     span(norm_b_gate_7168x384_bf16_bf16_fp32_sm120_ranges), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm120_variants)},
 #endif
     {},
 };

@@ -16,7 +16,9 @@ struct LaunchShape {
 };
 
 // Launches a kernel on args.stream.
-inline cudaError_t launch(void (*kernel)(normgate_args), const LaunchShape& shape, const normgate_args& args) {
+template <class... More>
+cudaError_t launch(void (*kernel)(normgate_args, More...), const LaunchShape& shape, const normgate_args& args,
+                   const More&... more) {
   if (shape.smem_bytes > 0) {  // with its static shared memory it may be more than a kernel has without asking
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.smem_bytes);
@@ -39,7 +41,7 @@ inline cudaError_t launch(void (*kernel)(normgate_args), const LaunchShape& shap
     attributes[config.numAttrs].val.clusterDim.y = 1;
     attributes[config.numAttrs++].val.clusterDim.z = 1;
   }
-  return cudaLaunchKernelEx(&config, kernel, args);
+  return cudaLaunchKernelEx(&config, kernel, args, more...);
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

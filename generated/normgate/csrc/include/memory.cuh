@@ -39,10 +39,21 @@ __device__ __forceinline__ Vec8<T> load_activations(const T* address) {
   return v;
 }
 
+// Eight elements of shared memory, of 2 bytes each.
+template <class T>
+__device__ __forceinline__ Vec8<T> load_shared(const T* address) {
+  static_assert(sizeof(T) == 2, "one 16-byte load");
+  const uint4 words = *reinterpret_cast<const uint4*>(address);
+  return {{words.x, words.y, words.z, words.w}};
+}
+
 template <class T>
 __device__ __forceinline__ void store_activations(T* address, const Vec8<T>& v) {
   static_assert(sizeof(T) == 2, "activations are 2 bytes wide");
-  *reinterpret_cast<uint4*>(address) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+  // Left to itself, the compiler may make four stores of it (seen in PTX).
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.word[0]), "r"(v.word[1]),
+               "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
 }
 
 template <class T>

@@ -51,15 +51,18 @@ __device__ __forceinline__ Vec8<T> norm8(const Vec8<T>& x, float rstd, const Vec
   return normed;
 }
 
+// Adds the squares of eight elements, summed for themselves first: long sums of one square after the other would lose
+// bits.
 template <class T>
 __device__ __forceinline__ float add_squares(float sum, const Vec8<T>& x) {
+  float squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float2 v = widen2(x, i);
-    sum = fmaf(v.x, v.x, sum);
-    sum = fmaf(v.y, v.y, sum);
+    squares = fmaf(v.x, v.x, squares);
+    squares = fmaf(v.y, v.y, squares);
   }
-  return sum;
+  return sum + squares;
 }
 
 }  // namespace normgate

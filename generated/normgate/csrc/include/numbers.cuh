@@ -50,10 +50,14 @@ __device__ __forceinline__ float2 through(float2 v) {
 }
 
 // Four logits rounded to their dtype and stored at once.
-__device__ __forceinline__ void store4(float* address, float4 v) { *reinterpret_cast<float4*>(address) = v; }
+__device__ __forceinline__ void store4(float* address, float4 v) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
+}
 __device__ __forceinline__ void store4(bf16* address, float4 v) {
-  *reinterpret_cast<uint2*>(address) =
-      make_uint2(round2<bf16>(make_float2(v.x, v.y)), round2<bf16>(make_float2(v.z, v.w)));
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(round2<bf16>(make_float2(v.x, v.y))),
+               "r"(round2<bf16>(make_float2(v.z, v.w)))
+               : "memory");
 }
 __device__ __forceinline__ void store1(float* address, float v) { *address = v; }
 __device__ __forceinline__ void store1(bf16* address, float v) { *address = __float2bfloat16_rn(v); }

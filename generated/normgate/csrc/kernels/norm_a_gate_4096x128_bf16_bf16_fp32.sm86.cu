@@ -631,8 +631,8 @@ struct GemvT4E2W16C1 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e16_s8_w4_b4, 5 to 8 tokens: cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s8_w4_b4, 5 to 8 tokens: cheapest of 43 legal variants of split_k and tiled and wgmma at 8 tokens (no
+// tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S8W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -644,8 +644,8 @@ struct SplitKT8E16S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t8_e32_s8_w4_b4, 9 to 16 tokens: cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w4_b4, 9 to 16 tokens: cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -657,8 +657,8 @@ struct SplitKT8E32S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s8_w4_b4, 17 to 32 tokens: cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w4_b4, 17 to 32 tokens: cheapest of 262 legal variants of split_k and tiled and wgmma at 32 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W4B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -670,8 +670,8 @@ struct SplitKT16E32S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s5_w7_b4, 33 to 64 tokens: cheapest of 318 legal variants of split_k and tiled at 64 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s5_w7_b4, 33 to 64 tokens: cheapest of 318 legal variants of split_k and tiled and wgmma at 64 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S5W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -683,8 +683,8 @@ struct SplitKT16E32S5W7B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 65 to 128 tokens: cheapest of 298 legal variants of split_k and tiled at 128 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s6_w222_k128_d3, 65 to 128 tokens: cheapest of 298 legal variants of split_k and tiled and wgmma at 128
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 32;       // experts that a CTA computes
@@ -700,8 +700,8 @@ struct TiledT32E32S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 272 legal variants of split_k and tiled at 256 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 272 legal variants of split_k and tiled and wgmma at
+// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -717,8 +717,8 @@ struct TiledT32E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s6_w222_k128_d3, 257 to 512 tokens: cheapest of 272 legal variants of split_k and tiled at 512 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s6_w222_k128_d3, 257 to 512 tokens: cheapest of 272 legal variants of split_k and tiled and wgmma at
+// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -734,8 +734,10 @@ struct TiledT64E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s3_w222_k128_d3, 513 tokens and more: cheapest of 272 legal variants of split_k and tiled at 1024
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s3_w222_k128_d3, 513 to 1024 tokens: cheapest of 272 legal variants of split_k and tiled and wgmma at
+// 1024 tokens (no tuned table for this SM (python build.py tune); cost model); 2049 tokens and more: cheapest of 272
+// legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 struct TiledT64E64S3W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 64;        // experts that a CTA computes
@@ -745,6 +747,23 @@ struct TiledT64E64S3W222K128D3 {
   static constexpr int kSliceWarps = 2;      // warps that share a step
   static constexpr int kStep = 128;          // elements of hidden_size in a step
   static constexpr int kStages = 3;          // steps in shared memory at a time
+  static constexpr int kSmemBytes = 101120;  // dynamic shared memory
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+  static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
+};
+
+// tiled_t64_e128_s3_w222_k64_d4, 1025 to 2048 tokens: cheapest of 272 legal variants of split_k and tiled and wgmma at
+// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT64E128S3W222K64D4 {
+  static constexpr int kTokens = 64;         // tokens that a CTA serves
+  static constexpr int kExperts = 128;       // experts that a CTA computes
+  static constexpr int kSplit = 3;           // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;      // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;     // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;      // warps that share a step
+  static constexpr int kStep = 64;           // elements of hidden_size in a step
+  static constexpr int kStages = 4;          // steps in shared memory at a time
   static constexpr int kSmemBytes = 101120;  // dynamic shared memory
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
@@ -849,6 +868,16 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   finish<TiledT64E64S3W222K128D3>(args);
 }
 
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86(const normgate_args args) {
+  tiled<TiledT64E128S3W222K64D4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86_finish(const normgate_args args) {
+  finish<TiledT64E128S3W222K64D4>(args);
+}
+
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm86(const normgate_args& args) {
   return launch(norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm86, {64, 512, 0, 1, false}, args);
 }
@@ -926,6 +955,15 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k12
                  {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E64S3W222K128D3::kSmemBytes, 1, false}, args))
     return error;
   return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86_finish,
+                {args.num_tokens, 256, 0, 1, false}, args);
+}
+
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86(const normgate_args& args) {
+  if (const cudaError_t error =
+          launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86,
+                 {ceil_div(args.num_tokens, 64) * 3, 256, TiledT64E128S3W222K64D4::kSmemBytes, 1, false}, args))
+    return error;
+  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86_finish,
                 {args.num_tokens, 256, 0, 1, false}, args);
 }
 

@@ -222,7 +222,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
 
   float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
-  float squares[S::kTokenTiles][4] = {};
+  float squares[S::kTokenTiles][2] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
 
 #pragma unroll 1
@@ -293,13 +293,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
             }
           }
         }
-#pragma unroll
-        for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
-          mma_squares(squares[n], row[0][i / kRowTerms], row[1][i / kRowTerms], row[0][i % kRowTerms],
-                      row[1][i % kRowTerms]);
-          mma_squares(squares[n], row[2][i / kRowTerms], row[3][i / kRowTerms], row[2][i % kRowTerms],
-                      row[3][i % kRowTerms]);
-        }
+        mma_squares<kRowTerms>(squares[n], row);
       }
     }
   }
@@ -557,7 +551,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 
   float sums[S::kTokenTiles][S::kExpertTiles][4] = {};
   float step_sums[V::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
-  float squares[S::kTokenTiles][4] = {};
+  float squares[S::kTokenTiles][2] = {};
 #pragma unroll 1
   for (int step = 0; step < S::kSteps; ++step) {
     wait_for_copies<V::kStages - 2>();
@@ -588,21 +582,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         for (int i = 0; i < 4; ++i) {
           rows[n][i][0] = row.word[i];
         }
-        if (V::kExpertWarps == 1 || expert_warp == 0) {
-          float (&total)[4] = squares[n];
-          float step_total[4] = {};
-          auto& squares_into = V::kAddsSteps ? step_total : total;
-#pragma unroll
-          for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
-            const int left = i / kRowTerms, right = i % kRowTerms;
-            mma_squares(squares_into, rows[n][0][left], rows[n][1][left], rows[n][0][right], rows[n][1][right]);
-            mma_squares(squares_into, rows[n][2][left], rows[n][3][left], rows[n][2][right], rows[n][3][right]);
-          }
-          if constexpr (V::kAddsSteps) {
-            total[0] += step_total[0];
-            total[1] += step_total[1];
-          }
-        }
+        if (V::kExpertWarps == 1 || expert_warp == 0) mma_squares<kRowTerms>(squares[n], rows[n]);
       }
       const auto norm_weight =
           *reinterpret_cast<const Vec8<Activation>*>(norm_weights + (step * V::kStep + k) * sizeof(Activation));

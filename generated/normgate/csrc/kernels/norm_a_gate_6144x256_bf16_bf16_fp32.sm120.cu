@@ -222,7 +222,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
 
   float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
-  float squares[S::kTokenTiles][4] = {};
+  float squares[S::kTokenTiles][2] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
 
 #pragma unroll 1
@@ -293,13 +293,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
             }
           }
         }
-#pragma unroll
-        for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
-          mma_squares(squares[n], row[0][i / kRowTerms], row[1][i / kRowTerms], row[0][i % kRowTerms],
-                      row[1][i % kRowTerms]);
-          mma_squares(squares[n], row[2][i / kRowTerms], row[3][i / kRowTerms], row[2][i % kRowTerms],
-                      row[3][i % kRowTerms]);
-        }
+        mma_squares<kRowTerms>(squares[n], row);
       }
     }
   }
@@ -557,7 +551,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 
   float sums[S::kTokenTiles][S::kExpertTiles][4] = {};
   float step_sums[V::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
-  float squares[S::kTokenTiles][4] = {};
+  float squares[S::kTokenTiles][2] = {};
 #pragma unroll 1
   for (int step = 0; step < S::kSteps; ++step) {
     wait_for_copies<V::kStages - 2>();
@@ -588,21 +582,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         for (int i = 0; i < 4; ++i) {
           rows[n][i][0] = row.word[i];
         }
-        if (V::kExpertWarps == 1 || expert_warp == 0) {
-          float (&total)[4] = squares[n];
-          float step_total[4] = {};
-          auto& squares_into = V::kAddsSteps ? step_total : total;
-#pragma unroll
-          for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
-            const int left = i / kRowTerms, right = i % kRowTerms;
-            mma_squares(squares_into, rows[n][0][left], rows[n][1][left], rows[n][0][right], rows[n][1][right]);
-            mma_squares(squares_into, rows[n][2][left], rows[n][3][left], rows[n][2][right], rows[n][3][right]);
-          }
-          if constexpr (V::kAddsSteps) {
-            total[0] += step_total[0];
-            total[1] += step_total[1];
-          }
-        }
+        if (V::kExpertWarps == 1 || expert_warp == 0) mma_squares<kRowTerms>(squares[n], rows[n]);
       }
       const auto norm_weight =
           *reinterpret_cast<const Vec8<Activation>*>(norm_weights + (step * V::kStep + k) * sizeof(Activation));
@@ -786,8 +766,8 @@ struct SplitKT8E16S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w8_b4, 9 to 16 tokens: cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w8_b4, 9 to 16 tokens: cheapest of 127 legal variants of split_k and tiled and wgmma at 16 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W8B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -799,8 +779,8 @@ struct SplitKT16E16S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s6_w8_b4, 17 to 32 tokens: cheapest of 285 legal variants of split_k and tiled at 32 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s6_w8_b4, 17 to 32 tokens: cheapest of 285 legal variants of split_k and tiled and wgmma at 32 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S6W8B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -812,8 +792,8 @@ struct SplitKT16E32S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 33 to 64 tokens: cheapest of 275 legal variants of split_k and tiled at 64 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s6_w222_k128_d3, 33 to 64 tokens: cheapest of 275 legal variants of split_k and tiled and wgmma at 64
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -829,8 +809,8 @@ struct TiledT32E32S6W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 65 to 128 tokens: cheapest of 218 legal variants of split_k and tiled at 128 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s6_w222_k128_d3, 65 to 128 tokens: cheapest of 218 legal variants of split_k and tiled and wgmma at 128
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -846,8 +826,8 @@ struct TiledT32E64S6W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s3_w124_k128_d3, 129 to 256 tokens: cheapest of 185 legal variants of split_k and tiled at 256 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s3_w124_k128_d3, 129 to 256 tokens: cheapest of 185 legal variants of split_k and tiled and wgmma at
+// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S3W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -863,8 +843,8 @@ struct TiledT32E64S3W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 185 legal variants of split_k and tiled at 512 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 185 legal variants of split_k and tiled and wgmma at
+// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -880,8 +860,10 @@ struct TiledT32E64S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s1_w124_k128_d3, 513 tokens and more: cheapest of 185 legal variants of split_k and tiled at 1024
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s1_w124_k128_d3, 513 to 1024 tokens: cheapest of 185 legal variants of split_k and tiled and wgmma at
+// 1024 tokens (no tuned table for this SM (python build.py tune); cost model); 2049 tokens and more: cheapest of 185
+// legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 struct TiledT32E64S1W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -892,6 +874,23 @@ struct TiledT32E64S1W124K128D3 {
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
   static constexpr int kSmemBytes = 86016;     // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t64_e64_s1_w222_k64_d4, 1025 to 2048 tokens: cheapest of 185 legal variants of split_k and tiled and wgmma at
+// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT64E64S1W222K64D4 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 1;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kStep = 64;             // elements of hidden_size in a step
+  static constexpr int kStages = 4;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 77824;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
@@ -950,6 +949,11 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   tiled<TiledT32E64S1W124K128D3>(args);
 }
 
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(const normgate_args args) {
+  tiled<TiledT64E64S1W222K64D4>(args);
+}
+
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm120(const normgate_args& args) {
   return launch(norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm120, {128, 384, 0, 1, true}, args);
 }
@@ -996,6 +1000,11 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k12
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120(const normgate_args& args) {
   return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120,
                 {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E64S1W124K128D3::kSmemBytes, 1, true}, args);
+}
+
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(const normgate_args& args) {
+  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120,
+                {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E64S1W222K64D4::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

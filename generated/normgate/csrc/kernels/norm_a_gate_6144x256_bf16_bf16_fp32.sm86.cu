@@ -631,8 +631,8 @@ struct GemvT4E3W12C2 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e16_s6_w8_b4, 5 to 8 tokens: cheapest of 68 legal variants of split_k and tiled at 8 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s6_w8_b4, 5 to 8 tokens: cheapest of 68 legal variants of split_k and tiled and wgmma at 8 tokens (no
+// tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W8B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -644,8 +644,8 @@ struct SplitKT8E16S6W8B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t16_e16_s6_w8_b4, 9 to 16 tokens: cheapest of 127 legal variants of split_k and tiled at 16 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w8_b4, 9 to 16 tokens: cheapest of 127 legal variants of split_k and tiled and wgmma at 16 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W8B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -657,8 +657,8 @@ struct SplitKT16E16S6W8B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s6_w8_b4, 17 to 32 tokens: cheapest of 309 legal variants of split_k and tiled at 32 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s6_w8_b4, 17 to 32 tokens: cheapest of 309 legal variants of split_k and tiled and wgmma at 32 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S6W8B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -670,8 +670,8 @@ struct SplitKT16E32S6W8B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 33 to 64 tokens: cheapest of 334 legal variants of split_k and tiled at 64 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s6_w222_k128_d3, 33 to 64 tokens: cheapest of 334 legal variants of split_k and tiled and wgmma at 64
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 32;       // experts that a CTA computes
@@ -687,8 +687,8 @@ struct TiledT32E32S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 65 to 128 tokens: cheapest of 293 legal variants of split_k and tiled at 128 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s6_w222_k128_d3, 65 to 128 tokens: cheapest of 293 legal variants of split_k and tiled and wgmma at 128
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -704,9 +704,10 @@ struct TiledT32E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 260 legal variants of split_k and tiled at 256 tokens
-// (no tuned table for this SM (python build.py tune); cost model); 513 to 1024 tokens: cheapest of 260 legal variants
-// of split_k and tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 260 legal variants of split_k and tiled and wgmma at
+// 256 tokens (no tuned table for this SM (python build.py tune); cost model); 513 to 1024 tokens: cheapest of 260 legal
+// variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 64;        // experts that a CTA computes
@@ -722,8 +723,8 @@ struct TiledT64E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s6_w222_k64_d4, 257 to 512 tokens: cheapest of 260 legal variants of split_k and tiled at 512 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e128_s6_w222_k64_d4, 257 to 512 tokens: cheapest of 260 legal variants of split_k and tiled and wgmma at
+// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S6W222K64D4 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes
@@ -739,8 +740,25 @@ struct TiledT64E128S6W222K64D4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s4_w222_k64_d4, 1025 tokens and more: cheapest of 260 legal variants of split_k and tiled at 4096
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s4_w222_k128_d3, 1025 to 2048 tokens: cheapest of 260 legal variants of split_k and tiled and wgmma at
+// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT64E64S4W222K128D3 {
+  static constexpr int kTokens = 64;         // tokens that a CTA serves
+  static constexpr int kExperts = 64;        // experts that a CTA computes
+  static constexpr int kSplit = 4;           // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;      // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;     // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;      // warps that share a step
+  static constexpr int kStep = 128;          // elements of hidden_size in a step
+  static constexpr int kStages = 3;          // steps in shared memory at a time
+  static constexpr int kSmemBytes = 101376;  // dynamic shared memory
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+  static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
+};
+
+// tiled_t64_e128_s4_w222_k64_d4, 2049 tokens and more: cheapest of 260 legal variants of split_k and tiled and wgmma at
+// 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S4W222K64D4 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes
@@ -845,6 +863,16 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86(const normgate_args args) {
+  tiled<TiledT64E64S4W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86_finish(const normgate_args args) {
+  finish<TiledT64E64S4W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k64_d4_sm86(const normgate_args args) {
   tiled<TiledT64E128S4W222K64D4>(args);
 }
@@ -923,6 +951,15 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k6
                  {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E128S6W222K64D4::kSmemBytes, 1, false}, args))
     return error;
   return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86_finish,
+                {args.num_tokens, 256, 0, 1, false}, args);
+}
+
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86(const normgate_args& args) {
+  if (const cudaError_t error =
+          launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86,
+                 {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E64S4W222K128D3::kSmemBytes, 1, false}, args))
+    return error;
+  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86_finish,
                 {args.num_tokens, 256, 0, 1, false}, args);
 }
 

@@ -227,7 +227,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   }
 
   float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
-  float squares[S::kTokenTiles][4] = {};
+  float squares[S::kTokenTiles][2] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
 
 #pragma unroll 1
@@ -298,13 +298,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
             }
           }
         }
-#pragma unroll
-        for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
-          mma_squares(squares[n], row[0][i / kRowTerms], row[1][i / kRowTerms], row[0][i % kRowTerms],
-                      row[1][i % kRowTerms]);
-          mma_squares(squares[n], row[2][i / kRowTerms], row[3][i / kRowTerms], row[2][i % kRowTerms],
-                      row[3][i % kRowTerms]);
-        }
+        mma_squares<kRowTerms>(squares[n], row);
       }
     }
   }
@@ -568,7 +562,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 
   float sums[S::kTokenTiles][S::kExpertTiles][4] = {};
   float step_sums[V::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
-  float squares[S::kTokenTiles][4] = {};
+  float squares[S::kTokenTiles][2] = {};
 #pragma unroll 1
   for (int step = 0; step < S::kSteps; ++step) {
     wait_for_copies<V::kStages - 2>();
@@ -599,21 +593,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         for (int i = 0; i < 4; ++i) {
           rows[n][i][0] = row.word[i];
         }
-        if (V::kExpertWarps == 1 || expert_warp == 0) {
-          float (&total)[4] = squares[n];
-          float step_total[4] = {};
-          auto& squares_into = V::kAddsSteps ? step_total : total;
-#pragma unroll
-          for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
-            const int left = i / kRowTerms, right = i % kRowTerms;
-            mma_squares(squares_into, rows[n][0][left], rows[n][1][left], rows[n][0][right], rows[n][1][right]);
-            mma_squares(squares_into, rows[n][2][left], rows[n][3][left], rows[n][2][right], rows[n][3][right]);
-          }
-          if constexpr (V::kAddsSteps) {
-            total[0] += step_total[0];
-            total[1] += step_total[1];
-          }
-        }
+        if (V::kExpertWarps == 1 || expert_warp == 0) mma_squares<kRowTerms>(squares[n], rows[n]);
       }
       const auto norm_weight =
           *reinterpret_cast<const Vec8<Activation>*>(norm_weights + (step * V::kStep + k) * sizeof(Activation));
@@ -797,8 +777,8 @@ struct GemvT4E1W12C1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: cheapest of 79 legal variants of split_k and tiled and wgmma at 8 tokens (no
+// tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S8W4B3 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -810,8 +790,8 @@ struct SplitKT8E16S8W4B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: cheapest of 154 legal variants of split_k and tiled and wgmma at 16 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W5B3 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -823,8 +803,8 @@ struct SplitKT8E16S6W5B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w5_b3, 17 to 32 tokens: cheapest of 377 legal variants of split_k and tiled at 32 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w5_b3, 17 to 32 tokens: cheapest of 377 legal variants of split_k and tiled and wgmma at 32 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W5B3 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -836,8 +816,8 @@ struct SplitKT16E16S6W5B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s6_w5_b3, 33 to 64 tokens: cheapest of 436 legal variants of split_k and tiled at 64 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s6_w5_b3, 33 to 64 tokens: cheapest of 436 legal variants of split_k and tiled and wgmma at 64 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S6W5B3 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -849,8 +829,8 @@ struct SplitKT16E32S6W5B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t32_e32_s6_w5_b3, 65 to 128 tokens: cheapest of 422 legal variants of split_k and tiled at 128 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// split_k_t32_e32_s6_w5_b3, 65 to 128 tokens: cheapest of 422 legal variants of split_k and tiled and wgmma at 128
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E32S6W5B3 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -862,8 +842,8 @@ struct SplitKT32E32S6W5B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 370 legal variants of split_k and tiled at 256 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 370 legal variants of split_k and tiled and wgmma at
+// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -879,8 +859,8 @@ struct TiledT32E64S6W222K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s6_w222_k128_d3, 257 to 512 tokens: cheapest of 370 legal variants of split_k and tiled at 512 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s6_w222_k128_d3, 257 to 512 tokens: cheapest of 370 legal variants of split_k and tiled and wgmma at
+// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -896,8 +876,8 @@ struct TiledT64E64S6W222K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: cheapest of 370 legal variants of split_k and tiled at 1024 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: cheapest of 370 legal variants of split_k and tiled and wgmma at
+// 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -913,8 +893,25 @@ struct TiledT32E64S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e128_s1_w124_k128_d3, 1025 tokens and more: cheapest of 370 legal variants of split_k and tiled at 4096
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s2_w222_k128_d3, 1025 to 2048 tokens: cheapest of 370 legal variants of split_k and tiled and wgmma at
+// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT64E64S2W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 2;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 117760;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t32_e128_s1_w124_k128_d3, 2049 tokens and more: cheapest of 370 legal variants of split_k and tiled and wgmma
+// at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E128S1W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes
@@ -989,6 +986,11 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm100(const normgate_args args) {
+  tiled<TiledT64E64S2W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
     norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm100(const normgate_args args) {
   tiled<TiledT32E128S1W124K128D3>(args);
 }
@@ -1046,6 +1048,12 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w12
     const normgate_args& args) {
   return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm100,
                 {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
+}
+
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm100(
+    const normgate_args& args) {
+  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm100,
+                {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E64S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm100(

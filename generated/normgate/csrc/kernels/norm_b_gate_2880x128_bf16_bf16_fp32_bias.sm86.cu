@@ -637,8 +637,8 @@ struct GemvT4E2W12C1 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: cheapest of 79 legal variants of split_k and tiled at 8 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: cheapest of 79 legal variants of split_k and tiled and wgmma at 8 tokens (no
+// tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S8W4B3 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -650,8 +650,8 @@ struct SplitKT8E16S8W4B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: cheapest of 154 legal variants of split_k and tiled at 16 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: cheapest of 154 legal variants of split_k and tiled and wgmma at 16 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W5B3 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -663,8 +663,8 @@ struct SplitKT8E16S6W5B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t16_e16_s6_w5_b3, 17 to 32 tokens: cheapest of 350 legal variants of split_k and tiled at 32 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w5_b3, 17 to 32 tokens: cheapest of 350 legal variants of split_k and tiled and wgmma at 32 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W5B3 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -676,8 +676,8 @@ struct SplitKT16E16S6W5B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s6_w5_b3, 33 to 64 tokens: cheapest of 368 legal variants of split_k and tiled at 64 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s6_w5_b3, 33 to 64 tokens: cheapest of 368 legal variants of split_k and tiled and wgmma at 64 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S6W5B3 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -689,8 +689,8 @@ struct SplitKT16E32S6W5B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t32_e32_s6_w5_b3, 65 to 128 tokens: cheapest of 316 legal variants of split_k and tiled at 128 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// split_k_t32_e32_s6_w5_b3, 65 to 128 tokens: cheapest of 316 legal variants of split_k and tiled and wgmma at 128
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E32S6W5B3 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -702,8 +702,8 @@ struct SplitKT32E32S6W5B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 263 legal variants of split_k and tiled at 256 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 263 legal variants of split_k and tiled and wgmma at
+// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -719,8 +719,8 @@ struct TiledT32E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s6_w222_k128_d3, 257 to 512 tokens: cheapest of 263 legal variants of split_k and tiled at 512 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s6_w222_k128_d3, 257 to 512 tokens: cheapest of 263 legal variants of split_k and tiled and wgmma at
+// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -736,8 +736,8 @@ struct TiledT64E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s3_w222_k128_d3, 513 to 1024 tokens: cheapest of 263 legal variants of split_k and tiled at 1024 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s3_w222_k128_d3, 513 to 1024 tokens: cheapest of 263 legal variants of split_k and tiled and wgmma at
+// 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S3W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 64;        // experts that a CTA computes
@@ -753,8 +753,8 @@ struct TiledT64E64S3W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s3_w222_k64_d4, 1025 tokens and more: cheapest of 263 legal variants of split_k and tiled at 4096
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e128_s3_w222_k64_d4, 1025 tokens and more: cheapest of 263 legal variants of split_k and tiled and wgmma at
+// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S3W222K64D4 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes

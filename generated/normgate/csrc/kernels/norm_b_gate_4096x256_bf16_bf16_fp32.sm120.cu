@@ -222,7 +222,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
 
   float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
-  float squares[S::kTokenTiles][4] = {};
+  float squares[S::kTokenTiles][2] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
 
 #pragma unroll 1
@@ -293,13 +293,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
             }
           }
         }
-#pragma unroll
-        for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
-          mma_squares(squares[n], row[0][i / kRowTerms], row[1][i / kRowTerms], row[0][i % kRowTerms],
-                      row[1][i % kRowTerms]);
-          mma_squares(squares[n], row[2][i / kRowTerms], row[3][i / kRowTerms], row[2][i % kRowTerms],
-                      row[3][i % kRowTerms]);
-        }
+        mma_squares<kRowTerms>(squares[n], row);
       }
     }
   }
@@ -557,7 +551,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 
   float sums[S::kTokenTiles][S::kExpertTiles][4] = {};
   float step_sums[V::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
-  float squares[S::kTokenTiles][4] = {};
+  float squares[S::kTokenTiles][2] = {};
 #pragma unroll 1
   for (int step = 0; step < S::kSteps; ++step) {
     wait_for_copies<V::kStages - 2>();
@@ -588,21 +582,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         for (int i = 0; i < 4; ++i) {
           rows[n][i][0] = row.word[i];
         }
-        if (V::kExpertWarps == 1 || expert_warp == 0) {
-          float (&total)[4] = squares[n];
-          float step_total[4] = {};
-          auto& squares_into = V::kAddsSteps ? step_total : total;
-#pragma unroll
-          for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
-            const int left = i / kRowTerms, right = i % kRowTerms;
-            mma_squares(squares_into, rows[n][0][left], rows[n][1][left], rows[n][0][right], rows[n][1][right]);
-            mma_squares(squares_into, rows[n][2][left], rows[n][3][left], rows[n][2][right], rows[n][3][right]);
-          }
-          if constexpr (V::kAddsSteps) {
-            total[0] += step_total[0];
-            total[1] += step_total[1];
-          }
-        }
+        if (V::kExpertWarps == 1 || expert_warp == 0) mma_squares<kRowTerms>(squares[n], rows[n]);
       }
       const auto norm_weight =
           *reinterpret_cast<const Vec8<Activation>*>(norm_weights + (step * V::kStep + k) * sizeof(Activation));
@@ -786,8 +766,8 @@ struct SplitKT8E32S8W4B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w4_b4, 9 to 16 tokens: cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w4_b4, 9 to 16 tokens: cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W4B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -799,8 +779,8 @@ struct SplitKT16E32S8W4B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s5_w7_b4, 17 to 32 tokens: cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s5_w7_b4, 17 to 32 tokens: cheapest of 237 legal variants of split_k and tiled and wgmma at 32 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S5W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -812,8 +792,8 @@ struct SplitKT16E32S5W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 33 to 64 tokens: cheapest of 252 legal variants of split_k and tiled at 64 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s6_w222_k128_d3, 33 to 64 tokens: cheapest of 252 legal variants of split_k and tiled and wgmma at 64
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -829,8 +809,8 @@ struct TiledT32E32S6W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 65 to 128 tokens: cheapest of 214 legal variants of split_k and tiled at 128 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s6_w222_k128_d3, 65 to 128 tokens: cheapest of 214 legal variants of split_k and tiled and wgmma at 128
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -846,8 +826,8 @@ struct TiledT32E64S6W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e32_s2_w124_k128_d3, 129 to 256 tokens: cheapest of 189 legal variants of split_k and tiled at 256 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s2_w124_k128_d3, 129 to 256 tokens: cheapest of 189 legal variants of split_k and tiled and wgmma at
+// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -863,8 +843,8 @@ struct TiledT32E32S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 189 legal variants of split_k and tiled at 512 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 189 legal variants of split_k and tiled and wgmma at
+// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -880,8 +860,8 @@ struct TiledT32E64S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s1_w124_k128_d3, 513 to 1024 tokens: cheapest of 189 legal variants of split_k and tiled at 1024 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s1_w124_k128_d3, 513 to 1024 tokens: cheapest of 189 legal variants of split_k and tiled and wgmma at
+// 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S1W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -897,8 +877,8 @@ struct TiledT32E64S1W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s1_w222_k64_d4, 1025 tokens and more: cheapest of 189 legal variants of split_k and tiled at 4096
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s1_w222_k64_d4, 1025 tokens and more: cheapest of 189 legal variants of split_k and tiled and wgmma at
+// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S1W222K64D4 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes

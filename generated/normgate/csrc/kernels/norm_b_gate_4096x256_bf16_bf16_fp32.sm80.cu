@@ -631,8 +631,8 @@ struct GemvT4E3W16C1 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e32_s8_w4_b4, 5 to 8 tokens: cheapest of 43 legal variants of split_k and tiled at 8 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w4_b4, 5 to 8 tokens: cheapest of 43 legal variants of split_k and tiled and wgmma at 8 tokens (no
+// tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -644,8 +644,8 @@ struct SplitKT8E32S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s8_w4_b4, 9 to 16 tokens: cheapest of 83 legal variants of split_k and tiled at 16 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w4_b4, 9 to 16 tokens: cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W4B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -657,8 +657,8 @@ struct SplitKT16E32S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s5_w7_b4, 17 to 32 tokens: cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s5_w7_b4, 17 to 32 tokens: cheapest of 298 legal variants of split_k and tiled and wgmma at 32 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S5W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -670,8 +670,8 @@ struct SplitKT16E32S5W7B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 33 to 64 tokens: cheapest of 404 legal variants of split_k and tiled at 64 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s6_w222_k128_d3, 33 to 64 tokens: cheapest of 404 legal variants of split_k and tiled and wgmma at 64
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 32;       // experts that a CTA computes
@@ -687,8 +687,8 @@ struct TiledT32E32S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e96_s8_w222_k128_d3, 65 to 128 tokens: cheapest of 415 legal variants of split_k and tiled at 128 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e96_s8_w222_k128_d3, 65 to 128 tokens: cheapest of 415 legal variants of split_k and tiled and wgmma at 128
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E96S8W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 96;       // experts that a CTA computes
@@ -704,8 +704,8 @@ struct TiledT32E96S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 288;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 389 legal variants of split_k and tiled at 256 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 389 legal variants of split_k and tiled and wgmma at
+// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -721,8 +721,8 @@ struct TiledT64E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s3_w222_k128_d3, 257 to 512 tokens: cheapest of 389 legal variants of split_k and tiled at 512 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s3_w222_k128_d3, 257 to 512 tokens: cheapest of 389 legal variants of split_k and tiled and wgmma at
+// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S3W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 64;        // experts that a CTA computes
@@ -738,8 +738,10 @@ struct TiledT64E64S3W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s3_w222_k128_d3, 513 tokens and more: cheapest of 389 legal variants of split_k and tiled at 1024
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e128_s3_w222_k128_d3, 513 to 1024 tokens: cheapest of 389 legal variants of split_k and tiled and wgmma at
+// 1024 tokens (no tuned table for this SM (python build.py tune); cost model); 2049 tokens and more: cheapest of 389
+// legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 struct TiledT64E128S3W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes
@@ -753,6 +755,23 @@ struct TiledT64E128S3W222K128D3 {
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
+};
+
+// tiled_t64_e96_s1_w222_k128_d3, 1025 to 2048 tokens: cheapest of 389 legal variants of split_k and tiled and wgmma at
+// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT64E96S1W222K128D3 {
+  static constexpr int kTokens = 64;         // tokens that a CTA serves
+  static constexpr int kExperts = 96;        // experts that a CTA computes
+  static constexpr int kSplit = 1;           // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;      // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;     // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;      // warps that share a step
+  static constexpr int kStep = 128;          // elements of hidden_size in a step
+  static constexpr int kStages = 3;          // steps in shared memory at a time
+  static constexpr int kSmemBytes = 131072;  // dynamic shared memory
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+  static constexpr int64_t kWorkspaceRow = 288;  // sums of one token in the workspace
 };
 
 }  // namespace
@@ -853,6 +872,16 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   finish<TiledT64E128S3W222K128D3>(args);
 }
 
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80(const normgate_args args) {
+  tiled<TiledT64E96S1W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80_finish(const normgate_args args) {
+  finish<TiledT64E96S1W222K128D3>(args);
+}
+
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w16_c1_sm80(const normgate_args& args) {
   return launch(norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w16_c1_sm80, {86, 512, 0, 1, false}, args);
 }
@@ -931,6 +960,15 @@ cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k1
                  {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E128S3W222K128D3::kSmemBytes, 1, false}, args))
     return error;
   return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80_finish,
+                {args.num_tokens, 256, 0, 1, false}, args);
+}
+
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80(const normgate_args& args) {
+  if (const cudaError_t error =
+          launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80,
+                 {ceil_div(args.num_tokens, 64) * 3, 256, TiledT64E96S1W222K128D3::kSmemBytes, 1, false}, args))
+    return error;
+  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80_finish,
                 {args.num_tokens, 256, 0, 1, false}, args);
 }
 

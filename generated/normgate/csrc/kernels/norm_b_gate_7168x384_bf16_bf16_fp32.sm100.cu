@@ -222,7 +222,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
 
   float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
-  float squares[S::kTokenTiles][4] = {};
+  float squares[S::kTokenTiles][2] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
 
 #pragma unroll 1
@@ -293,13 +293,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
             }
           }
         }
-#pragma unroll
-        for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
-          mma_squares(squares[n], row[0][i / kRowTerms], row[1][i / kRowTerms], row[0][i % kRowTerms],
-                      row[1][i % kRowTerms]);
-          mma_squares(squares[n], row[2][i / kRowTerms], row[3][i / kRowTerms], row[2][i % kRowTerms],
-                      row[3][i % kRowTerms]);
-        }
+        mma_squares<kRowTerms>(squares[n], row);
       }
     }
   }
@@ -557,7 +551,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 
   float sums[S::kTokenTiles][S::kExpertTiles][4] = {};
   float step_sums[V::kAddsSteps ? S::kTokenTiles : 1][S::kExpertTiles][4];
-  float squares[S::kTokenTiles][4] = {};
+  float squares[S::kTokenTiles][2] = {};
 #pragma unroll 1
   for (int step = 0; step < S::kSteps; ++step) {
     wait_for_copies<V::kStages - 2>();
@@ -588,21 +582,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
         for (int i = 0; i < 4; ++i) {
           rows[n][i][0] = row.word[i];
         }
-        if (V::kExpertWarps == 1 || expert_warp == 0) {
-          float (&total)[4] = squares[n];
-          float step_total[4] = {};
-          auto& squares_into = V::kAddsSteps ? step_total : total;
-#pragma unroll
-          for (int i = 0; i < kRowTerms * kRowTerms; ++i) {
-            const int left = i / kRowTerms, right = i % kRowTerms;
-            mma_squares(squares_into, rows[n][0][left], rows[n][1][left], rows[n][0][right], rows[n][1][right]);
-            mma_squares(squares_into, rows[n][2][left], rows[n][3][left], rows[n][2][right], rows[n][3][right]);
-          }
-          if constexpr (V::kAddsSteps) {
-            total[0] += step_total[0];
-            total[1] += step_total[1];
-          }
-        }
+        if (V::kExpertWarps == 1 || expert_warp == 0) mma_squares<kRowTerms>(squares[n], rows[n]);
       }
       const auto norm_weight =
           *reinterpret_cast<const Vec8<Activation>*>(norm_weights + (step * V::kStep + k) * sizeof(Activation));
@@ -786,8 +766,8 @@ struct SplitKT8E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: cheapest of 95 legal variants of split_k and tiled at 16 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -799,8 +779,8 @@ struct SplitKT16E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: cheapest of 305 legal variants of split_k and tiled at 32 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: cheapest of 305 legal variants of split_k and tiled and wgmma at 32
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S8W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -816,8 +796,8 @@ struct TiledT32E32S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: cheapest of 394 legal variants of split_k and tiled at 64 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: cheapest of 394 legal variants of split_k and tiled and wgmma at 64
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S8W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -833,8 +813,8 @@ struct TiledT32E64S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s8_w222_k128_d3, 65 to 128 tokens: cheapest of 395 legal variants of split_k and tiled at 128 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s8_w222_k128_d3, 65 to 128 tokens: cheapest of 395 legal variants of split_k and tiled and wgmma at 128
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S8W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -850,8 +830,8 @@ struct TiledT64E64S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s8_w222_k128_d3, 129 to 256 tokens: cheapest of 374 legal variants of split_k and tiled at 256 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e128_s8_w222_k128_d3, 129 to 256 tokens: cheapest of 374 legal variants of split_k and tiled and wgmma at
+// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S8W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes
@@ -867,8 +847,8 @@ struct TiledT64E128S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e96_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 374 legal variants of split_k and tiled at 512 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e96_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 374 legal variants of split_k and tiled and wgmma at
+// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E96S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 96;          // experts that a CTA computes
@@ -884,8 +864,8 @@ struct TiledT32E96S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e96_s2_w222_k128_d3, 513 to 1024 tokens: cheapest of 374 legal variants of split_k and tiled at 1024 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e96_s2_w222_k128_d3, 513 to 1024 tokens: cheapest of 374 legal variants of split_k and tiled and wgmma at
+// 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E96S2W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 96;          // experts that a CTA computes
@@ -901,8 +881,25 @@ struct TiledT64E96S2W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s2_w222_k128_d3, 1025 tokens and more: cheapest of 374 legal variants of split_k and tiled at 4096
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e96_s1_w222_k128_d3, 1025 to 2048 tokens: cheapest of 374 legal variants of split_k and tiled and wgmma at
+// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT64E96S1W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 96;          // experts that a CTA computes
+  static constexpr int kSplit = 1;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 137216;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t64_e128_s2_w222_k128_d3, 2049 tokens and more: cheapest of 374 legal variants of split_k and tiled and wgmma
+// at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S2W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes
@@ -972,6 +969,11 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100(const normgate_args args) {
+  tiled<TiledT64E96S1W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
     norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args args) {
   tiled<TiledT64E128S2W222K128D3>(args);
 }
@@ -1022,6 +1024,11 @@ cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k12
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100,
                 {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E96S2W222K128D3::kSmemBytes, 2, true}, args);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100(const normgate_args& args) {
+  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100,
+                {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E96S1W222K128D3::kSmemBytes, 1, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args& args) {
