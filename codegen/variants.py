@@ -283,21 +283,24 @@ class Wgmma(_TensorCoreTile):
 
     def sum_registers(self, problem: Problem) -> int:
         """Of a thread that multiplies: two sets of sums, two batches of terms, one of weights, and addresses."""
-        loaded = 8 * problem.gate_weight_bytes // 2 + 4 * problem.folds_norm
+        if not problem.folds_norm:  # the one that copies is alone beside them and needs few
+            return min(240, (self._all_registers(problem) - 56) // self.groups // 8 * 8)
+        loaded = 8 * problem.gate_weight_bytes // 2 + 4
         needed = ceil_div(self.tokens + 2 * 2 * 4 * problem.gate_terms + loaded + 28, 8) * 8
         return max(needed, self.start_registers(problem))
 
     def norm_registers(self, problem: Problem) -> int:
-        """Of a thread that norms rows, which holds its part of one."""
+        """Of a thread that norms rows."""
         return 64
 
     def copy_registers(self, problem: Problem) -> int:
         """Of a thread that copies and sums squares."""
-        return min(96, self._other_registers(problem) - problem.folds_norm * self.norm_registers(problem))
+        others = self.groups * self.sum_registers(problem) + problem.folds_norm * self.norm_registers(problem)
+        return min(96, self._all_registers(problem) - others)
 
-    def _other_registers(self, problem: Problem) -> int:
-        warpgroups = self.threads_for(problem) // 128
-        return warpgroups * self.start_registers(problem) - self.groups * self.sum_registers(problem)
+    def _all_registers(self, problem: Problem) -> int:
+        """Registers that the warpgroups share, a thread of each."""
+        return self.threads_for(problem) // 128 * self.start_registers(problem)
 
     def steps(self, problem: Problem) -> int:
         """Steps of a CTA."""

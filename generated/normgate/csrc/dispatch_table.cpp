@@ -71,14 +71,20 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w22
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k64_d4_sm86(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w12_c1_sm90(const normgate_args&);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w16_b1_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(const normgate_args&);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s5_w6_b3_sm90(const normgate_args&);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w8_b2_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t48_e64_s8_d6_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t48_e64_s5_d9_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d12_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t80_e128_s4_d7_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d12_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e32_s6_w124_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s2_w214_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm100(const normgate_args&);
@@ -129,17 +135,24 @@ cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k12
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k64_d4_sm86(const normgate_args&);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w6_c2_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w4_c3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w4_c3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w6_c2_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w16_b1_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e32_s8_w12_b1_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w16_b1_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w214_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w124_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d6_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s6_d8_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s6_d6_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t80_e128_s4_d4_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s2_d6_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s1_d6_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm100(const normgate_args&);
@@ -195,10 +208,17 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w16_b1_
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w16_b1_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t32_e64_s8_d8_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s8_d8_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s6_d11_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t96_e64_s5_d9_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s1_d12_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s5_w7_b2_r2_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w214_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e1_w16_c1_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm100(const normgate_args&);
@@ -253,11 +273,17 @@ cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w16_b1_
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e16_s5_w14_b2_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t48_e64_s8_d8_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s6_d8_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d8_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s1_d8_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e16_s2_w8_b4_r2_sm90(const normgate_args&);
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s4_w124_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w214_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm100(const normgate_args&);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm100(const normgate_args&);
@@ -304,17 +330,23 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k12
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k64_d4_sm86(const normgate_args&);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e3_w12_c2_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e4_w8_c3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w8_c3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w12_b2_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w12_b2_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s7_d8_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d8_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w214_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e2_w12_c2_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm100(const normgate_args&);
@@ -360,17 +392,24 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k12
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s7_w222_k128_d3_sm86(const normgate_args&);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w7_c4_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w7_c4_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s5_w8_b6_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w214_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s6_d10_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d7_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s6_w124_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s2_w214_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e2_w14_c2_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b5_sm100(const normgate_args&);
@@ -425,11 +464,19 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w10_c3_sm90(co
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s7_d11_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e128_s8_d7_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s4_w214_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm100(const normgate_args&);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm100(const normgate_args&);
@@ -482,9 +529,16 @@ cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w10_c3_sm90(co
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s8_d11_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e128_s8_d7_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w214_k128_d3_sm90(const normgate_args&);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s4_w214_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args&);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s8_w412_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(const normgate_args&);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args&);
@@ -607,37 +661,64 @@ const Variant norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[] = {
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm90, 0},
     {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w12_c1_sm90",
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w12_c1_sm90, 0},
-    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm90",
-     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm90, 0},
+    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90",
+     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90, 0},
     {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90",
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90, 0},
     {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w16_b1_sm90",
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w16_b1_sm90, 0},
     {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90",
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90, 0},
-    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s5_w6_b3_sm90",
-     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s5_w6_b3_sm90, 0},
-    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s6_w124_k128_d3_sm90",
-     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s6_w124_k128_d3_sm90, 0},
+    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w8_b2_sm90",
+     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w8_b2_sm90, 0},
+    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t48_e64_s8_d6_sm90",
+     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t48_e64_s8_d6_sm90, 0},
+    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t48_e64_s5_d9_sm90",
+     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t48_e64_s5_d9_sm90, 0},
+    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d12_sm90",
+     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d12_sm90, 0},
+    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t80_e128_s4_d7_sm90",
+     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t80_e128_s4_d7_sm90, 0},
+    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d12_sm90",
+     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d12_sm90, 0},
+    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e32_s6_w124_k128_d3_sm90",
+     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e32_s6_w124_k128_d3_sm90, 0},
     {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm90",
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm90, 0},
-    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s2_w214_k128_d3_sm90",
-     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s2_w214_k128_d3_sm90, 0},
+    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm90",
+     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm90, 0},
+    {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm90",
+     launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm90, 0},
     {"norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s2_w222_k128_d3_sm90",
      launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s2_w222_k128_d3_sm90, 0},
 };
 const Range norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_ranges[] = {
     {1, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[0]},        // from 1: gemv_t1_e1_w12_c1
     {2, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[1]},        // from 2: gemv_t2_e3_w12_c1
-    {4, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[2]},        // from 3: gemv_t4_e1_w12_c1
+    {4, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[2]},        // from 3: split_k_t8_e16_s8_w12_b1
     {16, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[3]},       // from 5: split_k_t8_e16_s6_w16_b1
     {32, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[4]},       // from 17: split_k_t16_e16_s6_w16_b1
     {64, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[5]},       // from 33: split_k_t16_e32_s6_w8_b2
-    {128, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[6]},      // from 65: split_k_t32_e32_s5_w6_b3
-    {256, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[7]},      // from 129: tiled_t32_e32_s6_w124_k128_d3
-    {512, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[8]},      // from 257: tiled_t64_e64_s6_w222_k128_d3
-    {1024, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[9]},     // from 513: tiled_t32_e32_s2_w214_k128_d3
-    {kNoEnd, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[10]},  // from 1025: tiled_t64_e128_s2_w222_k128_d3
+    {128, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[6]},      // from 65: split_k_t32_e32_s6_w8_b2
+    {256, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[7]},      // from 129: wgmma_t48_e64_s8_d6
+    {512, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[8]},      // from 257: wgmma_t48_e64_s5_d9
+    {1024, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[9]},     // from 513: wgmma_t32_e64_s2_d12
+    {2048, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[10]},    // from 1025: wgmma_t80_e128_s4_d7
+    {kNoEnd, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[11]},  // from 2049: wgmma_t64_e64_s1_d12
+};
+const Range norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_portable[] = {
+    {1, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[0]},        // from 1: gemv_t1_e1_w12_c1
+    {2, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[1]},        // from 2: gemv_t2_e3_w12_c1
+    {4, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[2]},        // from 3: split_k_t8_e16_s8_w12_b1
+    {16, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[3]},       // from 5: split_k_t8_e16_s6_w16_b1
+    {32, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[4]},       // from 17: split_k_t16_e16_s6_w16_b1
+    {64, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[5]},       // from 33: split_k_t16_e32_s6_w8_b2
+    {128, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[6]},      // from 65: split_k_t32_e32_s6_w8_b2
+    {256, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[12]},     // from 129: tiled_t64_e32_s6_w124_k128_d3
+    {512, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[13]},     // from 257: tiled_t64_e64_s6_w222_k128_d3
+    {1024, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[14]},    // from 513: tiled_t32_e64_s2_w124_k128_d3
+    {2048, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[15]},    // from 1025: tiled_t64_e64_s2_w222_k128_d3
+    {kNoEnd, &norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants[16]},  // from 2049: tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -749,7 +830,7 @@ const Group norm_b_gate_2880x128_bf16_bf16_fp32_bias_groups[] = {
 #if defined(NORMGATE_SM_90)
     {span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_targets),
      span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_ranges),
-     span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_ranges),
+     span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_portable),
      span(norm_b_gate_2880x128_bf16_bf16_fp32_bias_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -857,44 +938,74 @@ const Range norm_a_gate_3072x256_bf16_fp32_fp32_sm86_ranges[] = {
 #if defined(NORMGATE_SM_90)
 const int norm_a_gate_3072x256_bf16_fp32_fp32_sm90_targets[] = {90};
 const Variant norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[] = {
-    {"norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w6_c2_sm90",
-     launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w6_c2_sm90, 0},
-    {"norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w4_c3_sm90",
-     launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w4_c3_sm90, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w4_c3_sm90",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w4_c3_sm90, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm90",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm90, 0},
     {"norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w6_c2_sm90",
      launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w6_c2_sm90, 0},
-    {"norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w16_b1_sm90",
-     launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w16_b1_sm90, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e32_s8_w12_b1_sm90",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e32_s8_w12_b1_sm90, 0},
     {"norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w16_b1_sm90",
      launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w16_b1_sm90, 0},
     {"norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90",
      launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90, 0},
     {"norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90",
      launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90, 0},
-    {"norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w214_k128_d3_sm90",
-     launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w214_k128_d3_sm90, 0},
-    {"norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w124_k128_d3_sm90",
-     launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w124_k128_d3_sm90, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d6_sm90",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d6_sm90, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s6_d8_sm90",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s6_d8_sm90, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s6_d6_sm90",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s6_d6_sm90, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t80_e128_s4_d4_sm90",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t80_e128_s4_d4_sm90, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s2_d6_sm90",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s2_d6_sm90, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s1_d6_sm90",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s1_d6_sm90, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90, 0},
     {"norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90",
      launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90, 0},
     {"norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90",
      launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90, 0},
+    {"norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90",
+     launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90, 0},
     {"norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90",
      launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90, 0},
 };
 const Range norm_a_gate_3072x256_bf16_fp32_fp32_sm90_ranges[] = {
-    {1, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[0]},        // from 1: gemv_t1_e2_w6_c2
-    {2, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[1]},        // from 2: gemv_t2_e2_w4_c3
+    {1, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[0]},        // from 1: gemv_t1_e2_w4_c3
+    {2, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[1]},        // from 2: gemv_t2_e2_w12_c1
     {4, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[2]},        // from 3: gemv_t4_e2_w6_c2
-    {8, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[3]},        // from 5: split_k_t8_e16_s6_w16_b1
+    {8, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[3]},        // from 5: split_k_t8_e32_s8_w12_b1
     {16, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[4]},       // from 9: split_k_t16_e16_s6_w16_b1
     {32, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[5]},       // from 17: split_k_t32_e16_s6_w16_b1
     {64, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[6]},       // from 33: tiled_t32_e32_s6_w124_k128_d3
-    {128, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[7]},      // from 65: tiled_t64_e32_s6_w214_k128_d3
-    {256, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[8]},      // from 129: tiled_t64_e64_s6_w124_k128_d3
-    {512, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[9]},      // from 257: tiled_t64_e32_s2_w214_k128_d3
-    {1024, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[10]},    // from 513: tiled_t64_e64_s2_w214_k128_d3
-    {kNoEnd, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[11]},  // from 1025: tiled_t128_e64_s1_w412_k128_d3
+    {128, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[7]},      // from 65: wgmma_t48_e64_s8_d6
+    {256, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[8]},      // from 129: wgmma_t64_e64_s6_d8
+    {512, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[9]},      // from 257: wgmma_t128_e64_s6_d6
+    {1024, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[10]},    // from 513: wgmma_t80_e128_s4_d4
+    {2048, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[11]},    // from 1025: wgmma_t128_e64_s2_d6
+    {kNoEnd, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[12]},  // from 2049: wgmma_t128_e64_s1_d6
+};
+const Range norm_a_gate_3072x256_bf16_fp32_fp32_sm90_portable[] = {
+    {1, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[0]},        // from 1: gemv_t1_e2_w4_c3
+    {2, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[1]},        // from 2: gemv_t2_e2_w12_c1
+    {4, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[2]},        // from 3: gemv_t4_e2_w6_c2
+    {8, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[3]},        // from 5: split_k_t8_e32_s8_w12_b1
+    {16, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[4]},       // from 9: split_k_t16_e16_s6_w16_b1
+    {32, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[5]},       // from 17: split_k_t32_e16_s6_w16_b1
+    {64, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[6]},       // from 33: tiled_t32_e32_s6_w124_k128_d3
+    {128, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[13]},     // from 65: tiled_t64_e32_s6_w124_k128_d3
+    {256, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[14]},     // from 129: tiled_t32_e32_s2_w124_k128_d3
+    {512, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[15]},     // from 257: tiled_t64_e32_s2_w214_k128_d3
+    {1024, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[16]},    // from 513: tiled_t64_e64_s2_w214_k128_d3
+    {2048, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[17]},    // from 1025: tiled_t64_e64_s1_w214_k128_d3
+    {kNoEnd, &norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants[18]},  // from 2049: tiled_t128_e64_s1_w412_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -994,7 +1105,7 @@ const Group norm_a_gate_3072x256_bf16_fp32_fp32_groups[] = {
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_a_gate_3072x256_bf16_fp32_fp32_sm90_targets), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm90_ranges),
-     span(norm_a_gate_3072x256_bf16_fp32_fp32_sm90_ranges), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants)},
+     span(norm_a_gate_3072x256_bf16_fp32_fp32_sm90_portable), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_a_gate_3072x256_bf16_fp32_fp32_sm100_targets), span(norm_a_gate_3072x256_bf16_fp32_fp32_sm100_ranges),
@@ -1110,14 +1221,28 @@ const Variant norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[] = {
      launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90, 0},
     {"norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90",
      launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90, 0},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t32_e64_s8_d8_sm90",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t32_e64_s8_d8_sm90, 0},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s8_d8_sm90",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s8_d8_sm90, 0},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s6_d11_sm90",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s6_d11_sm90, 0},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t96_e64_s5_d9_sm90",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t96_e64_s5_d9_sm90, 0},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90, 0},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s1_d12_sm90",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s1_d12_sm90, 0},
     {"norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s5_w7_b2_r2_sm90",
      launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s5_w7_b2_r2_sm90, 0},
-    {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90",
-     launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90, 0},
-    {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm90",
-     launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm90, 0},
-    {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w214_k128_d3_sm90",
-     launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w214_k128_d3_sm90, 0},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90, 0},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90, 0},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90, 0},
+    {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90",
+     launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90, 0},
     {"norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90",
      launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90, 0},
 };
@@ -1128,11 +1253,26 @@ const Range norm_a_gate_4096x128_bf16_bf16_fp32_sm90_ranges[] = {
     {16, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t8_e32_s8_w16_b1
     {32, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[4]},       // from 17: split_k_t8_e32_s5_w7_b4
     {64, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[5]},       // from 33: split_k_t16_e32_s4_w8_b4
-    {128, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[6]},      // from 65: split_k_t32_e32_s5_w7_b2_r2
-    {256, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[7]},      // from 129: tiled_t32_e32_s6_w124_k128_d3
-    {512, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[8]},      // from 257: tiled_t32_e64_s3_w124_k128_d3
-    {1024, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[9]},     // from 513: tiled_t32_e32_s2_w214_k128_d3
-    {kNoEnd, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[10]},  // from 1025: tiled_t64_e128_s2_w222_k128_d3
+    {128, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[6]},      // from 65: wgmma_t32_e64_s8_d8
+    {256, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[7]},      // from 129: wgmma_t64_e64_s8_d8
+    {512, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[8]},      // from 257: wgmma_t64_e64_s6_d11
+    {1024, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[9]},     // from 513: wgmma_t96_e64_s5_d9
+    {2048, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[10]},    // from 1025: wgmma_t64_e64_s2_d12
+    {kNoEnd, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[11]},  // from 2049: wgmma_t64_e64_s1_d12
+};
+const Range norm_a_gate_4096x128_bf16_bf16_fp32_sm90_portable[] = {
+    {1, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[0]},        // from 1: gemv_t1_e3_w8_c2
+    {2, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[1]},        // from 2: gemv_t2_e1_w16_c1
+    {8, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[2]},        // from 3: split_k_t8_e16_s8_w16_b1
+    {16, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t8_e32_s8_w16_b1
+    {32, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[4]},       // from 17: split_k_t8_e32_s5_w7_b4
+    {64, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[5]},       // from 33: split_k_t16_e32_s4_w8_b4
+    {128, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[12]},     // from 65: split_k_t32_e32_s5_w7_b2_r2
+    {256, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[13]},     // from 129: tiled_t64_e32_s6_w412_k128_d3
+    {512, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[14]},     // from 257: tiled_t64_e64_s6_w222_k128_d3
+    {1024, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[15]},    // from 513: tiled_t32_e64_s2_w124_k128_d3
+    {2048, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[16]},    // from 1025: tiled_t64_e64_s2_w214_k128_d3
+    {kNoEnd, &norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants[17]},  // from 2049: tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -1232,7 +1372,7 @@ const Group norm_a_gate_4096x128_bf16_bf16_fp32_groups[] = {
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_a_gate_4096x128_bf16_bf16_fp32_sm90_targets), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm90_ranges),
-     span(norm_a_gate_4096x128_bf16_bf16_fp32_sm90_ranges), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants)},
+     span(norm_a_gate_4096x128_bf16_bf16_fp32_sm90_portable), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_a_gate_4096x128_bf16_bf16_fp32_sm100_targets), span(norm_a_gate_4096x128_bf16_bf16_fp32_sm100_ranges),
@@ -1347,16 +1487,28 @@ const Variant norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[] = {
      launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90, 0},
     {"norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90",
      launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90, 0},
+    {"norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t48_e64_s8_d8_sm90",
+     launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t48_e64_s8_d8_sm90, 0},
+    {"norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90",
+     launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90, 0},
+    {"norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s6_d8_sm90",
+     launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s6_d8_sm90, 0},
+    {"norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90",
+     launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90, 0},
+    {"norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d8_sm90",
+     launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d8_sm90, 0},
+    {"norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s1_d8_sm90",
+     launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s1_d8_sm90, 0},
     {"norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e16_s2_w8_b4_r2_sm90",
      launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e16_s2_w8_b4_r2_sm90, 0},
-    {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s4_w124_k128_d3_sm90",
-     launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s4_w124_k128_d3_sm90, 0},
-    {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w214_k128_d3_sm90",
-     launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w214_k128_d3_sm90, 0},
-    {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90",
-     launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90, 0},
-    {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90",
-     launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90, 0},
+    {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90",
+     launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90, 0},
+    {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90",
+     launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90, 0},
+    {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90",
+     launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90, 0},
+    {"norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90",
+     launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90, 0},
 };
 const Range norm_b_gate_4096x256_bf16_bf16_fp32_sm90_ranges[] = {
     {1, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[0]},        // from 1: gemv_t1_e3_w4_c4
@@ -1365,11 +1517,25 @@ const Range norm_b_gate_4096x256_bf16_bf16_fp32_sm90_ranges[] = {
     {16, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t16_e16_s5_w14_b2
     {32, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[4]},       // from 17: split_k_t16_e32_s4_w8_b4
     {64, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[5]},       // from 33: split_k_t16_e32_s8_w4_b4
-    {128, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[6]},      // from 65: split_k_t32_e16_s2_w8_b4_r2
-    {256, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[7]},      // from 129: tiled_t32_e96_s4_w124_k128_d3
-    {512, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[8]},      // from 257: tiled_t32_e64_s2_w214_k128_d3
-    {1024, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[9]},     // from 513: tiled_t64_e64_s2_w214_k128_d3
-    {kNoEnd, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[10]},  // from 1025: tiled_t64_e128_s1_w222_k128_d3
+    {128, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[6]},      // from 65: wgmma_t48_e64_s8_d8
+    {256, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[7]},      // from 129: wgmma_t96_e64_s8_d8
+    {512, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[8]},      // from 257: wgmma_t64_e128_s6_d8
+    {1024, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[9]},     // from 513: wgmma_t96_e128_s5_d6
+    {2048, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[10]},    // from 1025: wgmma_t64_e128_s2_d8
+    {kNoEnd, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[11]},  // from 2049: wgmma_t64_e128_s1_d8
+};
+const Range norm_b_gate_4096x256_bf16_bf16_fp32_sm90_portable[] = {
+    {1, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[0]},        // from 1: gemv_t1_e3_w4_c4
+    {2, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[1]},        // from 2: gemv_t2_e2_w6_c3
+    {8, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[2]},        // from 3: split_k_t8_e32_s8_w16_b1
+    {16, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t16_e16_s5_w14_b2
+    {32, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[4]},       // from 17: split_k_t16_e32_s4_w8_b4
+    {64, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[5]},       // from 33: split_k_t16_e32_s8_w4_b4
+    {128, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[12]},     // from 65: split_k_t32_e16_s2_w8_b4_r2
+    {256, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[13]},     // from 129: tiled_t64_e64_s6_w222_k128_d3
+    {512, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[14]},     // from 257: tiled_t32_e64_s2_w124_k128_d3
+    {1024, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[15]},    // from 513: tiled_t32_e128_s2_w124_k128_d3
+    {kNoEnd, &norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants[16]},  // from 1025: tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -1466,7 +1632,7 @@ const Group norm_b_gate_4096x256_bf16_bf16_fp32_groups[] = {
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_b_gate_4096x256_bf16_bf16_fp32_sm90_targets), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm90_ranges),
-     span(norm_b_gate_4096x256_bf16_bf16_fp32_sm90_ranges), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants)},
+     span(norm_b_gate_4096x256_bf16_bf16_fp32_sm90_portable), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_b_gate_4096x256_bf16_bf16_fp32_sm100_targets), span(norm_b_gate_4096x256_bf16_bf16_fp32_sm100_ranges),
@@ -1567,41 +1733,67 @@ const Range norm_a_gate_6144x256_bf16_bf16_fp32_sm86_ranges[] = {
 #if defined(NORMGATE_SM_90)
 const int norm_a_gate_6144x256_bf16_bf16_fp32_sm90_targets[] = {90};
 const Variant norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[] = {
-    {"norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e3_w12_c2_sm90",
-     launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e3_w12_c2_sm90, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e4_w8_c3_sm90",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e4_w8_c3_sm90, 0},
     {"norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w8_c3_sm90",
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w8_c3_sm90, 0},
     {"norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w12_b2_sm90",
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w12_b2_sm90, 0},
-    {"norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b3_sm90",
-     launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b3_sm90, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w12_b2_sm90",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w12_b2_sm90, 0},
     {"norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90",
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90, 0},
     {"norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90",
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90, 0},
-    {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90",
-     launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s7_d8_sm90",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s7_d8_sm90, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d8_sm90",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d8_sm90, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90, 0},
     {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90",
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90, 0},
-    {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w214_k128_d3_sm90",
-     launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w214_k128_d3_sm90, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90, 0},
     {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90",
      launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90, 0},
-    {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90",
-     launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90, 0},
+    {"norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90",
+     launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90, 0},
 };
 const Range norm_a_gate_6144x256_bf16_bf16_fp32_sm90_ranges[] = {
-    {1, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[0]},        // from 1: gemv_t1_e3_w12_c2
+    {1, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[0]},        // from 1: gemv_t1_e4_w8_c3
     {2, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[1]},        // from 2: gemv_t2_e3_w8_c3
     {8, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[2]},        // from 3: split_k_t8_e32_s8_w12_b2
-    {16, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t16_e32_s8_w8_b3
+    {16, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t16_e32_s8_w12_b2
     {32, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[4]},       // from 17: split_k_t16_e32_s6_w8_b4
     {64, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[5]},       // from 33: split_k_t32_e32_s6_w8_b2_r2
-    {128, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[6]},      // from 65: tiled_t32_e32_s6_w124_k128_d3
-    {256, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[7]},      // from 129: tiled_t32_e128_s6_w124_k128_d3
-    {512, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[8]},      // from 257: tiled_t32_e64_s2_w214_k128_d3
-    {1024, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[9]},     // from 513: tiled_t64_e64_s2_w214_k128_d3
-    {kNoEnd, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[10]},  // from 1025: tiled_t64_e128_s1_w222_k128_d3
+    {128, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[6]},      // from 65: wgmma_t48_e64_s7_d12
+    {256, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[7]},      // from 129: wgmma_t96_e64_s7_d8
+    {512, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[8]},      // from 257: wgmma_t48_e128_s5_d8
+    {1024, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[9]},     // from 513: wgmma_t96_e128_s5_d6
+    {2048, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[10]},    // from 1025: wgmma_t64_e128_s2_d7
+    {kNoEnd, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[11]},  // from 2049: wgmma_t128_e128_s2_d5
+};
+const Range norm_a_gate_6144x256_bf16_bf16_fp32_sm90_portable[] = {
+    {1, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[0]},        // from 1: gemv_t1_e4_w8_c3
+    {2, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[1]},        // from 2: gemv_t2_e3_w8_c3
+    {8, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[2]},        // from 3: split_k_t8_e32_s8_w12_b2
+    {16, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t16_e32_s8_w12_b2
+    {32, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[4]},       // from 17: split_k_t16_e32_s6_w8_b4
+    {64, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[5]},       // from 33: split_k_t32_e32_s6_w8_b2_r2
+    {128, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[12]},     // from 65: tiled_t64_e32_s6_w412_k128_d3
+    {256, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[13]},     // from 129: tiled_t32_e128_s6_w124_k128_d3
+    {512, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[14]},     // from 257: tiled_t32_e64_s2_w124_k128_d3
+    {1024, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[15]},    // from 513: tiled_t64_e64_s2_w214_k128_d3
+    {kNoEnd, &norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants[16]},  // from 1025: tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -1699,7 +1891,7 @@ const Group norm_a_gate_6144x256_bf16_bf16_fp32_groups[] = {
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_a_gate_6144x256_bf16_bf16_fp32_sm90_targets), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm90_ranges),
-     span(norm_a_gate_6144x256_bf16_bf16_fp32_sm90_ranges), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants)},
+     span(norm_a_gate_6144x256_bf16_bf16_fp32_sm90_portable), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_a_gate_6144x256_bf16_bf16_fp32_sm100_targets), span(norm_a_gate_6144x256_bf16_bf16_fp32_sm100_ranges),
@@ -1797,41 +1989,69 @@ const Range norm_a_gate_7168x256_bf16_bf16_fp32_sm86_ranges[] = {
 #if defined(NORMGATE_SM_90)
 const int norm_a_gate_7168x256_bf16_bf16_fp32_sm90_targets[] = {90};
 const Variant norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[] = {
-    {"norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w7_c4_sm90",
-     launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w7_c4_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm90, 0},
     {"norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w7_c4_sm90",
      launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w7_c4_sm90, 0},
     {"norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90",
      launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90, 0},
-    {"norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s5_w8_b6_sm90",
-     launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s5_w8_b6_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90, 0},
     {"norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm90",
      launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm90, 0},
-    {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w214_k128_d3_sm90",
-     launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w214_k128_d3_sm90, 0},
-    {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90",
-     launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s6_d10_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s6_d10_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d7_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d7_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s6_w124_k128_d3_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s6_w124_k128_d3_sm90, 0},
     {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90",
      launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90, 0},
-    {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s2_w214_k128_d3_sm90",
-     launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s2_w214_k128_d3_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90, 0},
     {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90",
      launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90, 0},
-    {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90",
-     launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90, 0},
+    {"norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90",
+     launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90, 0},
 };
 const Range norm_a_gate_7168x256_bf16_bf16_fp32_sm90_ranges[] = {
-    {1, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[0]},        // from 1: gemv_t1_e3_w7_c4
+    {1, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[0]},        // from 1: gemv_t1_e3_w14_c2
     {2, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[1]},        // from 2: gemv_t2_e3_w7_c4
     {8, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[2]},        // from 3: split_k_t8_e32_s7_w8_b4
-    {16, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t16_e16_s5_w8_b6
+    {16, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t16_e32_s8_w7_b4
     {32, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[4]},       // from 17: split_k_t32_e16_s6_w8_b5
-    {64, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[5]},       // from 33: tiled_t32_e64_s8_w214_k128_d3
-    {128, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[6]},      // from 65: tiled_t32_e96_s8_w124_k128_d3
-    {256, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[7]},      // from 129: tiled_t64_e96_s8_w222_k128_d3
-    {512, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[8]},      // from 257: tiled_t32_e32_s2_w214_k128_d3
-    {1024, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[9]},     // from 513: tiled_t64_e64_s2_w214_k128_d3
-    {kNoEnd, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[10]},  // from 1025: tiled_t64_e128_s1_w222_k128_d3
+    {64, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[5]},       // from 33: wgmma_t32_e64_s8_d12
+    {128, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[6]},      // from 65: wgmma_t48_e64_s7_d12
+    {256, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[7]},      // from 129: wgmma_t64_e64_s6_d10
+    {512, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[8]},      // from 257: wgmma_t48_e128_s5_d7
+    {1024, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[9]},     // from 513: wgmma_t96_e128_s5_d6
+    {2048, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[10]},    // from 1025: wgmma_t64_e128_s2_d7
+    {kNoEnd, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[11]},  // from 2049: wgmma_t128_e128_s2_d5
+};
+const Range norm_a_gate_7168x256_bf16_bf16_fp32_sm90_portable[] = {
+    {1, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[0]},        // from 1: gemv_t1_e3_w14_c2
+    {2, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[1]},        // from 2: gemv_t2_e3_w7_c4
+    {8, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[2]},        // from 3: split_k_t8_e32_s7_w8_b4
+    {16, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t16_e32_s8_w7_b4
+    {32, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[4]},       // from 17: split_k_t32_e16_s6_w8_b5
+    {64, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[12]},      // from 33: tiled_t32_e64_s8_w124_k128_d3
+    {128, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[13]},     // from 65: tiled_t32_e64_s6_w124_k128_d3
+    {256, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[14]},     // from 129: tiled_t64_e96_s8_w222_k128_d3
+    {512, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[15]},     // from 257: tiled_t32_e64_s2_w124_k128_d3
+    {1024, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[16]},    // from 513: tiled_t64_e64_s2_w214_k128_d3
+    {kNoEnd, &norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants[17]},  // from 1025: tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -1935,7 +2155,7 @@ const Group norm_a_gate_7168x256_bf16_bf16_fp32_groups[] = {
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_a_gate_7168x256_bf16_bf16_fp32_sm90_targets), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm90_ranges),
-     span(norm_a_gate_7168x256_bf16_bf16_fp32_sm90_ranges), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants)},
+     span(norm_a_gate_7168x256_bf16_bf16_fp32_sm90_portable), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_a_gate_7168x256_bf16_bf16_fp32_sm100_targets), span(norm_a_gate_7168x256_bf16_bf16_fp32_sm100_ranges),
@@ -2050,16 +2270,32 @@ const Variant norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[] = {
      launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90, 0},
     {"norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90",
      launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90, 0},
+    {"norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90",
+     launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90, 0},
+    {"norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s7_d11_sm90",
+     launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s7_d11_sm90, 0},
+    {"norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e128_s8_d7_sm90",
+     launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e128_s8_d7_sm90, 0},
+    {"norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90",
+     launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90, 0},
+    {"norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90",
+     launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90, 0},
+    {"norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90",
+     launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90, 0},
+    {"norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90",
+     launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90, 0},
     {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90",
      launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90, 0},
     {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90",
      launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90, 0},
-    {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s4_w214_k128_d3_sm90",
-     launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s4_w214_k128_d3_sm90, 0},
+    {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90",
+     launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90, 0},
     {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90",
      launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90, 0},
     {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90",
      launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90, 0},
+    {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm90",
+     launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm90, 0},
     {"norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90",
      launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90, 0},
 };
@@ -2069,12 +2305,27 @@ const Range norm_a_gate_7168x384_bf16_bf16_fp32_sm90_ranges[] = {
     {8, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[2]},        // from 3: split_k_t8_e32_s7_w8_b4
     {16, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t16_e32_s8_w7_b4
     {32, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[4]},       // from 17: split_k_t32_e32_s8_w7_b2_r2
-    {64, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[5]},       // from 33: tiled_t32_e32_s8_w124_k128_d3
-    {128, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[6]},      // from 65: tiled_t64_e64_s8_w222_k128_d3
-    {256, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[7]},      // from 129: tiled_t64_e64_s4_w214_k128_d3
-    {512, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[8]},      // from 257: tiled_t32_e96_s2_w124_k128_d3
-    {1024, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[9]},     // from 513: tiled_t64_e96_s2_w222_k128_d3
-    {kNoEnd, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[10]},  // from 1025: tiled_t64_e128_s2_w222_k128_d3
+    {64, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[5]},       // from 33: wgmma_t32_e64_s8_d12
+    {128, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[6]},      // from 65: wgmma_t64_e64_s7_d11
+    {256, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[7]},      // from 129: wgmma_t64_e128_s8_d7
+    {512, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[8]},      // from 257: wgmma_t112_e128_s8_d5
+    {1024, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[9]},     // from 513: wgmma_t96_e64_s2_d8
+    {2048, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[10]},    // from 1025: wgmma_t96_e128_s2_d6
+    {kNoEnd, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[11]},  // from 2049: wgmma_t96_e128_s1_d6
+};
+const Range norm_a_gate_7168x384_bf16_bf16_fp32_sm90_portable[] = {
+    {1, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[0]},        // from 1: gemv_t1_e2_w14_c2
+    {2, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[1]},        // from 2: gemv_t2_e4_w10_c3
+    {8, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[2]},        // from 3: split_k_t8_e32_s7_w8_b4
+    {16, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t16_e32_s8_w7_b4
+    {32, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[4]},       // from 17: split_k_t32_e32_s8_w7_b2_r2
+    {64, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[12]},      // from 33: tiled_t32_e32_s8_w124_k128_d3
+    {128, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[13]},     // from 65: tiled_t64_e64_s8_w222_k128_d3
+    {256, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[14]},     // from 129: tiled_t64_e128_s8_w222_k128_d3
+    {512, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[15]},     // from 257: tiled_t32_e96_s2_w124_k128_d3
+    {1024, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[16]},    // from 513: tiled_t64_e96_s2_w222_k128_d3
+    {2048, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[17]},    // from 1025: tiled_t64_e96_s1_w222_k128_d3
+    {kNoEnd, &norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants[18]},  // from 2049: tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -2169,7 +2420,7 @@ const Group norm_a_gate_7168x384_bf16_bf16_fp32_groups[] = {
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_a_gate_7168x384_bf16_bf16_fp32_sm90_targets), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm90_ranges),
-     span(norm_a_gate_7168x384_bf16_bf16_fp32_sm90_ranges), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants)},
+     span(norm_a_gate_7168x384_bf16_bf16_fp32_sm90_portable), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_a_gate_7168x384_bf16_bf16_fp32_sm100_targets), span(norm_a_gate_7168x384_bf16_bf16_fp32_sm100_ranges),
@@ -2284,12 +2535,26 @@ const Variant norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[] = {
      launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90, 0},
     {"norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90",
      launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90, 0},
+    {"norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90",
+     launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90, 0},
+    {"norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s8_d11_sm90",
+     launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s8_d11_sm90, 0},
+    {"norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e128_s8_d7_sm90",
+     launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e128_s8_d7_sm90, 0},
+    {"norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90",
+     launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90, 0},
+    {"norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90",
+     launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90, 0},
+    {"norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90",
+     launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90, 0},
+    {"norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90",
+     launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90, 0},
     {"norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90",
      launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90, 0},
-    {"norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w214_k128_d3_sm90",
-     launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w214_k128_d3_sm90, 0},
-    {"norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s4_w214_k128_d3_sm90",
-     launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s4_w214_k128_d3_sm90, 0},
+    {"norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90",
+     launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90, 0},
+    {"norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s8_w412_k128_d3_sm90",
+     launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s8_w412_k128_d3_sm90, 0},
     {"norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90",
      launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90, 0},
     {"norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90",
@@ -2303,12 +2568,26 @@ const Range norm_b_gate_7168x384_bf16_bf16_fp32_sm90_ranges[] = {
     {8, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[2]},        // from 3: split_k_t8_e32_s7_w8_b4
     {16, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t16_e32_s8_w7_b4
     {32, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[4]},       // from 17: split_k_t32_e32_s8_w7_b2_r2
-    {64, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[5]},       // from 33: tiled_t32_e32_s8_w124_k128_d3
-    {128, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[6]},      // from 65: tiled_t64_e64_s8_w214_k128_d3
-    {256, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[7]},      // from 129: tiled_t64_e64_s4_w214_k128_d3
-    {512, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[8]},      // from 257: tiled_t32_e96_s2_w124_k128_d3
-    {1024, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[9]},     // from 513: tiled_t64_e96_s2_w222_k128_d3
-    {kNoEnd, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[10]},  // from 1025: tiled_t64_e128_s2_w222_k128_d3
+    {64, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[5]},       // from 33: wgmma_t32_e64_s8_d12
+    {128, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[6]},      // from 65: wgmma_t64_e64_s8_d11
+    {256, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[7]},      // from 129: wgmma_t64_e128_s8_d7
+    {512, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[8]},      // from 257: wgmma_t112_e128_s8_d5
+    {1024, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[9]},     // from 513: wgmma_t96_e64_s2_d8
+    {2048, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[10]},    // from 1025: wgmma_t96_e128_s2_d6
+    {kNoEnd, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[11]},  // from 2049: wgmma_t96_e128_s1_d6
+};
+const Range norm_b_gate_7168x384_bf16_bf16_fp32_sm90_portable[] = {
+    {1, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[0]},        // from 1: gemv_t1_e2_w14_c2
+    {2, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[1]},        // from 2: gemv_t2_e4_w10_c3
+    {8, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[2]},        // from 3: split_k_t8_e32_s7_w8_b4
+    {16, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[3]},       // from 9: split_k_t16_e32_s8_w7_b4
+    {32, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[4]},       // from 17: split_k_t32_e32_s8_w7_b2_r2
+    {64, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[12]},      // from 33: tiled_t32_e32_s8_w124_k128_d3
+    {128, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[13]},     // from 65: tiled_t64_e64_s8_w222_k128_d3
+    {256, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[14]},     // from 129: tiled_t128_e64_s8_w412_k128_d3
+    {512, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[15]},     // from 257: tiled_t32_e96_s2_w124_k128_d3
+    {2048, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[16]},    // from 513: tiled_t64_e96_s2_w222_k128_d3
+    {kNoEnd, &norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants[17]},  // from 2049: tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -2403,7 +2682,7 @@ const Group norm_b_gate_7168x384_bf16_bf16_fp32_groups[] = {
 #endif
 #if defined(NORMGATE_SM_90)
     {span(norm_b_gate_7168x384_bf16_bf16_fp32_sm90_targets), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm90_ranges),
-     span(norm_b_gate_7168x384_bf16_bf16_fp32_sm90_ranges), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants)},
+     span(norm_b_gate_7168x384_bf16_bf16_fp32_sm90_portable), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm90_variants)},
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
     {span(norm_b_gate_7168x384_bf16_bf16_fp32_sm100_targets), span(norm_b_gate_7168x384_bf16_bf16_fp32_sm100_ranges),

@@ -12,11 +12,14 @@
 #include "async_copy.cuh"
 #include "cluster.cuh"
 #include "launch.cuh"
+#include "mbarrier.cuh"
 #include "mma.cuh"
 #include "norm.cuh"
 #include "normgate.h"
 #include "numbers.cuh"
 #include "pdl.cuh"
+#include "tensor_map.cuh"
+#include "wgmma.cuh"
 
 namespace normgate {
 namespace {
@@ -731,7 +734,422 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   }
 }
 
-// gemv_t1_e2_w14_c2, 1 token: measured on NVIDIA H200: 2.12 us at 1 tokens, next best gemv_t1_e4_w14_c2 2.21.
+// ---------------------------------------------------------------------------------------------------------------------------
+// wgmma: warpgroup tensor cores for many tokens. A CTA is a pipeline of warpgroups: one copies x and the gate weights
+// of the steps to come into kStages places in shared memory and sums the squares of the rows; those that multiply, each
+// for 64 experts, split the weights in registers and take the rows from there; one writes normed_x. The kSplit CTAs of
+// a cluster hold the slices of one tile of kExperts experts x kTokens tokens.
+template <class V>
+struct Wgmma {
+  static constexpr int kGroups = V::kExperts / 64;  // warpgroups that multiply; they also finish the logits
+  static constexpr int kThreads = kGroups * 128;    // of these
+  static constexpr int kStep = 64;  // elements of hidden_size in a step: rows of 128 bytes, as wgmma reads them
+  static constexpr int kParts = 1;  // partial sums of a CTA
+  static constexpr int kTiles = (kNumExperts + V::kExperts - 1) / V::kExperts;
+  static constexpr int kAllSteps = (kHiddenSize + kStep - 1) / kStep;
+  static constexpr int kSteps = (kAllSteps + V::kSplit - 1) / V::kSplit;  // of a CTA
+  static constexpr int kSlice = kSteps * kStep;
+  static constexpr bool kGuardHidden = V::kSplit * kSlice != kHiddenSize;
+  static constexpr bool kGuardExperts = kNumExperts % V::kExperts != 0;
+  static constexpr int kQuads = V::kTokens * V::kExperts / 4;  // logits of the tile, four experts of a token at a time
+  static constexpr int kOwnQuads = (kQuads + V::kSplit - 1) / V::kSplit;  // of which a CTA finishes these
+
+  // Shared memory, in bytes: the stages' rows and weights (later, in the same place, the sums and those that come in
+  // from the cluster), norm weights, sums of squares, barriers.
+  static constexpr int kRowBytes = V::kTokens * 128;
+  static constexpr int kWeightBoxes = sizeof(GateWeight) / 2;  // a step's weights, boxes of 128 bytes of each row
+  static constexpr int kStageBytes = kRowBytes + kWeightBoxes * V::kExperts * 128;
+  static constexpr int kPartialBytes = V::kTokens * (V::kExperts + 4) * 4;
+  static constexpr int kIncomingBytes = V::kSplit > 1 ? V::kSplit * kOwnQuads * 16 : 0;
+  static constexpr int kSumBytes = kPartialBytes + kIncomingBytes;
+  static constexpr int kRingBytes = V::kStages * kStageBytes > kSumBytes ? V::kStages * kStageBytes : kSumBytes;
+  static constexpr int kNormAt = kRingBytes;
+  static constexpr int kSquaresAt = kNormAt + V::kSplit * kSlice * static_cast<int>(sizeof(Activation));
+  static constexpr int kWarpSquaresAt = kSquaresAt + (1 + V::kSplit) * V::kTokens * 4;
+  static constexpr int kRowsAt = kWarpSquaresAt + 4 * 4;
+  static constexpr int kBiasAt = kRowsAt + V::kRowPlaces * kHiddenSize * static_cast<int>(sizeof(Activation));
+  static constexpr int kBarriersAt = kBiasAt;
+  static_assert(kBarriersAt + V::kStages * 16 + (1 + V::kRowPlaces) * 8 == V::kSmemBytes,
+                "the plan lays out the same shared memory");
+};
+
+// d[64 x 32] (+)= a[64 x 16] * b[16 x 32], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[16], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "{%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+// d[64 x 64] (+)= a[64 x 16] * b[16 x 64], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+// d[64 x 96] (+)= a[64 x 16] * b[16 x 96], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[48], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "
+      "{%48, %49, %50, %51}, %52, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+// d[64 x 112] (+)= a[64 x 16] * b[16 x 112], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[56], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %61, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n112k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55}, "
+      "{%56, %57, %58, %59}, %60, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+template <class V>
+__device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorMap& x_map,
+                                      const CUtensorMap& gate_map) {
+  using S = Wgmma<V>;
+  extern __shared__ __align__(1024) char ring[];
+  const int warpgroup = threadIdx.x / 128, thread = threadIdx.x % 128;
+  const int slice = blockIdx.x % V::kSplit, tile = blockIdx.x / V::kSplit % S::kTiles;
+  const int first_expert = tile * V::kExperts;
+  const int64_t first_token = static_cast<int64_t>(blockIdx.x / (V::kSplit * S::kTiles)) * V::kTokens;
+  const int num_tokens = static_cast<int>(min(args.num_tokens - first_token, static_cast<int64_t>(V::kTokens)));
+  const auto in_row = [](int k) { return !S::kGuardHidden || k < kHiddenSize; };
+  const auto* x = static_cast<const Activation*>(args.x) + first_token * args.x_row_stride;
+
+  auto* full = reinterpret_cast<uint64_t*>(ring + S::kBarriersAt);  // of each stage: its copies are there
+  auto* empty = full + V::kStages;                                  // and all who read it are done
+  auto* norm_full = empty + V::kStages;                             // the norm weights are there
+  auto* row_full = norm_full + 1;                                   // a row to norm is in its place
+  auto* norm_weights = reinterpret_cast<Activation*>(ring + S::kNormAt);
+  auto* partial_squares = reinterpret_cast<float (*)[V::kTokens]>(ring + S::kSquaresAt);
+  auto* incoming_squares = partial_squares + 1;
+  constexpr int kSquareWarps = 3;  // beside the one that copies
+  constexpr int kSumsThreads = S::kThreads + kSquareWarps * 32;
+
+  launch_next_kernel();
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < V::kStages; ++stage) {
+      barrier_init(&full[stage], 1);
+      barrier_init(&empty[stage], 4 * S::kGroups + kSquareWarps);  // a lane of each warp
+    }
+    barrier_init(norm_full, 1);
+    for (int place = 0; place < V::kRowPlaces; ++place) barrier_init(&row_full[place], 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  if constexpr (S::kGuardHidden) {  // weights beyond the row's end
+    for (int k = kHiddenSize + threadIdx.x; k < V::kSplit * S::kSlice; k += S::kThreads)
+      norm_weights[k] = Activation(0.0f);
+  }
+  __syncthreads();
+  if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
+  const auto release = [&](int stage) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(&empty[stage]);
+  };
+
+  if (warpgroup == S::kGroups) {
+    fewer_registers<V::kCopyRegisters>();
+    if (thread == 0) {
+      // Stage: copies, begun by one thread. A step's weights and rows go into stage `step % kStages`.
+      const auto copy_weights = [&](int step) {
+        const int stage = step % V::kStages, k = slice * S::kSlice + step * S::kStep;
+        char* weights = ring + stage * S::kStageBytes + S::kRowBytes;
+        barrier_expect(barrier_address(&full[stage]), S::kStageBytes);
+#pragma unroll
+        for (int box = 0; box < S::kWeightBoxes; ++box) {
+          copy_box(weights + box * V::kExperts * 128, gate_map, first_expert, k + box * (S::kStep / S::kWeightBoxes),
+                   barrier_address(&full[stage]));
+        }
+      };
+      const auto copy_rows = [&](int step) {
+        const int stage = step % V::kStages, k = slice * S::kSlice + step * S::kStep;
+        copy_box(ring + stage * S::kStageBytes, x_map, static_cast<int>(first_token), k, barrier_address(&full[stage]));
+      };
+      constexpr int kAhead = V::kStages < S::kSteps ? V::kStages : S::kSteps;
+      barrier_expect(barrier_address(norm_full), kHiddenSize * 2);
+      copy_bytes(norm_weights, args.norm_weight, kHiddenSize * 2, barrier_address(norm_full));
+      for (int step = 0; step < kAhead; ++step) copy_weights(step);
+      if constexpr (V::kEarlyWeights) wait_for_previous_kernel();
+      for (int step = 0; step < kAhead; ++step) copy_rows(step);
+#pragma unroll 1
+      for (int step = kAhead; step < S::kSteps; ++step) {
+        barrier_wait(&empty[step % V::kStages], (step / V::kStages - 1) % 2);
+        copy_weights(step);
+        copy_rows(step);
+      }
+    }
+    if (thread >= 32) {
+      // Stage: squares, from shared memory and in fp32. Of 8 rows at a time, a thread takes two chunks of one.
+      const int warp = thread / 32 - 1, row = thread % 8, chunk = thread % 32 / 8 * 2;
+      constexpr int kPasses = (V::kTokens / 8 + kSquareWarps - 1) / kSquareWarps;
+      float squares[kPasses] = {};
+#pragma unroll 1
+      for (int step = 0; step < S::kSteps; ++step) {
+        const int stage = step % V::kStages;
+        barrier_wait(&full[stage], step / V::kStages % 2);
+        const char* rows = ring + stage * S::kStageBytes;
+#pragma unroll
+        for (int pass = 0; pass < kPasses; ++pass) {
+          const int first_row = (pass * kSquareWarps + warp) * 8;
+          if (V::kTokens / 8 % kSquareWarps == 0 || first_row < V::kTokens) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              squares[pass] = add_squares(
+                  squares[pass],
+                  load_shared(reinterpret_cast<const Activation*>(rows + swizzled128(first_row + row, chunk + i))));
+            }
+          }
+        }
+        release(stage);
+      }
+#pragma unroll
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const int first_row = (pass * kSquareWarps + warp) * 8;
+        squares[pass] += __shfl_xor_sync(0xffffffffu, squares[pass], 8);
+        squares[pass] += __shfl_xor_sync(0xffffffffu, squares[pass], 16);
+        if (thread % 32 < 8 && first_row < V::kTokens) partial_squares[0][first_row + row] = squares[pass];
+      }
+      arrive_threads(1, kSumsThreads);
+    }
+    return;
+  }
+  if (warpgroup > S::kGroups) {
+    // Stage: normed_x. The CTAs of a token tile deal its rows out to each other;
+    // 128 threads norm one row after the other.
+    fewer_registers<V::kNormRegisters>();
+    auto* warp_squares = reinterpret_cast<float*>(ring + S::kWarpSquaresAt);
+    auto* staged_rows = reinterpret_cast<Activation*>(ring + S::kRowsAt);
+    constexpr int kChunks = (kHiddenSize + 1023) / 1024;  // of a thread
+    const auto k_of = [&](int chunk) { return (chunk * 128 + thread) * 8; };
+    const auto exists = [&](int chunk) { return kHiddenSize % 1024 == 0 || k_of(chunk) < kHiddenSize; };
+    if constexpr (V::kEarlyWeights) wait_for_previous_kernel();
+    // Rows pass through shared memory, so that the next ones are on their way meanwhile.
+    constexpr int kStride = S::kTiles * V::kSplit;
+    const auto copy_row = [&](int turn) {
+      const int token = tile * V::kSplit + slice + turn * kStride, place = turn % V::kRowPlaces;
+      if (token < num_tokens && thread == 0) {
+        barrier_expect(barrier_address(&row_full[place]), kHiddenSize * 2);
+        copy_bytes(staged_rows + place * kHiddenSize, x + token * args.x_row_stride, kHiddenSize * 2,
+                   barrier_address(&row_full[place]));
+      }
+    };
+    for (int turn = 0; turn < V::kRowPlaces; ++turn) copy_row(turn);
+    barrier_wait(norm_full, 0);
+#pragma unroll 1
+    for (int token = tile * V::kSplit + slice, turn = 0; token < num_tokens; token += kStride, ++turn) {
+      const Activation* row = staged_rows + turn % V::kRowPlaces * kHiddenSize;
+      barrier_wait(&row_full[turn % V::kRowPlaces], turn / V::kRowPlaces % 2);
+      float squares = 0.0f;
+#pragma unroll 8
+      for (int c = 0; c < kChunks; ++c) {
+        if (exists(c)) squares = add_squares(squares, load_shared(row + k_of(c)));
+      }
+#pragma unroll
+      for (int offset = 16; offset > 0; offset /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
+      if (thread % 32 == 0) warp_squares[thread / 32] = squares;
+      sync_threads(2, 128);
+      const float rstd =
+          inverse_rms((warp_squares[0] + warp_squares[1]) + (warp_squares[2] + warp_squares[3]), kHiddenSize, args.eps);
+      auto* normed_row = static_cast<Activation*>(args.normed_x) + (first_token + token) * kHiddenSize;
+#pragma unroll 4
+      for (int c = 0; c < kChunks; ++c) {
+        if (exists(c)) {
+          store_activations(normed_row + k_of(c),
+                            norm8<Norm>(load_shared(row + k_of(c)), rstd, load_shared(norm_weights + k_of(c))));
+        }
+      }
+      sync_threads(2, 128);  // the row's place is free, and so are the squares
+      copy_row(turn + V::kRowPlaces);
+    }
+    return;
+  }
+
+  // Stage: products. A step has two batches of 32 elements: while one is multiplied, the next one's weights are split.
+  more_registers<V::kSumRegisters>();
+  const int warp = thread / 32, group = thread % 32 / 4, quad = thread % 4;
+  barrier_wait(norm_full, 0);
+  float sums[V::kTokens / 2] = {};
+  float chain[V::kTokens / 2];  // what the tensor cores add to: they cut off what fp32 would round, so not for long
+  Vec8<GateWeight> weight[2];   // of a batch: 2 x 16 elements of hidden_size, as they come
+  Vec8<Activation> norm_weight[2];
+  const auto load_batch = [&](int step, int batch) {
+    const int stage = step % V::kStages;
+    if (batch == 0) barrier_wait(&full[stage], step / V::kStages % 2);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      weight[half] = load_operand<GateWeight, V::kExperts>(ring + stage * S::kStageBytes + S::kRowBytes,
+                                                           warpgroup * 64 + warp * 16, batch * 2 + half);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        norm_weight[half].word[i] = *reinterpret_cast<const uint32_t*>(
+            &norm_weights[slice * S::kSlice + step * S::kStep + (batch * 2 + half) * 16 + i / 2 * 8 + quad * 2]);
+      }
+    }
+  };
+  const auto multiply = [&](int step, bool begins_chain) {
+#pragma unroll
+    for (int batch = 0; batch < 2; ++batch) {
+      uint32_t gate[2][4][kGateTerms];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          auto& terms = gate[half][i];
+          product2_bf16(weight[half].word[i], norm_weight[half].word[i], terms);
+        }
+      }
+      const char* rows = ring + step % V::kStages * S::kStageBytes;
+      wgmma_fence();
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int g = 0; g < kGateTerms; ++g) {
+          const bool add = !begins_chain || batch + half + g > 0;
+          wgmma_m64k16(chain, gate[half][0][g], gate[half][1][g], gate[half][2][g], gate[half][3][g],
+                       wgmma_operand(rows + (batch * 2 + half) * 32), add);
+        }
+      }
+      wgmma_commit();
+      // The next batch's weights are on their way while this one is multiplied.
+      if (batch == 0) load_batch(step, 1);
+      if (batch == 1 && step + 1 < S::kSteps) load_batch(step + 1, 0);
+      wgmma_wait<1>();  // the batch before is done
+      if (batch == 0 && step > 0) release((step - 1) % V::kStages);
+    }
+  };
+  const auto end_chain = [&] {
+    wgmma_wait_for(chain);
+#pragma unroll
+    for (int i = 0; i < V::kTokens / 2; ++i) sums[i] += chain[i];
+  };
+  load_batch(0, 0);
+  constexpr int kLast = S::kSteps / V::kChainSteps * V::kChainSteps;
+#pragma unroll 1
+  for (int first = 0; first < kLast; first += V::kChainSteps) {
+#pragma unroll
+    for (int i = 0; i < V::kChainSteps; ++i) multiply(first + i, i == 0);
+    end_chain();
+  }
+  if constexpr (kLast < S::kSteps) {
+#pragma unroll
+    for (int i = 0; i < S::kSteps - kLast; ++i) multiply(kLast + i, i == 0);
+    end_chain();
+  }
+  sync_threads(1, kSumsThreads);  // the stages are free for the sums, and the squares are there
+
+  // Stage: sums into shared memory, a token's experts side by side.
+  auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(ring);
+  auto* incoming = reinterpret_cast<float4(*)[S::kOwnQuads]>(ring + S::kPartialBytes);
+#pragma unroll
+  for (int i = 0; i < V::kTokens / 2; ++i) {
+    const int token = i / 4 * 8 + quad * 2 + i % 2, expert = warpgroup * 64 + warp * 16 + group + i / 2 % 2 * 8;
+    reinterpret_cast<float*>(partial[0][token])[expert] = sums[i];
+  }
+  if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "my stages are free": waited for before the first push
+  sync_threads(3, S::kThreads);
+  const auto sum_warps = [&](int token, int column) {
+    float4 sum = partial[0][token][column];
+#pragma unroll
+    for (int w = 1; w < S::kParts; ++w) {
+      const float4 more = partial[w][token][column];
+      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+    }
+    return sum;
+  };
+
+  // Stage: sums of the cluster. A quad of logits belongs to CTA `quad index % kSplit`, to which the others push theirs.
+  if constexpr (V::kSplit > 1) {
+    cluster_wait();  // every CTA of the cluster has begun, so its shared memory can be written
+    for (int i = threadIdx.x; i < V::kSplit * V::kTokens; i += S::kThreads) {
+      const int token = i / V::kSplit, peer = i % V::kSplit;
+      float sum = 0.0f;
+#pragma unroll
+      for (int w = 0; w < S::kParts; ++w) sum += partial_squares[w][token];
+      push(in_cta(&incoming_squares[slice][token], peer), sum);
+    }
+  }
+  const auto rstd_of = [&](int token) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < (V::kSplit > 1 ? V::kSplit : S::kParts); ++i) {
+      sum += V::kSplit > 1 ? incoming_squares[i][token] : partial_squares[i][token];
+    }
+    return inverse_rms(sum, kHiddenSize, args.eps);
+  };
+  if constexpr (V::kSplit > 1) {
+    for (int q = threadIdx.x; q < S::kQuads; q += S::kThreads) {
+      const int token = q / (V::kExperts / 4);
+      if (token < num_tokens) {
+        push4(in_cta(&incoming[slice][q / V::kSplit], q % V::kSplit), sum_warps(token, q % (V::kExperts / 4)));
+      }
+    }
+    cluster_arrive();
+    cluster_wait();
+  }
+  const auto sum_slices = [&](int token, int column) {
+    if constexpr (V::kSplit == 1) return sum_warps(token, column);
+    const int own = (token * (V::kExperts / 4) + column) / V::kSplit;
+    float4 sum = incoming[0][own];
+#pragma unroll
+    for (int s = 1; s < V::kSplit; ++s) {
+      const float4 more = incoming[s][own];
+      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+    }
+    return sum;
+  };
+
+  // Stage: logits.
+  for (int own = threadIdx.x; own < S::kOwnQuads; own += S::kThreads) {
+    const int q = own * V::kSplit + slice, token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
+    if (q < S::kQuads && token < num_tokens) {
+      float4 logits = sum_slices(token, column);
+      const float rstd = rstd_of(token);
+      logits = make_float4(logits.x * rstd, logits.y * rstd, logits.z * rstd, logits.w * rstd);
+      store_logits(args, first_token + token, first_expert + column * 4, logits);
+    }
+  }
+}
+
+// gemv_t1_e2_w14_c2, 1 token: measured on NVIDIA H200: 2.18 us at 1 tokens, next best gemv_t1_e2_w7_c4 2.40.
 struct GemvT1E2W14C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes
@@ -741,7 +1159,7 @@ struct GemvT1E2W14C2 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e4_w10_c3, 2 tokens: measured on NVIDIA H200: 2.72 us at 2 tokens, next best gemv_t2_e4_w14_c2 2.84.
+// gemv_t2_e4_w10_c3, 2 tokens: measured on NVIDIA H200: 2.75 us at 2 tokens, next best gemv_t2_e4_w14_c2 2.90.
 struct GemvT2E4W10C3 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
   static constexpr int kExperts = 4;           // experts that a CTA computes
@@ -751,8 +1169,8 @@ struct GemvT2E4W10C3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s7_w8_b4, 3 to 8 tokens: measured on NVIDIA H200: 3.36 us at 8 tokens, next best
-// split_k_t8_e16_s4_w8_b7 3.55.
+// split_k_t8_e32_s7_w8_b4, 3 to 8 tokens: measured on NVIDIA H200: 3.29 us at 8 tokens, next best
+// split_k_t8_e16_s4_w8_b7 3.37.
 struct SplitKT8E32S7W8B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -764,8 +1182,8 @@ struct SplitKT8E32S7W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 4.15 us at 16 tokens, next best
-// split_k_t16_e32_s7_w8_b4 4.29.
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 4.07 us at 16 tokens, next best
+// split_k_t16_e32_s7_w8_b4 4.15.
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -777,8 +1195,8 @@ struct SplitKT16E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t32_e32_s8_w7_b2_r2, 17 to 32 tokens: measured on NVIDIA H200: 5.97 us at 32 tokens, next best
-// tiled_t32_e32_s8_w124_k128_d3 6.63.
+// split_k_t32_e32_s8_w7_b2_r2, 17 to 32 tokens: measured on NVIDIA H200: 5.63 us at 32 tokens, next best
+// tiled_t32_e32_s8_w124_k128_d3 5.90.
 struct SplitKT32E32S8W7B2R2 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -790,8 +1208,120 @@ struct SplitKT32E32S8W7B2R2 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e32_s8_w124_k128_d3, 33 to 64 tokens: measured on NVIDIA H200: 9.18 us at 64 tokens, next best
-// tiled_t32_e32_s8_w214_k128_d3 9.39.
+// wgmma_t32_e64_s8_d12, 33 to 64 tokens: measured on NVIDIA H200: 8.07 us at 64 tokens, next best
+// wgmma_t32_e64_s7_d12 8.32.
+struct WgmmaT32E64S8D12 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kStages = 12;           // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 1;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
+  static constexpr int kSumRegisters = 168;    // of one that multiplies
+  static constexpr int kSmemBytes = 177504;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t64_e64_s7_d11, 65 to 128 tokens: measured on NVIDIA H200: 9.71 us at 128 tokens, next best
+// wgmma_t64_e64_s8_d11 9.72.
+struct WgmmaT64E64S7D11 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 7;             // CTAs that share hidden_size
+  static constexpr int kStages = 11;           // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 2;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
+  static constexpr int kSumRegisters = 168;    // of one that multiplies
+  static constexpr int kSmemBytes = 225496;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t64_e128_s8_d7, 129 to 256 tokens: measured on NVIDIA H200: 12.52 us at 256 tokens, next best
+// wgmma_t128_e64_s8_d6 12.76.
+struct WgmmaT64E128S8D7 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kStages = 7;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
+  static constexpr int kSumRegisters = 136;    // of one that multiplies
+  static constexpr int kSmemBytes = 231840;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t112_e128_s8_d5, 257 to 512 tokens: measured on NVIDIA H200: 19.91 us at 512 tokens, next best
+// wgmma_t112_e128_s7_d5 21.10.
+struct WgmmaT112E128S8D5 {
+  static constexpr int kTokens = 112;          // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kStages = 5;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 80;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
+  static constexpr int kSumRegisters = 184;    // of one that multiplies
+  static constexpr int kSmemBytes = 215104;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t96_e64_s2_d8, 513 to 1024 tokens: measured on NVIDIA H200: 29.49 us at 1024 tokens, next best
+// wgmma_t112_e128_s4_d5 30.44.
+struct WgmmaT96E64S2D8 {
+  static constexpr int kTokens = 96;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 2;             // CTAs that share hidden_size
+  static constexpr int kStages = 8;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
+  static constexpr int kSumRegisters = 168;    // of one that multiplies
+  static constexpr int kSmemBytes = 222512;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t96_e128_s2_d6, 1025 to 2048 tokens: measured on NVIDIA H200: 43.33 us at 2048 tokens, next best
+// wgmma_t96_e64_s1_d8 49.90.
+struct WgmmaT96E128S2D6 {
+  static constexpr int kTokens = 96;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 2;             // CTAs that share hidden_size
+  static constexpr int kStages = 6;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
+  static constexpr int kSumRegisters = 168;    // of one that multiplies
+  static constexpr int kSmemBytes = 230672;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t96_e128_s1_d6, 2049 tokens and more: measured on NVIDIA H200: 80.98 us at 4096 tokens, next best
+// wgmma_t96_e128_s2_d6 88.28.
+struct WgmmaT96E128S1D6 {
+  static constexpr int kTokens = 96;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 1;             // CTAs that share hidden_size
+  static constexpr int kStages = 6;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
+  static constexpr int kSumRegisters = 168;    // of one that multiplies
+  static constexpr int kSmemBytes = 230288;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// tiled_t32_e32_s8_w124_k128_d3, 33 to 64 tokens: wgmma_t32_e64_s8_d12 needs sm_90a; this is the best that later chips
+// can run.
 struct TiledT32E32S8W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -807,8 +1337,8 @@ struct TiledT32E32S8W124K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s8_w222_k128_d3, 65 to 128 tokens: measured on NVIDIA H200: 13.44 us at 128 tokens, next best
-// tiled_t64_e64_s8_w214_k128_d3 13.51.
+// tiled_t64_e64_s8_w222_k128_d3, 65 to 128 tokens: wgmma_t64_e64_s7_d11 needs sm_90a; this is the best that later chips
+// can run.
 struct TiledT64E64S8W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -824,25 +1354,25 @@ struct TiledT64E64S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s4_w214_k128_d3, 129 to 256 tokens: measured on NVIDIA H200: 21.66 us at 256 tokens, next best
-// tiled_t64_e64_s4_w222_k128_d3 21.90.
-struct TiledT64E64S4W214K128D3 {
+// tiled_t64_e128_s8_w222_k128_d3, 129 to 256 tokens: wgmma_t64_e128_s8_d7 needs sm_90a; this is the best that later
+// chips can run.
+struct TiledT64E128S8W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 4;             // CTAs that share hidden_size
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 4;        // warps that share a step
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 118272;    // dynamic shared memory
+  static constexpr int kSmemBytes = 182016;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e96_s2_w124_k128_d3, 257 to 512 tokens: measured on NVIDIA H200: 32.94 us at 512 tokens, next best
-// tiled_t32_e96_s2_w214_k128_d3 34.06.
+// tiled_t32_e96_s2_w124_k128_d3, 257 to 512 tokens: wgmma_t112_e128_s8_d5 needs sm_90a; this is the best that later
+// chips can run.
 struct TiledT32E96S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 96;          // experts that a CTA computes
@@ -858,8 +1388,8 @@ struct TiledT32E96S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e96_s2_w222_k128_d3, 513 to 1024 tokens: measured on NVIDIA H200: 55.82 us at 1024 tokens, next best
-// tiled_t64_e96_s2_w412_k128_d3 60.18.
+// tiled_t64_e96_s2_w222_k128_d3, 513 to 1024 tokens: wgmma_t96_e64_s2_d8 needs sm_90a; this is the best that later
+// chips can run.
 struct TiledT64E96S2W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 96;          // experts that a CTA computes
@@ -875,8 +1405,25 @@ struct TiledT64E96S2W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s2_w222_k128_d3, 1025 tokens and more: measured on NVIDIA H200: 201.91 us at 4096 tokens, next best
-// tiled_t64_e96_s1_w222_k128_d3 208.84.
+// tiled_t64_e96_s1_w222_k128_d3, 1025 to 2048 tokens: wgmma_t96_e128_s2_d6 needs sm_90a; this is the best that later
+// chips can run.
+struct TiledT64E96S1W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 96;          // experts that a CTA computes
+  static constexpr int kSplit = 1;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 137216;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t64_e128_s2_w222_k128_d3, 2049 tokens and more: wgmma_t96_e128_s1_d6 needs sm_90a; this is the best that later
+// chips can run.
 struct TiledT64E128S2W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes
@@ -920,6 +1467,69 @@ extern "C" __global__ void __launch_bounds__(224, 1)
   split_k<SplitKT32E32S8W7B2R2>(args);
 }
 
+extern "C" __global__ void __launch_bounds__(384, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map,
+                                                                  const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT32E64S8D12>(args, x_map, gate_map);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s7_d11_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map,
+                                                                  const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT64E64S7D11>(args, x_map, gate_map);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e128_s8_d7_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map,
+                                                                  const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT64E128S8D7>(args, x_map, gate_map);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(const normgate_args args,
+                                                                   const __grid_constant__ CUtensorMap x_map,
+                                                                   const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT112E128S8D5>(args, x_map, gate_map);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT96E64S2D8>(args, x_map, gate_map);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map,
+                                                                  const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT96E128S2D6>(args, x_map, gate_map);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map,
+                                                                  const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT96E128S1D6>(args, x_map, gate_map);
+#endif
+}
+
 extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args args) {
   tiled<TiledT32E32S8W124K128D3>(args);
@@ -931,8 +1541,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s4_w214_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E64S4W214K128D3>(args);
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E128S8W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -943,6 +1553,11 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(const normgate_args args) {
   tiled<TiledT64E96S2W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E96S1W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -973,6 +1588,55 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_
                 {ceil_div(args.num_tokens, 32) * 96, 224, 0, 8, true}, args);
 }
 
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(const normgate_args& args) {
+  return launch_mapped<Activation, GateWeight>(
+      norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90,
+      {ceil_div(args.num_tokens, 32) * 48, 384, WgmmaT32E64S8D12::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT32E64S8D12::kTokens, WgmmaT32E64S8D12::kExperts);
+}
+
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s7_d11_sm90(const normgate_args& args) {
+  return launch_mapped<Activation, GateWeight>(
+      norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s7_d11_sm90,
+      {ceil_div(args.num_tokens, 64) * 42, 384, WgmmaT64E64S7D11::kSmemBytes, 7, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT64E64S7D11::kTokens, WgmmaT64E64S7D11::kExperts);
+}
+
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e128_s8_d7_sm90(const normgate_args& args) {
+  return launch_mapped<Activation, GateWeight>(
+      norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e128_s8_d7_sm90,
+      {ceil_div(args.num_tokens, 64) * 24, 512, WgmmaT64E128S8D7::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT64E128S8D7::kTokens, WgmmaT64E128S8D7::kExperts);
+}
+
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(const normgate_args& args) {
+  return launch_mapped<Activation, GateWeight>(
+      norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90,
+      {ceil_div(args.num_tokens, 112) * 24, 512, WgmmaT112E128S8D5::kSmemBytes, 8, true}, args, kHiddenSize,
+      kNumExperts, WgmmaT112E128S8D5::kTokens, WgmmaT112E128S8D5::kExperts);
+}
+
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args& args) {
+  return launch_mapped<Activation, GateWeight>(
+      norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90,
+      {ceil_div(args.num_tokens, 96) * 12, 384, WgmmaT96E64S2D8::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT96E64S2D8::kTokens, WgmmaT96E64S2D8::kExperts);
+}
+
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(const normgate_args& args) {
+  return launch_mapped<Activation, GateWeight>(
+      norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90,
+      {ceil_div(args.num_tokens, 96) * 6, 512, WgmmaT96E128S2D6::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT96E128S2D6::kTokens, WgmmaT96E128S2D6::kExperts);
+}
+
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(const normgate_args& args) {
+  return launch_mapped<Activation, GateWeight>(
+      norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90,
+      {ceil_div(args.num_tokens, 96) * 3, 512, WgmmaT96E128S1D6::kSmemBytes, 1, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT96E128S1D6::kTokens, WgmmaT96E128S1D6::kExperts);
+}
+
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args& args) {
   return launch(norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90,
                 {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W124K128D3::kSmemBytes, 8, true}, args);
@@ -983,9 +1647,9 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k12
                 {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s4_w214_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s4_w214_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E64S4W214K128D3::kSmemBytes, 4, true}, args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch(norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90,
+                {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E128S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(const normgate_args& args) {
@@ -996,6 +1660,11 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k12
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(const normgate_args& args) {
   return launch(norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90,
                 {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E96S2W222K128D3::kSmemBytes, 2, true}, args);
+}
+
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch(norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm90,
+                {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E96S1W222K128D3::kSmemBytes, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args) {
