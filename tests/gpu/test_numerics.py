@@ -18,6 +18,9 @@ KERNELS = list(kernels())
 LIMIT = {"float32": 2e-6, "bfloat16": 3e-3}  # of the logits' relative error; bf16 logits are rounded to 8 bits
 # Of the share of normed_x that may fall to the other side of a tie: fp16 has 8 times as many of them as bf16.
 TIES = {"bfloat16": 1e-3, "float16": 8e-3}
+# A row's elements with equal significands meet a tie together: 1 in 128 of a bf16 row, 1 in 1024 of an fp16 row, and up to
+# 1.5 times that, for small significands are the commoner ones. Among few rows, two such groups may do so.
+SIGNIFICANDS = {"bfloat16": 128, "float16": 1024}
 _seeds = itertools.count(1)
 
 
@@ -94,7 +97,8 @@ def test_variants(package: Package, kernel: Any, sm: int, record: dict[str, Any]
             if normed_x is not None:
                 unexplained, differs = outside_ties(kernel, inputs, normed_x)
                 assert unexplained == 0, f"{function} at {count} tokens: {unexplained} elements of normed_x"
-                assert differs < TIES[kernel.activation_dtype], (
+                dtype = kernel.activation_dtype
+                assert differs < max(TIES[dtype], 3 / SIGNIFICANDS[dtype] / count), (
                     f"{function} at {count} tokens: {differs:.1e} of normed_x differ"
                 )
                 worst["normed_x_differs"] = max(worst["normed_x_differs"], differs)
