@@ -181,10 +181,13 @@ def file_name(chip: str, verb: str) -> str:
 
 
 def source(repository: Path) -> Source:
-    """The commit of `repository`; where it has no git, that of the environment variable NORMGATE_COMMIT.
+    """The commit that is measured: NORMGATE_COMMIT where it is set, for copies whose git, if any, does not know; else
+    that of `repository`.
 
     The variable may end in -dirty. Without both, the commit is "unknown".
     """
+    if named := os.environ.get("NORMGATE_COMMIT"):
+        return Source(commit=named.removesuffix("-dirty"), dirty=named.endswith("-dirty"))
 
     def git(*arguments: str) -> str | None:
         try:
@@ -196,8 +199,7 @@ def source(repository: Path) -> Source:
     # A checkout of its own: an installed normgate may lie inside some other project's.
     if (repository / ".git").exists() and (commit := git("rev-parse", "HEAD")):
         return Source(commit=commit, dirty=bool(git("status", "--porcelain")))
-    named = os.environ.get("NORMGATE_COMMIT", "unknown")
-    return Source(commit=named.removesuffix("-dirty"), dirty=named.endswith("-dirty"))
+    return Source(commit="unknown", dirty=False)
 
 
 def machine() -> Machine:
