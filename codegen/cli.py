@@ -243,6 +243,12 @@ def _numbers(context: click.Context, parameter: click.Parameter, words: str | No
 )
 @click.option("--resume", is_flag=True, help="Keep the points that the record has.")
 @click.option("--plot", type=_PATH, metavar="FILE", help="Draw the record, as PNG or SVG.")
+@click.option(
+    "--against",
+    type=_PATH,
+    metavar="FILE",
+    help="A record of the same chip: fail where normgate became slower than spread explains.",
+)
 @click.option("--sm", type=int, metavar="N", help="The SM target to build for.  [default: that of this GPU]")
 @click.option("--build-only", is_flag=True, help="Build the benchmark, and run nothing: needs no GPU.")
 @click.option("--no-build", is_flag=True, help="Run what an earlier --build-only built: needs no compilers.")
@@ -257,6 +263,7 @@ def bench(
     budget: float,
     resume: bool,
     plot: Path | None,
+    against: Path | None,
     sm: int | None,
     build_only: bool,
     no_build: bool,
@@ -282,6 +289,7 @@ def bench(
         budget_s=budget,
         resume=resume,
         plot_file=plot,
+        against_file=against,
         sm=sm,
         build_only=build_only,
         no_build=no_build,

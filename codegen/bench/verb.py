@@ -17,7 +17,7 @@ from ..compile import LIBRARY
 from ..errors import BadInput, Problem, ToolError
 from ..problem import Problem as RouterPath
 from ..spec import RouterSpec
-from . import peers, record, run
+from . import against, peers, record, run
 from .build import Index, build, built_before, folder_of
 from .native import BenchLibrary, Library
 
@@ -33,13 +33,17 @@ def bench(
     budget_s: float,
     resume: bool,
     plot_file: Path | None,
+    against_file: Path | None,
     sm: int | None,
     build_only: bool,
     no_build: bool,
     jobs: int | None,
     console: Console,
 ) -> None:
-    """See the verb's --help. Raises ToolError without a GPU (unless build_only) or without a compiled package."""
+    """See the verb's --help. Raises ToolError without a GPU (unless build_only) or without a compiled package,
+    CheckFailed for what became slower than in `against_file`.
+    """
+    before = None if against_file is None else record.read(against_file)  # a bad file is said before hours of measuring
     names = peers.NAMES if candidates is None else peers.chosen(candidates)
     if not build_only:
         _require_gpu_and_library(out)
@@ -75,6 +79,10 @@ def bench(
         from .plot import save
 
         save(written, plot_file)
+    if before is not None:
+        changes = against.compare(written, before)
+        console.print(against.table(changes))
+        against.require_no_regression(changes)
 
 
 def _require_gpu_and_library(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from codegen.bench import plot, record, tables
+from codegen.bench import against, plot, record, tables
 from codegen.bench import run as bench_run
 from codegen.bench.agreement import Agreement, agree, expected, tolerance, ulp_limit
 from codegen.bench.chain import Candidate, Graph, Measured, Outputs, Timing, Weights
@@ -321,6 +322,45 @@ def test_source_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert record.source(tmp_path) == Source(commit="abc123", dirty=True)
     monkeypatch.delenv("NORMGATE_COMMIT")
     assert record.source(tmp_path).commit == "unknown"
+
+
+# The regression guard.
+
+
+def slowed(run: Record, ours: float = 1.0, probe: float = 1.0) -> Record:
+    """The run, with normgate and the probe of every point taking so many times as long."""
+    factors = {"ours": ours, "probe": probe}
+    text = json.loads(run.model_dump_json())
+    for model in text["models"].values():
+        for point in model["points"].values():
+            for name, factor in factors.items():
+                if name in point["candidates"]:
+                    point["candidates"][name]["median_us"] *= factor
+    return Record.model_validate_json(json.dumps(text))
+
+
+def test_slower_than_the_spread_fails_and_is_named() -> None:
+    before = a_record()
+    changes = against.compare(slowed(before, ours=2.0), before)
+    assert changes and all(change.regressed for change in changes)
+    with pytest.raises(CheckFailed, match=r"model-0, 1 tokens: 8.04 us, .* before 4.02 us"):
+        against.require_no_regression(changes)
+
+
+@pytest.mark.parametrize(("ours", "probe"), [(1.0, 1.0), (2.0, 2.0), (1.0, 0.5), (0.5, 1.0), (1.04, 1.0)])
+def test_what_is_no_regression_passes(ours: float, probe: float) -> None:
+    """The same again, lower clocks, a lucky probe, a faster kernel, a change within the spread."""
+    before = a_record()
+    against.require_no_regression(against.compare(slowed(before, ours, probe), before))
+
+
+def test_records_that_cannot_be_compared_are_refused() -> None:
+    one = a_record()
+    other_chip = one.model_copy(update={"machine": one.machine.model_copy(update={"chip": "NVIDIA Other"})})
+    with pytest.raises(CheckFailed, match="no ratio compares chips"):
+        against.compare(one, other_chip)
+    with pytest.raises(CheckFailed, match="shares no point"):
+        against.compare(one, one.model_copy(update={"models": {}}))
 
 
 # Tables and pictures.
