@@ -77,11 +77,9 @@ def arch(sm: int) -> Arch:
 def gencode(sms: Iterable[int], ptx_sm: int | None, *, accelerated: bool = False) -> list[str]:
     """nvcc's flags that compile machine code for each of `sms`, and PTX of `ptx_sm` when given.
 
-    accelerated: with the instructions that only this very target has (sm_90a); PTX stays plain, and goes without them.
-
     All machine code comes from the PTX of the oldest of `sms`: their kernels ask for no feature that it lacks, and
-    compiling to PTX, the longer half of the work, is done once. Plain targets only: their PTX carries a kernel to
-    chips that do not exist yet.
+    compiling to PTX, the longer half of the work, is done once. accelerated: machine code may use the instructions that
+    only this very target has (sm_90a). PTX is always plain, for it carries a kernel to chips that do not exist yet.
     """
     targets = sorted(set(sms))
     suffix = "a" if accelerated else ""

@@ -11,7 +11,7 @@ from .arch import ARCHS, Arch
 from .plan import Group, Kernel, Range
 from .problem import Problem
 from .tuned import LAST_ANCHOR
-from .variants import Gemv, SplitK, Tiled, Variant, Wgmma, ceil_div
+from .variants import Gemv, SplitK, Variant, ceil_div
 
 Row = tuple[str, str, str, str]
 """Name, formula, value, meaning."""
@@ -114,7 +114,7 @@ def of_range(problem: Problem, arch: Arch, served: Range) -> list[Row]:
     tiles = 1 if isinstance(variant, Gemv) else ceil_div(last, variant.tokens)
     weight = problem.hidden_size * problem.num_experts * problem.gate_weight_bytes
     static = variant.static_smem(problem, arch.has_cluster)
-    dynamic = variant.dynamic_smem(problem, arch.has_cluster) if isinstance(variant, Tiled | Wgmma) else 0
+    dynamic = variant.dynamic_smem(problem, arch.has_cluster)
     rows += [
         (
             "weight_bytes_read",

@@ -12,7 +12,7 @@ from .errors import Problem as InputProblem
 from .problem import Problem
 from .spec import RouterSpec
 from .tuned import LAST_ANCHOR, Tuned, TunedTable
-from .variants import Variant, Wgmma, candidates, objections, parse
+from .variants import Variant, candidates, objections, parse
 
 # Where one range may end and the next begin. Close together where a token more shows in the time, and every tensor-core
 # tile's full counts; the variant of an interval is chosen for its last count, of the open one for tuned.LAST_ANCHOR.
@@ -69,7 +69,7 @@ class Group:
     @property
     def accelerated(self) -> bool:
         """Whether a variant needs instructions that no later chip has."""
-        return any(isinstance(variant, Wgmma) for variant in self.variants)
+        return any(variant.accelerated for variant in self.variants)
 
     def range_of(self, num_tokens: int) -> Range:
         return next(r for r in self.ranges if num_tokens in r)
@@ -178,12 +178,12 @@ def _portable(
     problem: Problem, arch: Arch, limits: _Limits, tables: Tuned, ranges: tuple[Range, ...]
 ) -> tuple[Range, ...]:
     """What serves instead where the chip is none of the targets; empty where `ranges` can."""
-    if not any(isinstance(r.variant, Wgmma) for r in ranges):
+    if not any(r.variant and r.variant.accelerated for r in ranges):
         return ()
     plain = replace(arch, has_wgmma=False)
     portable: list[Range] = []
     for served in ranges:
-        if isinstance(served.variant, Wgmma):
+        if served.variant and served.variant.accelerated:
             served = _instead(problem, plain, limits, tables.get((naming.kernel_name(problem), arch.sm)), served)
         if portable and portable[-1].variant == served.variant:
             portable[-1] = replace(portable[-1], last_token=served.last_token)
@@ -198,7 +198,7 @@ def _instead(problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | 
     families = _families(anchor, limits.gemv, limits.split_k)
     timed = tuned.legal_measured(table, problem, anchor) if table else []
     plain = [v for _, v in timed if v.family in families and not objections(problem, arch, v)]
-    plain += [variant for _, variant in _ranked(problem, arch, anchor, families)][:1]
+    plain = plain or [variant for _, variant in _ranked(problem, arch, anchor, families)]
     if not plain:
         return replace(served, variant=None, why="no variant is legal for this shape", rejected=())
     why = f"{served.name} needs sm_{arch.sm}a; this is the best that later chips can run"

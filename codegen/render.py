@@ -13,7 +13,7 @@ from . import naming
 from .errors import ToolError
 from .plan import Group, Kernel, Plan
 from .problem import Problem
-from .variants import Gemv, SplitK, Tiled, Variant, Wgmma, ceil_div
+from .variants import FAMILIES, Gemv, SplitK, Tiled, Variant, Wgmma, ceil_div
 
 ROOT = Path(__file__).resolve().parent
 _NORM_COMMENTS = {
@@ -128,7 +128,7 @@ def _group_context(kernel: Kernel, group: Group) -> dict[str, Any]:
     headers += ["cluster.cuh"] * (uses_tensor_cores and cluster)
     headers += ["async_copy.cuh"] * ("tiled" in used)
     headers += ["mbarrier.cuh", "tensor_map.cuh", "wgmma.cuh"] * ("wgmma" in used)
-    families: list[str] = [f for f in ("gemv", "split_k", "tiled", "wgmma") if f in used]
+    families: list[str] = [family for family in FAMILIES if family in used]
     families += ["row_norm"] * row_norm
     families += ["finish"] * finishes
     chunks = ceil_div(problem.hidden_size, ROW_NORM_THREADS * 8)
@@ -234,7 +234,7 @@ def _entry_points(kernel: Kernel, group: Group) -> list[dict[str, Any]]:
             "threads": variant.threads_for(kernel.problem),
             "body": variant.family,
         }
-        entries.append({**entry, "accelerated": isinstance(variant, Wgmma)})
+        entries.append({**entry, "accelerated": variant.accelerated})
         if _finishes_apart(group, variant):
             finish = {
                 "symbol": symbol + "_finish",
@@ -256,7 +256,8 @@ def _steps(kernel: Kernel, group: Group, variant: Variant) -> list[dict[str, Any
     problem = kernel.problem
     symbol = naming.function_name(kernel.name, variant.name, group.sm)
     overlap = str(group.arch.has_pdl).lower()
-    smem = f"{naming.struct_name(variant.name)}::kSmemBytes" if isinstance(variant, Tiled | Wgmma) else 0
+    uses_smem = variant.dynamic_smem(problem, group.arch.has_cluster) > 0
+    smem = f"{naming.struct_name(variant.name)}::kSmemBytes" if uses_smem else 0
     step = {
         "symbol": symbol,
         "threads": variant.threads_for(kernel.problem),

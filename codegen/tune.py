@@ -65,7 +65,7 @@ def candidates_at(kernel: Kernel, arch: Arch, num_tokens: int, number: int) -> l
     legal = list(variants.candidates(problem, arch, num_tokens))
     ranked = sorted(legal, key=lambda variant: cost.microseconds(problem, arch, variant, num_tokens))
     chosen = ranked[:number]
-    for family in ("gemv", "split_k", "tiled", "wgmma"):
+    for family in variants.FAMILIES:
         chosen += [variant for variant in ranked if variant.family == family][:_OF_EACH_FAMILY]
     group = kernel.group_of(arch.sm)
     if group is not None and (served_by := group.range_of(num_tokens).variant):

@@ -43,6 +43,7 @@ class Gemv:
     early_weights: bool = True
 
     family = "gemv"
+    accelerated = False
 
     @property
     def name(self) -> str:
@@ -76,6 +77,9 @@ class Gemv:
     def static_smem(self, problem: Problem, cluster: bool) -> int:
         return self.warps * self.tokens * (self.experts + 1) * 4
 
+    def dynamic_smem(self, problem: Problem, cluster: bool) -> int:
+        return 0
+
     def registers(self, problem: Problem) -> int:
         """An estimate of what a thread needs, for pruning; the compiler's report decides."""
         rows = self.group * self.chunks * 4
@@ -93,9 +97,17 @@ class _TensorCoreTile:
     experts: int
     split: int
 
+    accelerated = False  # needs instructions that only sm_90a has
+
     @property
     def threads(self) -> int:
         raise NotImplementedError
+
+    def static_smem(self, problem: Problem, cluster: bool) -> int:
+        return 0
+
+    def dynamic_smem(self, problem: Problem, cluster: bool) -> int:
+        return 0
 
     def threads_for(self, problem: Problem) -> int:
         """Threads of a CTA."""
@@ -253,6 +265,7 @@ class Wgmma(_TensorCoreTile):
     early_weights: bool = True
 
     family = "wgmma"
+    accelerated = True
     step = 64
 
     @property
@@ -325,9 +338,6 @@ class Wgmma(_TensorCoreTile):
             total += self.row_places(problem) * (problem.hidden_size * 2 + 8)
         return total + problem.gate_bias * self.experts * 4 + self.stages * 16
 
-    def static_smem(self, problem: Problem, cluster: bool) -> int:
-        return 0
-
     def registers(self, problem: Problem) -> int:
         """Of a thread that multiplies."""
         return self.sum_registers(problem)
@@ -341,6 +351,9 @@ _NAMES: dict[Callable[..., Variant], re.Pattern[str]] = {
     Tiled: re.compile(r"tiled_t(\d+)_e(\d+)_s(\d+)_w(\d)(\d)(\d)_k(\d+)_d(\d+)(_late)?"),
     Wgmma: re.compile(r"wgmma_t(\d+)_e(\d+)_s(\d+)_d(\d+)(_late)?"),
 }
+
+FAMILIES = tuple(family.family for family in (Gemv, SplitK, Tiled, Wgmma))
+"""Names of the families, from the fewest tokens to the most."""
 
 
 def parse(name: str) -> Variant:
@@ -410,10 +423,9 @@ def _resource_objections(problem: Problem, arch: Arch, variant: Variant) -> list
     static = variant.static_smem(problem, arch.has_cluster)
     if static > MAX_STATIC_SMEM:
         out.append(f"{static} bytes of static shared memory: at most {MAX_STATIC_SMEM}")
-    if isinstance(variant, Tiled | Wgmma):
-        smem = static + variant.dynamic_smem(problem, arch.has_cluster)
-        if smem > arch.max_smem_per_block:
-            out.append(f"{smem} bytes of shared memory: a block has {arch.max_smem_per_block}")
+    smem = static + variant.dynamic_smem(problem, arch.has_cluster)
+    if smem > arch.max_smem_per_block:
+        out.append(f"{smem} bytes of shared memory: a block has {arch.max_smem_per_block}")
     registers = variant.registers(problem)
     limit = min(MAX_REGISTERS, REGISTERS_PER_SM // (ceil_div(variant.warps, 4) * 4 * 32) // 8 * 8)
     if isinstance(variant, Wgmma):

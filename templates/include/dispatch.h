@@ -49,8 +49,7 @@ struct Span {
 struct Group {
   Span<int> sm_targets;
   Span<Range> ranges;
-  Span<Range>
-      portable_ranges;  // where ranges holds what only these very targets can run: for chips that run PTX of them
+  Span<Range> portable_ranges;  // for chips that run these targets' PTX, which lacks what only the targets have
   Span<Variant> variants;
 };
 

@@ -317,6 +317,12 @@ def test_record_continues_only_itself() -> None:
     assert not one.continues(one.model_copy(update={"source": Source(commit="0123abc", dirty=True)}))
 
 
+def test_a_named_commit_goes_before_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of a checkout may carry the git of an older commit."""
+    monkeypatch.setenv("NORMGATE_COMMIT", "abc123")
+    assert record.source(Path(__file__).parents[2]) == Source(commit="abc123", dirty=False)
+
+
 def test_source_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NORMGATE_COMMIT", "abc123-dirty")
     assert record.source(tmp_path) == Source(commit="abc123", dirty=True)

@@ -959,8 +959,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     return;
   }
   if (warpgroup > S::kGroups) {
-    // Stage: normed_x. The CTAs of a token tile deal its rows out to each other;
-    // 128 threads norm one row after the other.
+    // Stage: normed_x. The CTAs of a token tile deal its rows out to each other; 128 threads norm one after the other.
     fewer_registers<V::kNormRegisters>();
     auto* warp_squares = reinterpret_cast<float*>(ring + S::kWarpSquaresAt);
     auto* staged_rows = reinterpret_cast<Activation*>(ring + S::kRowsAt);
