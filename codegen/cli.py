@@ -22,7 +22,8 @@ from .spec import RouterSpec, dump_spec, load_spec, load_specs
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
 _TABLE_WIDTH = 100
-_BENCH_TOKENS = "1,2,4,8,16,17,32,64,128,256,512,1024,2048,4096"
+_BENCH_TOKENS = "1,2,3,4,5,7,8,9,12,16,17,24,32,33,48,64,96,128,192,256,512,1024,2048,4096,8192"
+_UNROUNDED_TOKENS = "1,16,64,512,4096"
 
 
 def main(arguments: Sequence[str], program: str) -> int:
@@ -226,10 +227,12 @@ def _numbers(context: click.Context, parameter: click.Parameter, words: str | No
 @_out_option
 @click.option("--tokens", callback=_numbers, default=_BENCH_TOKENS, show_default=True, metavar="T,T,...")
 @click.option(
-    "--compiled-tokens",
+    "--unrounded-tokens",
     callback=_numbers,
+    default=_UNROUNDED_TOKENS,
+    show_default=True,
     metavar="T,T,...",
-    help="Where torch.compile is timed.  [default: all of --tokens]",
+    help="Where torch_compiled_unrounded is timed, the slowest of all, if --tokens has them.",
 )
 @click.option("--candidates", metavar="NAME,...", help="What is timed.  [default: everything]")
 @click.option("--record", type=_PATH, metavar="FILE", help="The JSON record.  [default: docs/measured/CHIP-bench.json]")
@@ -242,7 +245,6 @@ def _numbers(context: click.Context, parameter: click.Parameter, words: str | No
     help="No point is begun later.",
 )
 @click.option("--resume", is_flag=True, help="Keep the points that the record has.")
-@click.option("--plot", type=_PATH, metavar="FILE", help="Draw the record, as PNG or SVG.")
 @click.option(
     "--against",
     type=_PATH,
@@ -257,12 +259,11 @@ def bench(
     specs: tuple[Path, ...],
     out: Path | None,
     tokens: tuple[int, ...],
-    compiled_tokens: tuple[int, ...] | None,
+    unrounded_tokens: tuple[int, ...],
     candidates: str | None,
     record: Path | None,
     budget: float,
     resume: bool,
-    plot: Path | None,
     against: Path | None,
     sm: int | None,
     build_only: bool,
@@ -283,12 +284,11 @@ def bench(
         load_specs(specs or places.all_specs()),
         tokens,
         out=out or _default_out(),
-        compiled_tokens=compiled_tokens,
+        unrounded_tokens=unrounded_tokens,
         candidates=None if candidates is None else tuple(candidates.split(",")),
         record_file=record,
         budget_s=budget,
         resume=resume,
-        plot_file=plot,
         against_file=against,
         sm=sm,
         build_only=build_only,
@@ -299,24 +299,32 @@ def bench(
 
 
 @cli.command()
-@click.argument("record", type=_PATH)
-@click.option("--plot", type=_PATH, metavar="FILE", help="A picture, as PNG or SVG.")
-@click.option("--page", type=_PATH, metavar="FILE", help="A Markdown page with a table a model.")
-def draw(record: Path, plot: Path | None, page: Path | None) -> None:
-    """Draw the RECORD of an earlier `bench`, as a picture or a page of tables: needs no GPU."""
-    if plot is None and page is None:
-        raise click.UsageError("--plot FILE or --page FILE, or both")
-    from .bench import record as records
-    from .bench import tables
-    from .output import replace_whole
+@click.argument("record", type=_PATH, required=False)
+@click.option("--page", type=_PATH, metavar="FILE", help="The Markdown page.  [default: docs/performance.md]")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Write nothing: fail where a peer is faster than normgate, or a count costs more than the next.",
+)
+def draw(record: Path | None, page: Path | None, check: bool) -> None:
+    """Write the page of the RECORD of a `bench`, and its picture under measured/ beside it: needs no GPU.
 
-    found = records.read(record)
-    if page is not None:
-        replace_whole(page, tables.page(found).encode())
-    if plot is not None:
-        from .bench.plot import save
+    Without RECORD it is the one docs/measured/*-bench.json.
+    """
+    docs = places.home() / "docs"
+    record = record or _only(docs / "measured", "*-bench.json")
+    if check:
+        from .bench.check import require_fastest
+        from .bench.record import read
 
-        save(found, plot)
+        require_fastest(read(record))
+        print(f"{_shown(record)}: no peer is faster than normgate, no count costs more than the next")
+        return
+    from .bench import page as pages
+
+    page = page or docs / "performance.md"
+    pages.write(record, page)
+    print(f"{_shown(page)} written")
 
 
 @cli.command()
@@ -409,6 +417,15 @@ def _sharing(model: str) -> list[RouterSpec]:
         raise BadInput([Problem(None, None, f"unknown model {model!r}, one of {', '.join(near)} would be right")])
     found = [spec for spec in specs if problems[spec.name] == problems[name]]
     return sorted(found, key=lambda spec: spec.name != name)
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    """The one file that fits."""
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        many = ", ".join(path.name for path in found) or "none"
+        raise BadInput([Problem(_shown(folder), None, f"{many} of {pattern}: name the record")])
+    return found[0]
 
 
 def _default_out() -> Path:

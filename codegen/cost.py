@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .arch import Arch
 from .problem import Problem
-from .variants import Gemv, SplitK, Tiled, Variant, Wgmma, ceil_div, mma_terms
+from .variants import CLUSTERS_AT_ONCE, Gemv, Resident, SplitK, Tiled, Variant, Wgmma, ceil_div, mma_terms
 
 _CYCLES_PER_US = 1750.0  # an SM's clock under load (H200, nvidia-smi during the sweeps)
 _SCHEDULERS = 4  # of an SM, an instruction of a warp each a cycle (CUDA programming guide)
@@ -18,9 +18,6 @@ _L2_BYTES_PER_US = 5.5e6  # all SMs together (fitted)
 _HBM_BYTES_PER_US = 4.3e6  # device-to-device copy, H200
 _SMEM_BYTES_PER_CYCLE = 128  # of an SM (CUDA programming guide: 32 banks of 4 bytes)
 _SMEM_CYCLES = 4  # of shared memory for a warp's 16-byte loads
-# Clusters of each size that an H200 runs side by side, one CTA an SM; a cluster's CTAs sit in one GPC, and GPCs differ
-# (cudaOccupancyMaxActiveClusters on an H200, 200 KiB of shared memory a CTA).
-_H200_CLUSTERS = {1: 132, 2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15}
 _ROW_NORM_LAUNCH = 2.0  # a norm in a launch of its own
 
 
@@ -32,12 +29,14 @@ def microseconds(problem: Problem, arch: Arch, variant: Variant, num_tokens: int
         return _split_k(problem, arch, variant, num_tokens)
     if isinstance(variant, Wgmma):
         return _wgmma(problem, arch, variant, num_tokens)
+    if isinstance(variant, Resident):
+        return _resident_weights(problem, arch, variant, num_tokens)
     return _tiled(problem, arch, variant, num_tokens)
 
 
 def _clusters_at_once(multiprocessors: int, size: int) -> int:
     """Clusters of `size` CTAs that run side by side, one CTA an SM; other chips scale from the H200."""
-    return max(1, _H200_CLUSTERS[size] * multiprocessors // _H200_CLUSTERS[1])
+    return max(1, CLUSTERS_AT_ONCE[size] * multiprocessors // CLUSTERS_AT_ONCE[1])
 
 
 def _waves(arch: Arch, ctas: int, cluster: int, resident: int) -> tuple[float, float]:
@@ -140,3 +139,15 @@ def _wgmma(problem: Problem, arch: Arch, variant: Wgmma, num_tokens: int) -> flo
     sums = waves * variant.tokens * variant.experts * 4 / 1e5
     apart = _ROW_NORM_LAUNCH * problem.rounds_rows
     return 3.9 + 3.56 * (waves - 1) + 1.03 * smem + 0.34 * operands + 5.5 * sums + apart
+
+
+def _resident_weights(problem: Problem, arch: Arch, variant: Resident, num_tokens: int) -> float:
+    groups = min(ceil_div(num_tokens, variant.tokens), variant.token_groups(problem))
+    turns = ceil_div(ceil_div(num_tokens, variant.tokens), groups)
+    waves = ceil_div(groups * variant.tiles(problem), _clusters_at_once(arch.multiprocessors, variant.split))
+    parts = variant.steps(problem) * 4 * mma_terms(problem)  # warpgroup instructions, each no shorter than 20 cycles
+    mma = parts * max(20.0, variant.tokens / 2) / _CYCLES_PER_US
+    pushes = variant.tokens * variant.experts * 4 / 13.0 / _CYCLES_PER_US  # bytes a cycle into other CTAs
+    weights = variant.experts * variant.steps(problem) * variant.step * problem.gate_weight_bytes / 1e5
+    apart = _ROW_NORM_LAUNCH * problem.rounds_rows
+    return 1.88 + 0.4 * weights + waves * turns * (0.3 + mma + 2.8 * pushes) + apart

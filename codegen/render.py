@@ -13,7 +13,7 @@ from . import naming
 from .errors import ToolError
 from .plan import Group, Kernel, Plan
 from .problem import Problem
-from .variants import FAMILIES, Gemv, SplitK, Tiled, Variant, Wgmma, ceil_div
+from .variants import FAMILIES, Gemv, Resident, SplitK, Tiled, Variant, Wgmma, ceil_div
 
 ROOT = Path(__file__).resolve().parent
 _NORM_COMMENTS = {
@@ -118,16 +118,17 @@ def _fold(problem: Problem) -> str:
 def _group_context(kernel: Kernel, group: Group) -> dict[str, Any]:
     problem, cluster = kernel.problem, group.arch.has_cluster
     used = {v.family for v in group.variants}
-    uses_tensor_cores = bool(used & {"split_k", "tiled", "wgmma"})
+    uses_tensor_cores = bool(used - {"gemv"})
     finishes = uses_tensor_cores and not cluster
-    row_norm = finishes and problem.has_norm or bool(used & {"tiled", "wgmma"}) and problem.rounds_rows
+    row_norm = finishes and problem.has_norm or bool(used & {"tiled", "wgmma", "resident"}) and problem.rounds_rows
     headers = ["launch.cuh", "normgate.h", "numbers.cuh"]
     headers += ["mma.cuh"] * uses_tensor_cores
     headers += ["norm.cuh"] * problem.has_norm
     headers += ["pdl.cuh"] * group.arch.has_pdl
     headers += ["cluster.cuh"] * (uses_tensor_cores and cluster)
-    headers += ["async_copy.cuh"] * ("tiled" in used)
-    headers += ["mbarrier.cuh", "tensor_map.cuh", "wgmma.cuh"] * ("wgmma" in used)
+    headers += ["async_copy.cuh"] * bool(used & {"tiled", "resident"})
+    headers += ["mbarrier.cuh"] * (uses_tensor_cores and cluster)
+    headers += ["tensor_map.cuh", "wgmma.cuh"] * group.accelerated
     families: list[str] = [family for family in FAMILIES if family in used]
     families += ["row_norm"] * row_norm
     families += ["finish"] * finishes
@@ -147,9 +148,15 @@ def _group_context(kernel: Kernel, group: Group) -> dict[str, Any]:
         "finish_norms": problem.folds_norm,
         "row_norm": {"threads": ROW_NORM_THREADS, "chunks": chunks},
         "variants": [_variant_context(kernel, group, v) for v in group.variants],
-        "wgmma_columns": sorted({v.tokens for v in group.variants if isinstance(v, Wgmma)}),
+        "wgmma_shapes": sorted(_wgmma_shapes(problem, group)),
         "entry_points": _entry_points(kernel, group),
     }
+
+
+def _wgmma_shapes(problem: Problem, group: Group) -> set[tuple[int, bool]]:
+    """Columns of each warpgroup instruction, and whether it takes the weights from shared memory."""
+    shapes = {(v.tokens, _fold(problem) == "as_stored") for v in group.variants if isinstance(v, Wgmma)}
+    return shapes | {(v.tokens, False) for v in group.variants if isinstance(v, Resident)}
 
 
 def _variant_context(kernel: Kernel, group: Group, variant: Variant) -> dict[str, Any]:
@@ -184,6 +191,15 @@ def _variant_context(kernel: Kernel, group: Group, variant: Variant) -> dict[str
             *[("kNormRegisters", variant.norm_registers(kernel.problem), "of one that norms rows")]
             * kernel.problem.folds_norm,
             ("kSumRegisters", variant.sum_registers(kernel.problem), "of one that multiplies"),
+            ("kSmemBytes", variant.dynamic_smem(kernel.problem, True), "dynamic shared memory"),
+        ]
+    elif isinstance(variant, Resident):
+        constants += [
+            ("kSplit", variant.split, "CTAs that share hidden_size"),
+            ("kSumRegisters", variant.sum_registers(kernel.problem), "registers of a thread that multiplies"),
+            *[("kNormRegisters", variant.norm_registers(kernel.problem), "of one that norms rows")]
+            * kernel.problem.folds_norm,
+            ("kCopyRegisters", variant.copy_registers, "of one that copies"),
             ("kSmemBytes", variant.dynamic_smem(kernel.problem, True), "dynamic shared memory"),
         ]
     else:
@@ -234,7 +250,7 @@ def _entry_points(kernel: Kernel, group: Group) -> list[dict[str, Any]]:
             "threads": variant.threads_for(kernel.problem),
             "body": variant.family,
         }
-        entries.append({**entry, "accelerated": variant.accelerated})
+        entries.append({**entry, "accelerated": variant.accelerated, "maps": _maps(variant)})
         if _finishes_apart(group, variant):
             finish = {
                 "symbol": symbol + "_finish",
@@ -242,12 +258,13 @@ def _entry_points(kernel: Kernel, group: Group) -> list[dict[str, Any]]:
                 "threads": ROW_NORM_THREADS,
                 "body": "finish",
                 "accelerated": False,
+                "maps": [],
             }
             entries.append(finish)
     if any(_norms_apart(kernel, group, variant) for variant in group.variants):
         symbol = naming.function_name(kernel.name, "row_norm", group.sm)
         entry = {"symbol": symbol, "struct": "RowNorm", "threads": ROW_NORM_THREADS, "body": "row_norm"}
-        entries.append({**entry, "accelerated": False})
+        entries.append({**entry, "accelerated": False, "maps": []})
     return entries
 
 
@@ -265,20 +282,28 @@ def _steps(kernel: Kernel, group: Group, variant: Variant) -> list[dict[str, Any
         "cluster": 1,
         "overlap": overlap,
     }
-    step |= {"args": "args", "mapped": isinstance(variant, Wgmma)}
+    step |= {"args": "args", "maps": _maps(variant)}
     if isinstance(variant, Gemv):
         return [{**step, "ctas": variant.ctas(problem, variant.tokens)}]
     step["ctas"] = f"ceil_div(args.num_tokens, {variant.tokens}) * {variant.tiles(problem) * variant.split}"
+    if isinstance(variant, Resident):
+        token_tiles = f"std::min<int64_t>(ceil_div(args.num_tokens, {variant.tokens}), {variant.token_groups(problem)})"
+        step["ctas"] = f"{token_tiles} * {variant.tiles(problem) * variant.split}"
     if group.arch.has_cluster:
         step["cluster"] = variant.split
     steps = [step]
-    per_row = {**step, "ctas": "args.num_tokens", "threads": ROW_NORM_THREADS, "smem": 0, "cluster": 1, "mapped": False}
+    per_row = {**step, "ctas": "args.num_tokens", "threads": ROW_NORM_THREADS, "smem": 0, "cluster": 1, "maps": []}
     if _norms_apart(kernel, group, variant):
         step["args"] = f"from_normed_x(args, {problem.hidden_size})"
         steps.insert(0, {**per_row, "symbol": naming.function_name(kernel.name, "row_norm", group.sm)})
     if _finishes_apart(group, variant):
         steps.append({**per_row, "symbol": symbol + "_finish"})
     return steps
+
+
+def _maps(variant: Variant) -> list[str]:
+    """The matrices that a kernel copies in boxes, which need a map each."""
+    return ["x_map"] * isinstance(variant, Resident | Wgmma) + ["gate_map"] * isinstance(variant, Wgmma)
 
 
 def _finishes_apart(group: Group, variant: Variant) -> bool:

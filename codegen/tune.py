@@ -29,12 +29,13 @@ from .compile import LIBRARY, compile_package
 from .errors import BadInput, CheckFailed, ToolError
 from .plan import BOUNDARIES, Kernel, Plan, make_plan
 from .spec import RouterSpec
-from .tuned import LAST_ANCHOR, Measurement, TunedTable
+from .tuned import LAST_ANCHOR, Measurement, Tuned, TunedTable
 from .variants import Variant, ceil_div
 
 ANCHORS = (*BOUNDARIES, LAST_ANCHOR)
 INDEX = "tune.json"
 _OF_EACH_FAMILY = 4  # candidates at least, where so many are legal: the model may be wrong about a family
+_OF_BEFORE = 3  # candidates that a table of before found fastest
 _PART = 70  # variants that share a library: more would leave processors idle, each costs a megabyte of CUDA run time
 
 
@@ -59,8 +60,12 @@ class Index(_Frozen):
     kernels: dict[str, Built]
 
 
-def candidates_at(kernel: Kernel, arch: Arch, num_tokens: int, number: int) -> list[Variant]:
-    """The `number` variants that the cost model ranks best, the best of each family, and what the plan has now."""
+def candidates_at(
+    kernel: Kernel, arch: Arch, num_tokens: int, number: int, before: TunedTable | None = None
+) -> list[Variant]:
+    """The `number` variants that the cost model ranks best, the best of each family, what the plan has now, and what
+    a table of before found fastest at this count or the next that it has.
+    """
     problem = kernel.problem
     legal = list(variants.candidates(problem, arch, num_tokens))
     ranked = sorted(legal, key=lambda variant: cost.microseconds(problem, arch, variant, num_tokens))
@@ -70,6 +75,9 @@ def candidates_at(kernel: Kernel, arch: Arch, num_tokens: int, number: int) -> l
     group = kernel.group_of(arch.sm)
     if group is not None and (served_by := group.range_of(num_tokens).variant):
         chosen.append(served_by)
+    if before is not None:
+        anchor = min((count for count in before.measured if count >= num_tokens), default=num_tokens)
+        chosen += [v for _, v in tuned.legal_measured(before, problem, anchor)][:_OF_BEFORE]
     return list(dict.fromkeys(chosen))
 
 
@@ -80,15 +88,20 @@ def build(
     folder: Path,
     *,
     number: int,
+    before: Tuned = {},  # noqa: B006  nothing writes to it
     jobs: int | None = None,
     console: Console,
 ) -> Index:
-    """Generate and compile the candidates of each kernel of `plan` under `folder`; objects go beside it."""
+    """Generate and compile the candidates of each kernel of `plan` under `folder`; objects go beside it.
+
+    before: tables whose fastest variants are candidates again.
+    """
     arch = ARCHS[sm]
     wanted: dict[str, dict[int, list[Variant]]] = {}
     todo: list[tuple[str, str, Plan, RouterSpec]] = []
     for kernel in plan.kernels:
-        at = {count: candidates_at(kernel, arch, count, number) for count in tokens}
+        table = before.get((kernel.name, sm))
+        at = {count: candidates_at(kernel, arch, count, number, table) for count in tokens}
         wanted[kernel.name] = at
         union = sorted({variant for found in at.values() for variant in found}, key=lambda variant: variant.name)
         parts = ceil_div(len(union), _PART)
@@ -157,7 +170,8 @@ def tune(
     if no_build:
         index = built_before(folder)
     else:
-        index = build(plan, tokens, verb.target(sm), folder, number=number, jobs=jobs, console=console)
+        before = _tables_of_before(specs, tuned_dir)
+        index = build(plan, tokens, verb.target(sm), folder, number=number, before=before, jobs=jobs, console=console)
     if build_only:
         total = sum(len(part) for built in index.kernels.values() for part in built.parts.values())
         console.print(f"{total} candidates are built for sm_{index.sm} in {folder}; on the GPU: tune --no-build")
@@ -166,6 +180,13 @@ def tune(
         raise ToolError(f"{folder}: built without {', '.join(lacking)}; build it anew, or name others with --spec")
     package = verb.package_of(out)
     run_all(plan, index, folder, tokens, package=package, tuned_dir=tuned_dir, budget_s=budget_s, console=console)
+
+
+def _tables_of_before(specs: Sequence[RouterSpec], tuned_dir: Path) -> Tuned:
+    try:
+        return tuned.load(specs, tuned_dir)
+    except BadInput:  # tables of another version are measured anew, from what the cost model says
+        return {}
 
 
 @dataclass(frozen=True)
@@ -195,9 +216,10 @@ def run_all(
 ) -> None:
     """Measure each kernel at each count and write its table after each; counts that a table has are kept.
 
-    package: the imported normgate package, for its reference. Raises CheckFailed when a candidate is wrong at a count,
-    before anything is timed there.
+    package: the imported normgate package, for its reference. Where a candidate is wrong, nothing is timed at that
+    count, and CheckFailed is raised when the others are done.
     """
+    wrong: list[str] = []
     begin, protocol, machine = time.monotonic(), protocol or Protocol(), record.machine()
     tuned_dir.mkdir(parents=True, exist_ok=True)
     left = 0
@@ -219,7 +241,9 @@ def run_all(
                 if not candidates:
                     continue  # nothing is legal there: the reference serves
                 right = agreement.expected(work.spec, package.reference, *agreement.last_inputs(chain))
-                _require_agreement(candidates, chain, work.spec, right, count)
+                if problems := _disagreements(candidates, chain, work.spec, right, count):
+                    wrong += problems
+                    continue
                 timings = chain.measure(candidates, protocol).timings
                 table = table.with_measured(count, {name: _rounded(one) for name, one in timings.items()})
                 output.replace_whole(path, table.text().encode())
@@ -229,6 +253,8 @@ def run_all(
             _show(tuned.read(path), console)
     if left:
         console.print(f"{left} counts were not begun within {budget_s:g} s: run again for them")
+    if wrong:
+        raise CheckFailed("\n".join(wrong))
 
 
 def _begin(path: Path, kernel: str, sm: int, machine: record.Machine, protocol: Protocol) -> TunedTable:
@@ -275,15 +301,12 @@ def _candidates(work: _Work, index: Index, table: TunedTable, num_tokens: int) -
             yield peers.forced(work.spec, library, function, num_tokens, name=name)
 
 
-def _require_agreement(
+def _disagreements(
     candidates: Sequence[Candidate], chain: Chain, spec: RouterSpec, right: Outputs, num_tokens: int
-) -> None:
-    wrong = []
-    for candidate in candidates:
-        if problem := agreement.agree(candidate, chain, spec, right).problem:
-            wrong.append(f"{spec.name}, {num_tokens} tokens, {candidate.variant}: {problem}")
-    if wrong:
-        raise CheckFailed("\n".join(wrong))
+) -> list[str]:
+    """What is wrong with a candidate's result, a line each."""
+    found = [(candidate, agreement.agree(candidate, chain, spec, right).problem) for candidate in candidates]
+    return [f"{spec.name}, {num_tokens} tokens, {one.variant}: {problem}" for one, problem in found if problem]
 
 
 def _rounded(timing: Timing) -> Measurement:

@@ -15,11 +15,17 @@ from .problem import Problem
 
 MAX_STATIC_SMEM = 48 * 1024  # bytes a kernel may declare without opting in (CUDA programming guide)
 MAX_PORTABLE_CLUSTER = 8  # CTAs; larger clusters are not launchable on every chip (CUDA programming guide)
+MAX_CLUSTER = 16  # on Hopper, where a kernel asks for a size that is not portable (CUDA programming guide)
 REGISTERS_PER_SM = 65536  # 32-bit registers (CUDA programming guide, every target of arch.py)
 MAX_REGISTERS = 255  # of a thread
 # mma that may add to one accumulator: the tensor cores cut off what fp32 would round, about 3e-8 of the sum each time
 # (measured on an H200, docs/notes/kernels.md), and logits are to stay within 2e-6.
 MAX_CHAIN = 32
+# Clusters of each size that an H200 runs side by side, one CTA an SM; a cluster's CTAs sit in one GPC, and GPCs differ
+# (cudaOccupancyMaxActiveClusters, about 200 KiB of shared memory a CTA; up to 8 on an H200, from 10 on an H100, whose
+# die is the same). Of 9 to 16, the sizes that are listed are those worth trying.
+CLUSTERS_AT_ONCE = {1: 132, 2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15, 10: 7, 12: 7, 14: 7, 16: 7}
+_PUSH_BARRIERS = 16  # bytes of the barriers that count what a cluster's CTAs push to each other
 _SPARE_REGISTERS = 56  # addresses, indices and temporaries, from the compiler's reports
 
 
@@ -84,7 +90,9 @@ class Gemv:
         """An estimate of what a thread needs, for pruning; the compiler's report decides."""
         rows = self.group * self.chunks * 4
         element_bytes, norm_bytes = problem.gate_weight_bytes, 2
-        if problem.rounds_rows or self.group < self.tokens:
+        if problem.folds_norm:
+            element_bytes = 4  # folded into fp32
+        elif problem.rounds_rows or self.group < self.tokens:
             element_bytes = norm_bytes = 4  # weights that every row meets anew: the compiler keeps them widened
         weights = self.chunks * 2 * (self.experts * element_bytes + norm_bytes)
         return weights + rows + self.experts + _SPARE_REGISTERS - 16
@@ -172,7 +180,7 @@ class SplitK(_TensorCoreTile):
         total = self.warps * self.tokens * (self.experts + 4) * 4
         if cluster:
             own = ceil_div(self.tokens * self.experts // 4, self.split)
-            total += self.split * own * 16 + problem.gate_bias * self.experts * 4
+            total += self.split * own * 16 + problem.gate_bias * self.experts * 4 + _PUSH_BARRIERS
             if problem.has_norm:
                 total += (self.warps + self.split) * self.tokens * 4
         return total
@@ -236,7 +244,7 @@ class Tiled(_TensorCoreTile):
         if not cluster:
             return 0
         squares = (self.slice_warps + self.split) * self.tokens * 4 if problem.folds_norm else 0
-        return squares + problem.gate_bias * self.experts * 4
+        return squares + problem.gate_bias * self.experts * 4 + _PUSH_BARRIERS
 
     def registers(self, problem: Problem) -> int:
         """An estimate of what a thread needs, for pruning; the compiler's report decides."""
@@ -338,21 +346,102 @@ class Wgmma(_TensorCoreTile):
             total += self.row_places(problem) * (problem.hidden_size * 2 + 8)
         return total + problem.gate_bias * self.experts * 4 + self.stages * 16
 
+    def static_smem(self, problem: Problem, cluster: bool) -> int:
+        return _PUSH_BARRIERS
+
     def registers(self, problem: Problem) -> int:
         """Of a thread that multiplies."""
         return self.sum_registers(problem)
 
 
-Variant = Gemv | SplitK | Tiled | Wgmma
+@dataclass(frozen=True, order=True)
+class Resident(_TensorCoreTile):
+    """Warpgroup tensor cores with the weights of `experts` experts folded into registers once, for tiles of `tokens`.
+
+    Two warpgroups multiply, half a slice each; one norms rows; one copies.
+    """
+
+    tokens: int
+    split: int
+    early_weights: bool = True
+
+    family = "resident"
+    accelerated = True
+    experts = 64
+    step = 64
+    threads = 512
+    warps = 16
+    copy_registers = 40  # of a thread that copies
+
+    @property
+    def name(self) -> str:
+        name = f"resident_t{self.tokens}_s{self.split}"
+        return name if self.early_weights else name + "_late"
+
+    def threads_for(self, problem: Problem) -> int:
+        """Without a norm to write there is no warpgroup for it."""
+        return self.threads if problem.folds_norm else self.threads - 128
+
+    def steps(self, problem: Problem) -> int:
+        """Steps of a CTA."""
+        return ceil_div(ceil_div(problem.hidden_size, self.step), self.split)
+
+    def chain(self, problem: Problem) -> int:
+        """mma that add to one accumulator."""
+        return self.steps(problem) * 2 * mma_terms(problem)
+
+    def token_groups(self, problem: Problem) -> int:
+        """Token tiles side by side: as many as have their clusters run at once; each goes on to further ones."""
+        return max(1, CLUSTERS_AT_ONCE[self.split] // self.tiles(problem))
+
+    def ctas(self, problem: Problem, num_tokens: int) -> int:
+        groups = min(ceil_div(num_tokens, self.tokens), self.token_groups(problem))
+        return groups * self.tiles(problem) * self.split
+
+    def dynamic_smem(self, problem: Problem, cluster: bool) -> int:
+        """As Resident of templates/kernels/resident.cu.j2 lays it out, which asserts that both agree."""
+        steps = self.steps(problem)
+        rows = steps * self.tokens * 128
+        own = ceil_div(self.tokens * self.experts // 4, self.split)
+        # Two parts of the weights' rows, each row a chunk longer for the banks' sake.
+        weights = 2 * self.experts * ((ceil_div(steps, 2) * self.step + 8) * problem.gate_weight_bytes)
+        total = max(ceil_div(weights, 1024) * 1024, rows) + rows
+        total += 2 * self.tokens * (self.experts + 4) * 4 + 2 * self.split * own * 16
+        if problem.folds_norm:
+            total += steps * 128 + (2 * self.split + 2) * self.tokens * 4
+        return total + problem.gate_bias * self.experts * 4 + (2 * steps + 8) * 8
+
+    def sum_registers(self, problem: Problem) -> int:
+        """Of a thread that multiplies: terms of its weights, sums, addresses."""
+        needed = ceil_div(self.steps(problem) * 2 * 4 * problem.gate_terms + self.tokens // 2 + 36, 8) * 8
+        return max(needed, self.start_registers(problem))
+
+    def norm_registers(self, problem: Problem) -> int:
+        """Of a thread that norms rows: what the others leave."""
+        warpgroups = self.threads_for(problem) // 128
+        left = warpgroups * self.start_registers(problem) - 2 * self.sum_registers(problem) - self.copy_registers
+        return min(left, self.start_registers(problem))
+
+    def start_registers(self, problem: Problem) -> int:
+        """Registers of a thread as the CTA begins."""
+        return REGISTERS_PER_SM // self.threads_for(problem) // 8 * 8
+
+    def registers(self, problem: Problem) -> int:
+        """Of a thread that multiplies."""
+        return self.sum_registers(problem)
+
+
+Variant = Gemv | SplitK | Tiled | Wgmma | Resident
 
 _NAMES: dict[Callable[..., Variant], re.Pattern[str]] = {
     Gemv: re.compile(r"gemv_t(\d+)_e(\d+)_w(\d+)_c(\d+)(_late)?"),
     SplitK: re.compile(r"split_k_t(\d+)_e(\d+)_s(\d+)_w(\d+)_b(\d+)(?:_r(\d+))?(_late)?"),
     Tiled: re.compile(r"tiled_t(\d+)_e(\d+)_s(\d+)_w(\d)(\d)(\d)_k(\d+)_d(\d+)(_late)?"),
     Wgmma: re.compile(r"wgmma_t(\d+)_e(\d+)_s(\d+)_d(\d+)(_late)?"),
+    Resident: re.compile(r"resident_t(\d+)_s(\d+)(_late)?"),
 }
 
-FAMILIES = tuple(family.family for family in (Gemv, SplitK, Tiled, Wgmma))
+FAMILIES = tuple(family.family for family in (Gemv, SplitK, Tiled, Resident, Wgmma))
 """Names of the families, from the fewest tokens to the most."""
 
 
@@ -377,6 +466,8 @@ def objections(problem: Problem, arch: Arch, variant: Variant) -> list[str]:
         if width < problem.hidden_size:
             out.append(f"its threads cover {width} of hidden_size {problem.hidden_size}")
         return out + _resource_objections(problem, arch, variant)
+    if isinstance(variant, Resident):
+        return out + _resident_objections(problem, arch, variant) + _resource_objections(problem, arch, variant)
     if arch.has_cluster and variant.split > MAX_PORTABLE_CLUSTER:
         out.append(f"a cluster of {variant.split} CTAs: at most {MAX_PORTABLE_CLUSTER} are portable")
     if isinstance(variant, SplitK):
@@ -418,6 +509,23 @@ def _wgmma_objections(problem: Problem, arch: Arch, variant: Wgmma) -> list[str]
     return out
 
 
+def _resident_objections(problem: Problem, arch: Arch, variant: Resident) -> list[str]:
+    out: list[str] = []
+    if not arch.has_wgmma:
+        out.append(f"sm_{arch.sm} has no wgmma")
+    if variant.tokens % 8 or not 8 <= variant.tokens <= 64:
+        out.append("its tiles are a multiple of 8 tokens up to 64")
+    if not 2 <= variant.split <= MAX_CLUSTER:
+        out.append(f"a cluster of {variant.split} CTAs: it takes 2 to {MAX_CLUSTER}")
+    if problem.row_terms > 1:
+        out.append("rows go from shared memory to the tensor cores as they are, and float16 has too many bits")
+    if variant.chain(problem) > MAX_CHAIN:
+        out.append(f"{variant.chain(problem)} mma add to one accumulator: more than {MAX_CHAIN} lose too many bits")
+    if (variant.split - 1) * variant.steps(problem) * variant.step >= problem.hidden_size:
+        out.append("the last CTA of the split would have nothing to do")
+    return out
+
+
 def _resource_objections(problem: Problem, arch: Arch, variant: Variant) -> list[str]:
     out: list[str] = []
     static = variant.static_smem(problem, arch.has_cluster)
@@ -432,6 +540,10 @@ def _resource_objections(problem: Problem, arch: Arch, variant: Variant) -> list
         limit = 240  # setmaxnreg's last step below what a thread can have
         if variant.copy_registers(problem) < 40:
             out.append("its sums leave the warpgroup that copies too few registers")
+    if isinstance(variant, Resident):
+        limit = 240
+        if problem.folds_norm and variant.norm_registers(problem) < 56:
+            out.append("its weights leave the warpgroup that norms rows too few registers")
     if registers > limit:
         out.append(f"about {registers} registers a thread: {variant.warps} warps leave {limit}")
     return out
@@ -445,7 +557,7 @@ def candidates(problem: Problem, arch: Arch, num_tokens: int) -> Iterator[Varian
     """Every legal variant worth a look for a token count, in a fixed order."""
     families = [_gemvs(problem, num_tokens), _split_ks(problem, num_tokens), _tileds(problem, num_tokens)]
     if arch.has_wgmma:
-        families.append(_wgmmas(problem, arch, num_tokens))
+        families += [_residents(problem, num_tokens), _wgmmas(problem, arch, num_tokens)]
     for variant in itertools.chain(*families):
         if not objections(problem, arch, variant):
             yield variant
@@ -492,6 +604,15 @@ def _tileds(problem: Problem, num_tokens: int) -> Iterator[Variant]:
                     for step, stages in ((128, 3), (64, 4)):
                         warps = (token_warps, expert_warps, slice_warps)
                         yield Tiled(tokens, experts, split, *warps, step, stages, problem.early_weight_loads)
+
+
+def _residents(problem: Problem, num_tokens: int) -> Iterator[Variant]:
+    for tokens in (8, 16, 24, 32, 48, 64):
+        if 8 < tokens >= 2 * num_tokens or num_tokens > 4 * tokens:
+            continue
+        for split in CLUSTERS_AT_ONCE:
+            if split >= 4:
+                yield Resident(tokens, split, problem.early_weight_loads)
 
 
 def _wgmmas(problem: Problem, arch: Arch, num_tokens: int) -> Iterator[Variant]:

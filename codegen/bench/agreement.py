@@ -80,13 +80,15 @@ def agree(candidate: Candidate, chain: Chain, spec: RouterSpec, right: Outputs) 
     captured = chain.capture(candidate, _PAIRS, len(chain.weights))
     got = captured.last
     assert got is not None
-    for tensor, like in (
-        (got.normed_x, chain.outputs.normed_x),
-        (got.router_logits, chain.outputs.router_logits),
+    for tensor, like, dtype in (
+        (got.normed_x, chain.outputs.normed_x, None),
+        (got.router_logits, chain.outputs.router_logits, candidate.logits_dtype),
     ):
-        if tensor is not None and like is not None and (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
-            found, wanted = (f"{one.dtype} {tuple(one.shape)}" for one in (tensor, like))
-            return Agreement(problem=f"the result is {found}, not {wanted}")
+        if tensor is None or like is None:
+            continue
+        found, wanted = (tensor.dtype, tuple(tensor.shape)), (dtype or like.dtype, tuple(like.shape))
+        if found != wanted:
+            return Agreement(problem=f"the result is {found[0]} {found[1]}, not {wanted[0]} {wanted[1]}")
     tensors = [tensor for tensor in (got.normed_x, got.router_logits, chain.x) if tensor is not None]
     for tensor in tensors:
         tensor.fill_(float("nan"))

@@ -23,7 +23,7 @@ from .rotation import Protocol, Rotation, rotation
 # torch leaves what this file calls of it without annotations.
 _cuda: Any = torch.cuda
 
-_CLOCK_HZ = 2e9  # about what the multiprocessors run at, for a pause of known length
+CLOCK_HZ = 2e9  # about what the multiprocessors run at, for a pause of known length
 _PRODUCERS = "producers"
 
 
@@ -63,7 +63,8 @@ class Candidate:
     returns the tensors that hold the result: `outputs`, or tensors of its own.
     variant: which kernel it runs, for the record.
     checks: what must hold before it is timed: the router path, a copy of x (the probe), or nothing.
-    tolerance: of the logits, ||out - ref|| / ||ref|| against float64.
+    tolerance: of the logits, ||out - ref|| / ||ref|| against float64; logits_dtype: what it writes them in, None for
+    the dtype that the outputs have.
     ours: built from this repository, so that a wrong result is an error and not a peer to leave out.
     """
 
@@ -72,6 +73,7 @@ class Candidate:
     variant: str = ""
     checks: Literal["router", "copy", "nothing"] = "router"
     tolerance: float = 0.0
+    logits_dtype: torch.dtype | None = None
     ours: bool = True
 
 
@@ -181,7 +183,7 @@ class Chain:
             events = {name: [_cuda.Event(enable_timing=True) for _ in range(2)] for name in order}
             with _cuda.stream(self._stream):
                 # The chip pauses until the host has queued the whole round, so that no launch is waited for.
-                _cuda._sleep(int(pause_s * _CLOCK_HZ))
+                _cuda._sleep(int(pause_s * CLOCK_HZ))
                 begin = time.perf_counter()
                 for name in order:
                     start, end = events[name]

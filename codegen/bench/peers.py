@@ -14,6 +14,7 @@ from ..errors import ToolError
 from ..spec import RouterSpec
 from .agreement import tolerance
 from .chain import Candidate, Outputs, Weights
+from .inputs import dtype
 from .native import BenchLibrary, Library, launch_args
 from .probe import geometries
 
@@ -36,12 +37,6 @@ class BenchFunctions:
     seed: Mapping[int, str] = field(default_factory=dict)
     row_norm: bool = False
     gate_gemv: Mapping[int, str] = field(default_factory=dict)
-
-
-def dtype(name: str) -> torch.dtype:
-    """torch.bfloat16 for "bfloat16"."""
-    found: torch.dtype = getattr(torch, name)
-    return found
 
 
 def seed_allows(spec: RouterSpec) -> bool:
@@ -277,7 +272,11 @@ TORCH = {
 }
 """The peers that need nothing but torch, by name."""
 
-NAMES = ("ours", "probe", "empty", "seed", "norm_then_gemv", *TORCH)
+UNROUNDED = "torch_compiled_unrounded"
+COMPILED = ("torch_compiled", UNROUNDED)
+"""Those of them that compile for seconds at each shape and token count."""
+
+NAMES = ("ours", "probe", "empty", "seed", "norm_then_gemv", "flashinfer", *TORCH)
 """Every candidate that can be asked for, in the order of tables and plots."""
 
 

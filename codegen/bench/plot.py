@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from . import tables
-from .record import ModelRecord, Record
+from .record import ChipRates, ModelRecord, Record
 
-# Okabe and Ito's colours, told apart by the colour-blind too; marker and dash say the same once more.
+# Okabe and Ito's colours and one of Tol's, told apart by the colour-blind too; marker and dash say the same once more.
 _STYLES: dict[str, tuple[str, str, str]] = {
     "ours": ("#0072B2", "o", "-"),
     "probe": ("#000000", "", "--"),
     "seed": ("#E69F00", "s", "-"),
     "norm_then_gemv": ("#009E73", "^", "-"),
+    "flashinfer": ("#882255", "P", "-"),
     "torch_eager": ("#CC79A7", "D", "-"),
     "torch_compiled": ("#D55E00", "v", "-"),
     "torch_compiled_unrounded": ("#56B4E9", "x", "-."),
-    "empty": ("#999999", "", ":"),
+    tables.ROOFLINE: ("#777777", "", ":"),
 }
-_OTHER = ("#999999", ".", "-")
+"""Colour, marker and dash. The empty kernel is not drawn: where the chip is busy its time is noise around nothing."""
 _COLUMNS = 2
 _PANEL_INCHES = (4.6, 3.0)
 _DPI = 150
 
 
-def figure(record: Record, models: tuple[str, ...] = ()) -> Figure:
-    """Panels of `models` (all of the record by default), a line for each candidate; both axes logarithmic."""
-    names = models or tuple(record.models)
+def figure(record: Record) -> Figure:
+    """A panel a model, a line for each of _STYLES that was measured; both axes logarithmic."""
+    names = tuple(record.models)
     columns = min(_COLUMNS, len(names))
     rows = -(-len(names) // columns)
     width, height = _PANEL_INCHES
@@ -40,17 +40,16 @@ def figure(record: Record, models: tuple[str, ...] = ()) -> Figure:
     panels = list(drawn.subplots(rows, columns, squeeze=False).flat)
     legend: dict[str, Artist] = {}
     for name, axes in zip(names, panels, strict=False):
-        _panel(axes, name, record.models[name])
+        _panel(axes, name, record.models[name], record.rates)
         legend |= {str(line.get_label()): line for line in axes.get_lines()}
     for axes in panels[len(names) :]:
         axes.set_axis_off()
-    in_order = [tables.label(name) for name in _STYLES]
-    labels = sorted(legend, key=lambda text: in_order.index(text) if text in in_order else len(in_order))
+    labels = sorted(legend, key=[tables.label(name) for name in _STYLES].index)
     drawn.legend(
         [legend[text] for text in labels],
         labels,
         loc="outside upper center",
-        ncols=4,
+        ncols=5,
         frameon=False,
         fontsize=9,
     )
@@ -59,20 +58,18 @@ def figure(record: Record, models: tuple[str, ...] = ()) -> Figure:
     return drawn
 
 
-def save(record: Record, path: Path, models: tuple[str, ...] = ()) -> None:
-    """Write the figure; the suffix of `path` says whether as PNG or SVG."""
+def save(record: Record, path: Path) -> None:
+    """Write the figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # No date and no random ids: the same record gives the same file.
-    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    with rc_context({"svg.hashsalt": "normgate"}):
-        figure(record, models).savefig(path, dpi=_DPI, metadata=metadata)
+    figure(record).savefig(path, dpi=_DPI, metadata={"Software": None})  # the same record gives the same file
 
 
-def _panel(axes: Axes, name: str, model: ModelRecord) -> None:
-    for candidate in tables.candidates(model):
-        if not (points := tables.medians(model, candidate)):
+def _panel(axes: Axes, name: str, model: ModelRecord, rates: ChipRates | None) -> None:
+    for candidate, (colour, marker, dash) in _STYLES.items():
+        is_roofline = candidate == tables.ROOFLINE
+        points = tables.rooflines(model, rates) if is_roofline else tables.medians(model, candidate)
+        if not points:
             continue
-        colour, marker, dash = _STYLES.get(candidate, _OTHER)
         front = 3 if candidate == "ours" else 2
         axes.plot(
             list(points),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import BadInput, Problem
 from ..output import replace_whole
+from ..problem import Problem as RouterPath
 from ..spec import RouterSpec
 from .rotation import Protocol
 
@@ -63,6 +64,24 @@ class Measurement(_Frozen):
     variant: str = ""
 
 
+class ChipRates(_Frozen):
+    """What the chip reaches, measured in the run itself; medians.
+
+    copy_bytes_per_s: a copy within the GPU's memory, bytes read and written; gemm_flops_per_s: torch.mm of two random
+    bf16 matrices of 8192 x 8192.
+    """
+
+    copy_bytes_per_s: float
+    gemm_flops_per_s: float
+
+
+class HostCost(_Frozen):
+    """What an eager call costs the host, microseconds: torch.ops.normgate.norm_gate, and F.rms_norm on the same x."""
+
+    norm_gate_us: float
+    rms_norm_us: float
+
+
 class Point(_Frozen):
     """One token count: the rotation, what was measured by candidate, what was left out and why."""
 
@@ -74,7 +93,7 @@ class Point(_Frozen):
 
 
 class ModelRecord(_Frozen):
-    """One model: what its spec computes, and its points by token count."""
+    """One model: what its spec computes, its points and what its calls cost the host by token count."""
 
     hidden_size: int
     num_experts: int
@@ -85,6 +104,22 @@ class ModelRecord(_Frozen):
     gate_bias: bool
     logits_from: str
     points: dict[int, Point] = {}
+    host: dict[int, HostCost] = {}
+
+    @property
+    def problem(self) -> RouterPath:
+        """What is computed. Whether weights were loaded early the record does not say."""
+        return RouterPath(
+            hidden_size=self.hidden_size,
+            num_experts=self.num_experts,
+            activation_dtype=self.activation_dtype,
+            gate_weight_dtype=self.gate_weight_dtype,
+            logits_dtype=self.logits_dtype,
+            norm_order=self.norm_order,
+            gate_bias=self.gate_bias,
+            logits_from=self.logits_from if self.norm_order else "unrounded",
+            early_weight_loads=True,
+        )
 
     @classmethod
     def of(cls, spec: RouterSpec) -> ModelRecord:
@@ -125,22 +160,28 @@ class ProtocolRecord(_Frozen):
 
 
 class Record(_Frozen):
-    """A run. Frozen: `with_point` gives a new one."""
+    """A run. Frozen: `with_point` and `with_host` give a new one. Older records have neither rates nor host costs."""
 
     schema_version: Literal[1] = 1
     verb: str
     machine: Machine
     source: Source
     protocol: ProtocolRecord
+    rates: ChipRates | None = None
     models: dict[str, ModelRecord] = {}
 
     def with_point(self, spec: RouterSpec, num_tokens: int, point: Point) -> Record:
         """This record and one more point (or another one in its place), token counts ascending."""
         model = self.models.get(spec.name, ModelRecord.of(spec))
         points = dict(sorted({**model.points, num_tokens: point}.items()))
-        return self.model_copy(
-            update={"models": {**self.models, spec.name: model.model_copy(update={"points": points})}}
-        )
+        return self._with_model(spec.name, model.model_copy(update={"points": points}))
+
+    def with_host(self, model: str, host: dict[int, HostCost]) -> Record:
+        """This record and what the calls of a model that it holds cost the host."""
+        return self._with_model(model, self.models[model].model_copy(update={"host": host}))
+
+    def _with_model(self, name: str, model: ModelRecord) -> Record:
+        return self.model_copy(update={"models": {**self.models, name: model}})
 
     def continues(self, other: Record) -> bool:
         """Whether both are of one state of the code, one machine and one protocol: they can share a file."""

@@ -15,13 +15,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch import Tensor
 
 from ..errors import CheckFailed, ToolError
 from ..spec import RouterSpec
-from . import agreement, peers, record, tables
+from . import agreement, ahead, chip, flashinfer, host, peers, record, tables
 from .agreement import Agreement
 from .chain import Candidate, Chain, Measured, Outputs, Weights
+from .inputs import dtype, random_rows, random_weights
 from .native import BenchLibrary, Library
 from .peers import BenchFunctions
 from .record import Measurement, Point, ProtocolRecord, Record
@@ -30,6 +30,7 @@ from .rotation import Protocol, rotation
 # torch leaves what this file calls of it without annotations.
 _cuda: Any = torch.cuda
 
+_AHEAD_SHARE = 0.3  # of the time budget; what is not compiled ahead by then is compiled where it is asked for
 _AGREEMENT_SHARE = 0.6  # of the time budget; points not agreed upon by then are not timed
 _PROBE_REPEATS = 7  # rounds that choose the probe's geometry
 
@@ -64,8 +65,8 @@ def run(
     out: Path,
     repository: Path,
     budget_s: float,
+    unrounded_tokens: Collection[int],
     candidates: tuple[str, ...] = peers.NAMES,
-    compiled_tokens: Collection[int] | None = None,
     protocol: Protocol | None = None,
     resume: bool = False,
     console: Console | None = None,
@@ -73,9 +74,7 @@ def run(
     """Benchmark `models` at each of `tokens` and write the record to `out`.
 
     package: the imported normgate package, library: its libnormgate.so; candidates: names out of
-    `peers.NAMES`;
-    compiled_tokens: where the torch.compile peers are asked for (everywhere by default; each shape compiles
-    for seconds);
+    `peers.NAMES`, of which `peers.UNROUNDED`, the slowest, is asked for at unrounded_tokens only;
     budget_s: no point is begun after that many seconds; resume: keep the points that `out` already has.
 
     Raises CheckFailed when something of ours gives a wrong result, before anything is timed; a peer that
@@ -90,6 +89,10 @@ def run(
     written = _begin(out, repository, protocol, resume)
     done = {(name, count) for name, model in written.models.items() for count in model.points}
     todo = [_Work(model, count) for model in models for count in tokens if (model.spec.name, count) not in done]
+    for work in todo:
+        if peers.UNROUNDED in names and work.num_tokens not in unrounded_tokens:
+            work.left_out[peers.UNROUNDED] = "not asked for at this count"
+    _compile_ahead(todo, names, begin + _AHEAD_SHARE * budget_s, console)
     weights = {model.spec.name: weight_sets(model.spec, written.machine.l2_bytes, protocol) for model in models}
 
     wrong: list[str] = []
@@ -101,16 +104,20 @@ def run(
                 break
             spec = work.model.spec
             step(f"{spec.name}, {work.num_tokens} tokens")
-            compiled = compiled_tokens is None or work.num_tokens in compiled_tokens
-            asked = [
-                *_own(work.model, library, names, work.num_tokens, written.machine.sm),
-                *(peer for peer in torch_peers[spec.name] if compiled or "compiled" not in peer.name),
-            ]
+            asked = [*_own(work.model, library, names, work.num_tokens, written.machine.sm)]
+            asked += [peer for peer in torch_peers[spec.name] if peer.name not in work.left_out]
+            if "flashinfer" in names:
+                asked.append(flashinfer.candidate(spec, work.num_tokens, written.machine.sm))
             wrong += _agree(work, asked, chain_of(work.model.bench, spec, work.num_tokens, weights[spec.name]), package)
             agreed.append(work)
     if wrong:
         raise CheckFailed("\n".join(wrong))
+    loaded, graphs = ahead.from_cache()
+    if graphs:
+        console.print(f"torch.compile: {loaded} of {graphs} graphs were compiled ahead")
 
+    if written.rates is None:
+        written = written.model_copy(update={"rates": chip.measure(written.machine.l2_bytes)})
     timed = 0
     with progress(console, "timing", len(agreed)) as step:
         for work in agreed:
@@ -120,6 +127,8 @@ def run(
             step(f"{spec.name}, {work.num_tokens} tokens")
             measured = _measure(work, chain_of(work.model.bench, spec, work.num_tokens, weights[spec.name]), protocol)
             written = written.with_point(spec, work.num_tokens, _point(work, measured))
+            if not written.models[spec.name].host:
+                written = written.with_host(spec.name, host.measure(spec, weights[spec.name][0]))
             record.write(written, out)
             timed += 1
     for model in models:
@@ -148,34 +157,37 @@ def _begin(out: Path, repository: Path, protocol: Protocol, resume: bool) -> Rec
     return before
 
 
+def _compile_ahead(todo: Sequence[_Work], names: tuple[str, ...], until: float, console: Console) -> None:
+    """Have what torch.compile is asked for compiled by processes of its own, until time.monotonic() is `until`."""
+    jobs = [
+        ahead.Job(work.model.spec, peer, work.num_tokens)
+        for work in todo
+        for peer in peers.COMPILED
+        if peer in names and peer not in work.left_out
+    ]
+    if not jobs:
+        return
+    processes = ahead.processes(len(jobs))
+    with progress(console, "torch.compile", len(jobs)) as step:
+        step(f"{processes} processes")
+        for job in ahead.compiled(jobs, processes):
+            step(f"{job.spec.name}, {job.num_tokens} tokens")
+            if time.monotonic() > until:
+                break
+
+
 def weight_sets(spec: RouterSpec, l2_bytes: int, protocol: Protocol) -> list[Weights]:
     """As many weight sets as one token needs to find them cold: more tokens need fewer."""
-
-    def one() -> Weights:
-        gate_dtype = peers.dtype(spec.gate_weight_dtype)
-        norm_weight: Tensor | None = None
-        if spec.norm is not None:
-            middle = 0.0 if spec.norm.order == "G" else 1.0
-            norm_weight = _random(spec.hidden_size, scale=0.2, middle=middle).to(peers.dtype(spec.activation_dtype))
-        gate_weight = _random(spec.num_experts, spec.hidden_size, scale=spec.hidden_size**-0.5).to(gate_dtype)
-        return Weights(norm_weight, gate_weight, _random(spec.num_experts).to(gate_dtype) if spec.gate_bias else None)
-
-    first = one()
+    first = random_weights(spec)
     count = rotation(first.bytes, 0, l2_bytes, protocol).weight_sets
-    return [first, *(one() for _ in range(count - 1))]
-
-
-def _random(*shape: int, scale: float = 1.0, middle: float = 0.0) -> Tensor:
-    return torch.randn(shape, device="cuda") * scale + middle
+    return [first, *(random_weights(spec) for _ in range(count - 1))]
 
 
 def chain_of(bench: BenchLibrary, spec: RouterSpec, num_tokens: int, weights: Sequence[Weights]) -> Chain:
     """A chain of random rows, for one spec and token count."""
-    rows = (num_tokens, spec.hidden_size)
-    activation = peers.dtype(spec.activation_dtype)
-    sources = [_random(*rows).to(activation) for _ in range(2)]
-    normed_x = torch.empty(rows, dtype=activation, device="cuda") if spec.norm else None
-    logits = torch.empty((num_tokens, spec.num_experts), dtype=peers.dtype(spec.logits_dtype), device="cuda")
+    sources = [random_rows(spec, num_tokens) for _ in range(2)]
+    normed_x = torch.empty_like(sources[0]) if spec.norm else None
+    logits = torch.empty((num_tokens, spec.num_experts), dtype=dtype(spec.logits_dtype), device="cuda")
     return Chain(bench, weights, sources, Outputs(normed_x, logits))
 
 
@@ -277,10 +289,10 @@ def progress(console: Console, what: str, total: int) -> Iterator[Any]:
 
 def _table(written: Record, name: str) -> Table:
     model = written.models[name]
-    shown = tables.candidates(model)
     table = Table(title=f"{name}, {model.hidden_size} x {model.num_experts}, microseconds on {written.machine.chip}")
-    for heading in ("tokens", *map(tables.label, shown), "normgate / probe"):
+    headings, rows = tables.rows(model, written.rates)
+    for heading in headings:
         table.add_column(heading, justify="right")
-    for count, cells in tables.rows(model):
-        table.add_row(str(count), *cells)
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -1,8 +1,12 @@
-"""A record as text: medians, and ratios to a mark."""
+"""A record as numbers and text: medians, ratios to a mark, geometric means, Markdown."""
 
 from __future__ import annotations
 
-from .record import ModelRecord, Record
+import statistics
+from collections.abc import Iterable, Sequence
+
+from .record import ChipRates, ModelRecord
+from .roofline import roofline_us
 
 LABELS = {
     "ours": "normgate",
@@ -10,6 +14,7 @@ LABELS = {
     "empty": "empty kernel",
     "seed": "the seed's design",
     "norm_then_gemv": "norm kernel + GEMV",
+    "flashinfer": "FlashInfer",
     "torch_eager": "torch eager",
     "torch_compiled": "torch.compile",
     "torch_compiled_unrounded": "torch.compile, unrounded",
@@ -18,6 +23,9 @@ LABELS = {
 
 MARKS = ("probe", "empty")
 """Candidates that do not do the work, so that no ratio says whether ours is the faster way."""
+
+ROOFLINE = "roofline"
+"""What tables and plots call the roofline: no candidate, but drawn and listed beside them."""
 
 
 def label(candidate: str) -> str:
@@ -42,55 +50,69 @@ def medians(model: ModelRecord, candidate: str) -> dict[int, float]:
 
 def ratios(model: ModelRecord, candidate: str, base: str) -> dict[int, float]:
     """`candidate`'s median over `base`'s at each token count that has both; above 1 the base is faster."""
-    mark = medians(model, base)
-    return {
-        tokens: time / mark[tokens] for tokens, time in medians(model, candidate).items() if mark.get(tokens, 0.0) > 0
-    }
+    return quotients(medians(model, candidate), medians(model, base))
+
+
+def quotients(times: dict[int, float], base: dict[int, float]) -> dict[int, float]:
+    """One over the other at each token count that has both, and where the base costs something."""
+    return {tokens: time / base[tokens] for tokens, time in times.items() if base.get(tokens, 0.0) > 0}
+
+
+def rooflines(model: ModelRecord, rates: ChipRates | None) -> dict[int, float]:
+    """The roofline by token count, microseconds; empty where the chip's rates were not measured."""
+    return {} if rates is None else {tokens: roofline_us(model, tokens, rates) for tokens in sorted(model.points)}
+
+
+def peers(model: ModelRecord, num_tokens: int) -> list[str]:
+    """The candidates at a token count that do the work and are not ours."""
+    measured = model.points[num_tokens].candidates
+    return [name for name in measured if name in LABELS and name not in ("ours", *MARKS)]
 
 
 def best_peer(model: ModelRecord, num_tokens: int) -> str | None:
-    """The fastest candidate at a token count that does the work and is not ours; None where there is none."""
+    """The fastest of `peers`; None where there is none."""
     measured = model.points[num_tokens].candidates
-    peers = [name for name in measured if name in LABELS and name not in ("ours", *MARKS)]
-    return min(peers, key=lambda name: measured[name].median_us, default=None)
+    return min(peers(model, num_tokens), key=lambda name: measured[name].median_us, default=None)
 
 
-def rows(model: ModelRecord) -> list[tuple[int, list[str]]]:
-    """By tokens: medians of `candidates(model)` in microseconds, then ours over the probe, "-" for none."""
-    to_probe = ratios(model, "ours", "probe")
-    found = []
-    for tokens, point in sorted(model.points.items()):
-        times = [point.candidates[name].median_us if name in point.candidates else None for name in candidates(model)]
-        found.append((tokens, ["-" if value is None else f"{value:.2f}" for value in (*times, to_probe.get(tokens))]))
-    return found
+def best_peers(model: ModelRecord) -> dict[int, float]:
+    """The median of the fastest peer by token count, microseconds."""
+    return {
+        tokens: point.candidates[peer].median_us
+        for tokens, point in sorted(model.points.items())
+        if (peer := best_peer(model, tokens))
+    }
 
 
-def markdown(model: ModelRecord) -> str:
-    """`rows` as a Markdown table."""
-    head = ["tokens", *map(label, candidates(model)), "normgate / probe"]
-    lines = [_row(head), _row(["---:"] * len(head))]
-    lines += [_row([str(tokens), *cells]) for tokens, cells in rows(model)]
-    return "\n".join(lines) + "\n"
+def geometric_mean(values: Iterable[float]) -> float | None:
+    """None for no values; each must be above 0."""
+    found = list(values)
+    return statistics.geometric_mean(found) if found else None
 
 
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def rows(model: ModelRecord, rates: ChipRates | None) -> tuple[list[str], list[list[str]]]:
+    """A model as a table: headings, and a row for each token count, "-" where nothing was measured.
+
+    Microseconds of each candidate and the roofline; then normgate over probe and roofline, and best peer over normgate.
+    """
+    ours, roofline = medians(model, "ours"), rooflines(model, rates)
+    columns = {label(name): medians(model, name) for name in candidates(model)}
+    if roofline:
+        columns[ROOFLINE] = roofline
+    columns["normgate / probe"] = ratios(model, "ours", "probe")
+    if roofline:
+        columns["normgate / roofline"] = quotients(ours, roofline)
+    columns["best peer / normgate"] = quotients(best_peers(model), ours)
+    cells = [[str(tokens), *(number(column.get(tokens)) for column in columns.values())] for tokens in model.points]
+    return ["tokens", *columns], cells
 
 
-def page(record: Record) -> str:
-    """A whole record as a Markdown page: what ran where, then a table a model, microseconds an op."""
-    machine, source = record.machine, record.source
-    dirty = ", with changes on top" if source.dirty else ""
-    lines = [
-        f"# `{record.verb}` on {machine.chip}",
-        "",
-        "Medians, microseconds an op in the chain protocol: behind a producer, cold weights, in a CUDA graph, less the",
-        "producers alone. Written by `python build.py draw`; not for editing.",
-        "",
-        f"Driver {machine.driver}, torch {machine.torch}, CUDA {machine.cuda_runtime}, commit {source.commit}{dirty}.",
-        "",
-    ]
-    for name, model in record.models.items():
-        dtypes = f"{model.activation_dtype}, gate weight {model.gate_weight_dtype}, {model.logits_from}"
-        lines += [f"## {name}", "", f"{model.hidden_size} x {model.num_experts}, {dtypes}", "", markdown(model)]
-    return "\n".join(lines)
+def number(value: float | None) -> str:
+    """Two digits behind the point, "-" for none."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0) -> str:
+    """A Markdown table; the first `left` columns are text, the others numbers."""
+    align = ["---" if column < left else "---:" for column in range(len(headings))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, align, *rows))

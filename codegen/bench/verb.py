@@ -17,7 +17,7 @@ from ..compile import LIBRARY
 from ..errors import BadInput, Problem, ToolError
 from ..problem import Problem as RouterPath
 from ..spec import RouterSpec
-from . import against, peers, record, run
+from . import against, ahead, peers, record, run
 from .build import Index, build, built_before, folder_of
 from .native import BenchLibrary, Library
 
@@ -27,12 +27,11 @@ def bench(
     tokens: Sequence[int],
     *,
     out: Path,
-    compiled_tokens: Collection[int] | None,
+    unrounded_tokens: Collection[int],
     candidates: tuple[str, ...] | None,
     record_file: Path | None,
     budget_s: float,
     resume: bool,
-    plot_file: Path | None,
     against_file: Path | None,
     sm: int | None,
     build_only: bool,
@@ -47,8 +46,6 @@ def bench(
     names = peers.NAMES if candidates is None else peers.chosen(candidates)
     if not build_only:
         _require_gpu_and_library(out)
-    if plot_file is not None:
-        _require_matplotlib(plot_file)
     folder = folder_of(out)
     if no_build:
         index = built_before(folder)
@@ -59,6 +56,7 @@ def bench(
             f"{len(specs)} benchmarks are built for sm_{index.sm}; on the GPU: bench --no-build", highlight=False
         )
         return
+    ahead.share_cache(folder / "inductor")
     models = _models(specs, index, folder)
     package = package_of(out)
     file = record_file or places.home() / "docs" / "measured" / record.file_name(torch.cuda.get_device_name(), "bench")
@@ -71,14 +69,10 @@ def bench(
         repository=places.home(),
         budget_s=budget_s,
         candidates=names,
-        compiled_tokens=compiled_tokens,
+        unrounded_tokens=unrounded_tokens,
         resume=resume,
         console=console,
     )
-    if plot_file is not None:
-        from .plot import save
-
-        save(written, plot_file)
     if before is not None:
         changes = against.compare(written, before)
         console.print(against.table(changes))
@@ -92,15 +86,6 @@ def _require_gpu_and_library(out: Path) -> None:
         )
     if not (out / places.PACKAGE / LIBRARY).is_file():
         raise ToolError(f"{out / places.PACKAGE / LIBRARY}: missing; compile it: python build.py")
-
-
-def _require_matplotlib(plot_file: Path) -> None:
-    if plot_file.suffix not in (".png", ".svg"):
-        raise BadInput([Problem(None, None, f"--plot {plot_file}: a .png or .svg would be right")])
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError:
-        raise ToolError('--plot needs matplotlib: pip install -e ".[bench]"') from None
 
 
 def target(sm: int | None) -> int:

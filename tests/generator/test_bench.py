@@ -1,10 +1,10 @@
 """The benchmark without a GPU: arithmetic, records, tables, pictures, and a run on a pretended chip."""
 
 import ctypes
-import itertools
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,66 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+from bench_records import H200_L2, MACHINE, MB, RATES, a_record, a_spec
 
-from codegen.bench import against, plot, record, tables
+from codegen.bench import against, ahead, flashinfer, record
 from codegen.bench import run as bench_run
 from codegen.bench.agreement import Agreement, agree, expected, tolerance, ulp_limit
 from codegen.bench.chain import Candidate, Graph, Measured, Outputs, Timing, Weights
 from codegen.bench.native import LaunchArgs, launch_args
-from codegen.bench.peers import NAMES, chosen, seed_allows, torch_eager
+from codegen.bench.peers import chosen, seed_allows, torch_eager
 from codegen.bench.probe import geometries, kernel_names, template_values
-from codegen.bench.record import Machine, Measurement, Point, ProtocolRecord, Record, Source
+from codegen.bench.record import HostCost, Record, Source
 from codegen.bench.rotation import Protocol, Rotation, rotation
 from codegen.errors import BadInput, CheckFailed, ToolError
-from codegen.spec import Norm, RouterSpec, Routing
-
-MB = 1 << 20
-H200_L2 = 60 * MB
-
-
-def a_spec(**changes: Any) -> RouterSpec:
-    fields: dict[str, Any] = {
-        "name": "a-model",
-        "sources": ("a test",),
-        "hidden_size": 64,
-        "num_experts": 16,
-        "activation_dtype": "bfloat16",
-        "gate_weight_dtype": "bfloat16",
-        "norm": Norm(order="B", eps=1e-6),
-        "gate_bias": False,
-        "routing": Routing(top_k=2, e_score_correction_bias=False),
-    }
-    return RouterSpec(**{**fields, **changes})
-
-
-MACHINE = Machine(
-    chip="NVIDIA H200",
-    sm=90,
-    multiprocessors=132,
-    l2_bytes=H200_L2,
-    driver="580.1",
-    torch="2.11.0",
-    cuda_runtime="13.0",
-    clocks={"clocks.sm": "1980 MHz"},
-)
-
-
-def a_record(candidates: Sequence[str] = NAMES, models: int = 1) -> Record:
-    found = Record(
-        verb="bench",
-        machine=MACHINE,
-        source=Source(commit="0123abc", dirty=False),
-        protocol=ProtocolRecord.of(Protocol()),
-    )
-    for model, tokens in itertools.product(range(models), (16, 1, 256)):
-        times = {
-            name: Measurement(median_us=4.0 + place + tokens / 50, spread_us=0.1, error=3e-7, variant="v")
-            for place, name in enumerate(candidates)
-        }
-        spec = a_spec(name=f"model-{model}")
-        found = found.with_point(spec, tokens, Point(pairs=40, weight_sets=40, cold=True, candidates=times))
-    return found
-
+from codegen.spec import Norm, RouterSpec
 
 # Rotation.
 
@@ -180,11 +133,18 @@ class PretendChain:
         return self.weights[0], self.source
 
     def capture(self, candidate: Candidate, pairs: int, weight_sets: int) -> Graph:
-        def replay() -> None:
+        def run() -> Outputs:
             self.x.copy_(self.source)
-            candidate.launch(self.weights[0], self.x, self.outputs, 0)
+            return candidate.launch(self.weights[0], self.x, self.outputs, 0)
 
-        return Graph(SimpleNamespace(replay=replay), self.outputs)
+        def replay() -> None:
+            again = run()  # a graph writes the tensors of its capture
+            last.router_logits.copy_(again.router_logits)
+            if last.normed_x is not None and again.normed_x is not None:
+                last.normed_x.copy_(again.normed_x)
+
+        last = run()
+        return Graph(SimpleNamespace(replay=replay), last)
 
 
 def oracle() -> Any:
@@ -275,6 +235,81 @@ def test_torch_peers_compute_the_model(order: str) -> None:
     torch.testing.assert_close(got.normed_x, right.normed_x, rtol=2**-7, atol=0)
 
 
+def test_logits_of_another_dtype_are_a_peers_to_declare(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = a_spec()
+
+    def launch(weights: Weights, x: torch.Tensor, outputs: Outputs, stream: int) -> Outputs:
+        right = expected(spec, oracle(), weights, x)
+        normed_x = outputs.normed_x
+        assert normed_x is not None and right.normed_x is not None
+        normed_x.copy_(right.normed_x)
+        return Outputs(normed_x, right.router_logits.to(torch.bfloat16))
+
+    one = Candidate("one", launch, tolerance=tolerance(spec, "rounded"))
+    assert "torch.bfloat16 (3, 16), not torch.float32" in agreement_of(one, spec, monkeypatch).problem
+    found = agreement_of(replace(one, logits_dtype=torch.bfloat16), spec, monkeypatch)
+    assert (found.problem, found.normed_ulps) == ("", 0)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A FlashInfer that computes nothing; the calls it gets."""
+    calls: list[str] = []
+
+    def norm(name: str) -> Any:
+        def run(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
+            calls.append(name)
+            return out
+
+        return run
+
+    def tinygemm(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, bias: None, use_pdl: bool) -> None:
+        calls.append(f"tinygemm_bf16 {out.dtype}")
+
+    def router_gemm(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, launch_with_pdl: bool) -> None:
+        assert weight.stride(0) == 1
+        calls.append(f"mm_M1_16_K7168_N384 {out.dtype}")
+
+    norms = SimpleNamespace(rmsnorm=norm("rmsnorm"), gemma_rmsnorm=norm("gemma_rmsnorm"))
+    gemms = SimpleNamespace(tinygemm_bf16=tinygemm, mm_M1_16_K7168_N384=router_gemm)
+    monkeypatch.setitem(sys.modules, "flashinfer.norm", norms)
+    monkeypatch.setitem(sys.modules, "flashinfer.gemm", gemms)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "sm", "order", "calls"),
+    [
+        ((7168, 384), 16, 90, "B", ["rmsnorm", "mm_M1_16_K7168_N384 torch.float32"]),
+        ((7168, 384), 17, 90, "B", ["rmsnorm", "tinygemm_bf16 torch.bfloat16"]),
+        ((7168, 384), 16, 120, "G", ["gemma_rmsnorm", "tinygemm_bf16 torch.bfloat16"]),
+        ((4096, 128), 1, 90, "A", ["rmsnorm", "tinygemm_bf16 torch.bfloat16"]),
+    ],
+)
+def test_flashinfer_runs_the_gemm_that_fits(
+    installed: list[str], shape: tuple[int, int], tokens: int, sm: int, order: str, calls: list[str]
+) -> None:
+    spec = a_spec(hidden_size=shape[0], num_experts=shape[1], norm=Norm(order=order, eps=1e-6))
+    chain = PretendChain(spec, tokens)
+    peer = flashinfer.candidate(spec, tokens, sm)
+    got = peer.launch(chain.weights[0], chain.source, chain.outputs, 0)
+    assert installed == calls
+    assert got.router_logits.dtype == (peer.logits_dtype or chain.outputs.router_logits.dtype)
+    assert not peer.ours
+
+
+def test_flashinfer_says_why_it_does_not_run(installed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(tokens: int) -> None:
+        chain = PretendChain(a_spec(), tokens)
+        flashinfer.candidate(a_spec(), tokens, 90).launch(chain.weights[0], chain.source, chain.outputs, 0)
+
+    with pytest.raises(ValueError, match="for few tokens, timed up to 64"):
+        launch(65)
+    monkeypatch.setitem(sys.modules, "flashinfer.norm", None)
+    with pytest.raises(ImportError, match="flashinfer"):
+        launch(1)
+
+
 def test_seed_only_where_its_shape_rules_allow() -> None:
     assert seed_allows(a_spec(hidden_size=7168))
     assert not seed_allows(a_spec(hidden_size=2880))
@@ -298,6 +333,14 @@ def test_record_round_trip(tmp_path: Path) -> None:
     assert list(written.models["model-0"].points) == [1, 16, 256]
     assert path.name == "h200-bench.json"
     assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_records_from_before_rates_and_host_costs_are_read() -> None:
+    text = json.loads(a_record().model_dump_json())
+    del text["rates"], text["models"]["model-0"]["host"]
+    old = Record.model_validate_json(json.dumps(text))
+    assert (old.rates, old.models["model-0"].host) == (None, {})
+    assert old.models["model-0"].points == a_record().models["model-0"].points
 
 
 def test_record_with_a_mistake_is_bad_input(tmp_path: Path) -> None:
@@ -369,51 +412,10 @@ def test_records_that_cannot_be_compared_are_refused() -> None:
         against.compare(one, one.model_copy(update={"models": {}}))
 
 
-# Tables and pictures.
-
-
-def test_tables() -> None:
-    model = a_record().models["model-0"]
-    assert tables.candidates(model) == list(NAMES)
-    assert tables.medians(model, "ours") == pytest.approx({1: 4.02, 16: 4.32, 256: 9.12})
-    assert tables.ratios(model, "ours", "probe")[1] == pytest.approx(4.02 / 5.02)
-    assert tables.best_peer(model, 1) == "seed"
-    lines = tables.markdown(model).splitlines()
-    assert lines[0].startswith("| tokens | normgate | streaming probe |")
-    assert lines[2].startswith("| 1 | 4.02 | 5.02 |")
-    assert lines[2].endswith("| 0.80 |")
-    assert len(lines) == 2 + 3
-
-
-def test_tables_without_a_probe() -> None:
-    model = a_record(("ours",)).models["model-0"]
-    assert tables.ratios(model, "ours", "probe") == {}
-    assert tables.best_peer(model, 1) is None
-    assert tables.markdown(model).splitlines()[2] == "| 1 | 4.02 | - |"
-
-
-def test_plot(tmp_path: Path) -> None:
-    measured = a_record(models=3)
-    axes = plot.figure(measured).axes
-    for panel in axes[:3]:
-        assert [line.get_label() for line in panel.get_lines()] == [tables.label(name) for name in NAMES]
-        assert panel.get_xscale() == "log"
-    assert not axes[3].axison
-    for name in ("latency.png", "latency.svg"):
-        plot.save(measured, tmp_path / name)
-        first = (tmp_path / name).read_bytes()
-        assert len(first) > 10_000
-        plot.save(measured, tmp_path / name)
-        assert (tmp_path / name).read_bytes() == first
-
-
-def test_plot_styles_tell_candidates_apart() -> None:
-    assert list(tables.LABELS) == list(NAMES)
-    assert set(plot._STYLES) == set(NAMES)
-    assert len({style[0] for style in plot._STYLES.values()}) == len(NAMES)
-
-
 # The run, with the chip pretended.
+
+
+HOST = HostCost(norm_gate_us=12.0, rms_norm_us=14.0)
 
 
 @pytest.fixture
@@ -426,8 +428,12 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, Agreement]:
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(record, "machine", lambda: MACHINE)
-    monkeypatch.setattr(bench_run, "weight_sets", lambda *_: [])
+    monkeypatch.setattr(bench_run, "weight_sets", lambda *_: [None])
     monkeypatch.setattr(bench_run, "chain_of", lambda *_: SimpleNamespace(measure=measure))
+    monkeypatch.setattr(bench_run.ahead, "processes", lambda jobs: jobs)
+    monkeypatch.setattr(bench_run.ahead, "compiled", lambda jobs, processes: iter(jobs))
+    monkeypatch.setattr(bench_run.chip, "measure", lambda l2_bytes: RATES)
+    monkeypatch.setattr(bench_run.host, "measure", lambda spec, weights: {16: HOST})
     monkeypatch.setattr(bench_run.agreement, "expected", lambda *_: None)
     monkeypatch.setattr(bench_run.agreement, "last_inputs", lambda *_: ())
     monkeypatch.setattr(bench_run.agreement, "agree", lambda one, *_: answers.get(one.name, Agreement(3e-7, 0)))
@@ -442,6 +448,7 @@ def do_run(out: Path, **changes: Any) -> Record:
         "out": out,
         "repository": out.parent,
         "budget_s": 60.0,
+        "unrounded_tokens": (17,),
     }
     model = bench_run.Model(a_spec(), "kernel", library)
     return bench_run.run([model], [1, 17], **{**given, **changes})
@@ -449,21 +456,44 @@ def do_run(out: Path, **changes: Any) -> Record:
 
 def test_run_writes_each_point(pretended: dict[str, Agreement], tmp_path: Path) -> None:
     pretended["torch_eager"] = Agreement(problem="RuntimeError: no")
-    done = do_run(tmp_path / "r.json", compiled_tokens={17})
+    done = do_run(tmp_path / "r.json")
     assert record.read(tmp_path / "r.json") == done
     points = done.models["a-model"].points
     assert list(points) == [1, 17]
-    assert list(points[1].candidates) == ["ours", "empty", "probe"]
+    assert list(points[1].candidates) == ["ours", "empty", "torch_compiled", "flashinfer", "probe"]
     assert list(points[17].candidates) == [
         "ours",
         "empty",
         "torch_compiled",
         "torch_compiled_unrounded",
+        "flashinfer",
         "probe",
     ]
-    assert points[1].left_out == {"torch_eager": "RuntimeError: no"}
+    assert points[1].left_out == {
+        "torch_compiled_unrounded": "not asked for at this count",
+        "torch_eager": "RuntimeError: no",
+    }
+    assert points[17].left_out == {"torch_eager": "RuntimeError: no"}
+    assert (done.rates, done.models["a-model"].host) == (RATES, {16: HOST})
     assert points[1].candidates["ours"].variant == "gemv_1"
     assert points[1].candidates["probe"].variant == "e1_t128"
+
+
+def test_run_compiles_ahead_what_it_will_ask_for(
+    pretended: dict[str, Agreement], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def compiled(jobs: Sequence[ahead.Job], processes: int) -> Iterator[ahead.Job]:
+        asked.extend((job.peer, job.num_tokens) for job in jobs)
+        yield from jobs
+
+    monkeypatch.setattr(bench_run.ahead, "compiled", compiled)
+    do_run(tmp_path / "r.json")
+    assert asked == [("torch_compiled", 1), ("torch_compiled", 17), ("torch_compiled_unrounded", 17)]
+    asked.clear()
+    do_run(tmp_path / "other.json", candidates=("ours", "torch_eager"))
+    assert not asked
 
 
 def test_run_refuses_to_time_what_is_wrong(pretended: dict[str, Agreement], tmp_path: Path) -> None:
@@ -490,15 +520,3 @@ def test_run_wants_a_gpu(tmp_path: Path) -> None:
         pytest.skip("there is one here")
     with pytest.raises(ToolError, match="needs a GPU"):
         do_run(tmp_path / "r.json")
-
-
-def test_page_holds_every_median_and_where_it_was_measured() -> None:
-    record = a_record(models=2)
-    page = tables.page(record)
-    assert record.machine.chip in page and record.source.commit in page and record.machine.driver in page
-    for name, model in record.models.items():
-        section = page.split(f"## {name}\n")[1].split("\n## ")[0]
-        for tokens, point in model.points.items():
-            row = next(line for line in section.splitlines() if line.startswith(f"| {tokens} |"))
-            for measurement in point.candidates.values():
-                assert f" {measurement.median_us:.2f} " in row
