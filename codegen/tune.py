@@ -305,8 +305,15 @@ def _disagreements(
     candidates: Sequence[Candidate], chain: Chain, spec: RouterSpec, right: Outputs, num_tokens: int
 ) -> list[str]:
     """What is wrong with a candidate's result, a line each."""
-    found = [(candidate, agreement.agree(candidate, chain, spec, right).problem) for candidate in candidates]
-    return [f"{spec.name}, {num_tokens} tokens, {one.variant}: {problem}" for one, problem in found if problem]
+
+    def problem_of(candidate: Candidate) -> str:
+        try:
+            return agreement.agree(candidate, chain, spec, right).problem
+        except RuntimeError as error:  # it could not be launched
+            return str(error)
+
+    found = [(candidate.variant, problem_of(candidate)) for candidate in candidates]
+    return [f"{spec.name}, {num_tokens} tokens, {variant}: {problem}" for variant, problem in found if problem]
 
 
 def _rounded(timing: Timing) -> Measurement:

@@ -244,7 +244,8 @@ class Tiled(_TensorCoreTile):
         if not cluster:
             return 0
         squares = (self.slice_warps + self.split) * self.tokens * 4 if problem.folds_norm else 0
-        return squares + problem.gate_bias * self.experts * 4 + _PUSH_BARRIERS
+        declared = squares + problem.gate_bias * self.experts * 4 + _PUSH_BARRIERS
+        return ceil_div(declared, 128) * 128  # dynamic shared memory begins 128-byte aligned
 
     def registers(self, problem: Problem) -> int:
         """An estimate of what a thread needs, for pruning; the compiler's report decides."""
@@ -347,7 +348,7 @@ class Wgmma(_TensorCoreTile):
         return total + problem.gate_bias * self.experts * 4 + self.stages * 16
 
     def static_smem(self, problem: Problem, cluster: bool) -> int:
-        return _PUSH_BARRIERS
+        return ceil_div(_PUSH_BARRIERS, 1024) * 1024  # dynamic shared memory begins 1024-byte aligned
 
     def registers(self, problem: Problem) -> int:
         """Of a thread that multiplies."""
