@@ -194,7 +194,8 @@ class SplitK(_TensorCoreTile):
         sums = self.chains * token_tiles * expert_tiles * 4
         norm = self.blocks * 4 if problem.has_norm else 0
         normed = rows // 2 if problem.rounds_rows else 0  # rows on their way from raw to normed
-        return max(raw + norm, terms + rows + sums + norm + normed) + _SPARE_REGISTERS
+        wide = rows // 4 if problem.gate_weight_bytes == 4 else 0  # the compiler keeps more of what it has widened
+        return max(raw + norm, terms + rows + sums + norm + normed + wide) + _SPARE_REGISTERS
 
 
 @dataclass(frozen=True, order=True)
@@ -627,4 +628,7 @@ def _wgmmas(problem: Problem, arch: Arch, num_tokens: int) -> Iterator[Variant]:
                 # As deep as the slice is long and shared memory allows: nothing else waits for that memory.
                 deepest = min(ceil_div(ceil_div(problem.hidden_size, 64), split), 12)
                 variants = [Wgmma(tokens, experts, split, n, problem.early_weight_loads) for n in range(deepest, 1, -1)]
-                yield from [v for v in variants if v.dynamic_smem(problem, True) <= arch.max_smem_per_block][:1]
+                most = arch.max_smem_per_block
+                yield from [
+                    v for v in variants if v.static_smem(problem, True) + v.dynamic_smem(problem, True) <= most
+                ][:1]

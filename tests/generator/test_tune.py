@@ -85,7 +85,7 @@ def test_every_candidate_s_name_reads_back(sm):
                 for variant in variants.candidates(problem, ARCHS[sm], count):
                     assert variants.parse(variant.name) == variant
                     seen.add(variant.family)
-    assert seen == {"gemv", "split_k", "tiled"} | ({"wgmma"} if sm == 90 else set())
+    assert seen == {"gemv", "split_k", "tiled"} | ({"wgmma", "resident"} if sm == 90 else set())
 
 
 @pytest.mark.parametrize("name", ["", "gemv", "gemv_t01_e1_w4_c1", "gemv_t1_e1_w4_c1_x", "split_k_t8_e16_s1_w4_b1_r1"])

@@ -9,11 +9,7 @@ namespace normgate {
 __device__ __forceinline__ void cluster_arrive_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
-// The first half of a barrier that publishes this thread's stores to the cluster.
-__device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-// The second half: returns when every thread of the cluster has arrived, with their stores visible.
+// The second half: returns when every thread of the cluster has arrived.
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // The address, in the cluster's shared window, of this CTA's shared variable as CTA `rank` has it.
@@ -23,13 +19,23 @@ __device__ __forceinline__ uint32_t in_cta(const void* shared, uint32_t rank) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
   return there;
 }
-__device__ __forceinline__ void push(uint32_t address, float v) {
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
-}
-__device__ __forceinline__ void push4(uint32_t address, float4 v) {
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z),
-               "f"(v.w)
+// Stores into another CTA's shared memory, which count their bytes at a barrier there: whoever waits for the barrier
+// sees them. A barrier of the cluster would make every thread wait for all of its stores first.
+__device__ __forceinline__ void push(uint32_t address, float v, uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address), "f"(v),
+               "r"(barrier)
                : "memory");
+}
+__device__ __forceinline__ void push4(uint32_t address, float4 v, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
+      : "memory");
+}
+
+// Arrives at a barrier of another CTA; what this thread has read before may be overwritten after.
+__device__ __forceinline__ void arrive_in_cta(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 }  // namespace normgate

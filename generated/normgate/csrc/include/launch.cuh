@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "normgate.h"
 
 namespace normgate {
@@ -22,6 +24,10 @@ cudaError_t launch(void (*kernel)(normgate_args, More...), const LaunchShape& sh
   if (shape.smem_bytes > 0) {  // with its static shared memory it may be more than a kernel has without asking
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.smem_bytes);
+    if (error != cudaSuccess) return error;
+  }
+  if (shape.cluster > 8) {  // more than every chip can run
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchAttribute attributes[2];

@@ -19,7 +19,18 @@ __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier_address(barrier)) : "memory");
 }
 
-// Waits for the end of the barrier's phase of this parity: phases alternate 0, 1, 0, ...
+// Makes barriers that this thread has initialized known to the cluster and to the copy engine.
+__device__ __forceinline__ void barriers_are_initialized() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// The one arrival that a barrier waits for beside `bytes` of copies or pushes.
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Waits for the end of the barrier's phase of this parity: phases alternate 0, 1, 0, ... What the cluster's CTAs have
+// pushed and counted there can be read then.
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, int parity) {
   asm volatile(
       "{\n"

@@ -11,9 +11,9 @@
 
 namespace normgate {
 
-// The one arrival that a barrier waits for beside `bytes` of copies.
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+// Brings a map near, so that the first copy does not wait for it.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
 // Copies the map's box whose first element is (row, column) to shared memory, zeros for what lies outside the matrix,
@@ -55,6 +55,16 @@ bool map_matrix(CUtensorMap& map, const void* data, int64_t rows, int64_t column
          encode(&map, type, 2, const_cast<void*>(data), size, stride, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
                 CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+// Launches a kernel that copies boxes of x.
+template <class Activation>
+cudaError_t launch_mapped(void (*kernel)(normgate_args, CUtensorMap), const LaunchShape& shape,
+                          const normgate_args& args, int hidden_size, int box_tokens) {
+  CUtensorMap x;
+  return map_matrix<Activation>(x, args.x, args.num_tokens, hidden_size, args.x_row_stride, box_tokens)
+             ? launch(kernel, shape, args, x)
+             : cudaErrorInvalidValue;
 }
 
 // Launches a kernel that copies boxes of x and of the gate weights.

@@ -75,4 +75,29 @@ __device__ __forceinline__ Vec8<T> load_operand(const char* rows, int first_row,
   return v;
 }
 
+// The same out of rows that lie `pitch` bytes apart, an odd number of 16-byte chunks (of 32 bytes for 4-byte elements),
+// so that no two rows of an access meet in a bank.
+template <class T>
+__device__ __forceinline__ Vec8<T> load_operand_rows(const char* rows, int pitch, int first_row, int step) {
+  Vec8<T> v;
+  const int lane = threadIdx.x % 32;
+  if constexpr (sizeof(T) == 2) {
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(rows)) + (first_row + lane % 16) * pitch +
+                             step * 32 + lane / 16 * 16;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                 : "r"(address)
+                 : "memory");
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = first_row + lane / 4 + i % 2 * 8, k = step * 16 + lane % 4 * 2 + i / 2 * 8;
+      const auto pair = *reinterpret_cast<const uint2*>(rows + row * pitch + k * 4);
+      v.word[2 * i] = pair.x;
+      v.word[2 * i + 1] = pair.y;
+    }
+  }
+  return v;
+}
+
 }  // namespace normgate

@@ -70,6 +70,25 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     }
   }
 
+  // Stage: weights times norm weights, while the kernel before still runs. A loop of one turn (blockDim.y is 1), for
+  // out of it the compiler would move the products to where they are used, below the wait.
+  float2 folded[V::kExperts][V::kChunks][4];
+#pragma unroll 1
+  for (unsigned once = 0; once < blockDim.y; ++once) {
+#pragma unroll
+    for (int c = 0; c < V::kChunks; ++c) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 scale = Norm::scale(widen2(norm_weight[c], i));
+#pragma unroll
+        for (int e = 0; e < V::kExperts; ++e) {
+          const float2 weight = widen2(gate[e][c], i);
+          folded[e][c][i] = make_float2(weight.x * scale.x, weight.y * scale.y);
+        }
+      }
+    }
+  }
+
   // Stage: rows of x, kGroup of them on their way at once. If that is all of them, they stay.
   constexpr int kGroup = V::kGroup;
   constexpr bool kKeepRows = kGroup == V::kTokens;
@@ -106,16 +125,14 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     for (int c = 0; c < V::kChunks; ++c) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float2 scale = Norm::scale(widen2(norm_weight[c], i));
 #pragma unroll
         for (int m = 0; m < kGroup; ++m) {
-          const float2 raw = widen2(rows[m][c], i);
-          squares[m] = fmaf(raw.x, raw.x, squares[m]);
-          squares[m] = fmaf(raw.y, raw.y, squares[m]);
-          const float2 value = make_float2(raw.x * scale.x, raw.y * scale.y);
+          const float2 value = widen2(rows[m][c], i);
+          squares[m] = fmaf(value.x, value.x, squares[m]);
+          squares[m] = fmaf(value.y, value.y, squares[m]);
 #pragma unroll
           for (int e = 0; e < V::kExperts; ++e) {
-            const float2 weight = widen2(gate[e][c], i);
+            const float2 weight = folded[e][c][i];
             dot[m][e] = fmaf(value.x, weight.x, dot[m][e]);
             dot[m][e] = fmaf(value.y, weight.y, dot[m][e]);
           }
@@ -294,10 +311,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   const auto sum_warps = [&](int token, int column) {
     float4 sum = partial[0][token][column];
 #pragma unroll
-    for (int w = 1; w < S::kParts; ++w) {
-      const float4 more = partial[w][token][column];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
+    for (int w = 1; w < S::kParts; ++w) sum = add4(sum, partial[w][token][column]);
     return sum;
   };
 
@@ -524,10 +538,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   const auto sum_warps = [&](int token, int column) {
     float4 sum = partial[0][token][column];
 #pragma unroll
-    for (int w = 1; w < S::kParts; ++w) {
-      const float4 more = partial[w][token][column];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
+    for (int w = 1; w < S::kParts; ++w) sum = add4(sum, partial[w][token][column]);
     return sum;
   };
 
@@ -593,15 +604,14 @@ __device__ __forceinline__ void finish(const normgate_args& args) {
 #pragma unroll
     for (int s = 0; s < V::kSplit; ++s) {
       const auto* sums = static_cast<const float*>(args.workspace) + (s * args.num_tokens + token) * V::kWorkspaceRow;
-      const float4 more = reinterpret_cast<const float4*>(sums)[column];
-      logits = make_float4(logits.x + more.x, logits.y + more.y, logits.z + more.z, logits.w + more.w);
+      logits = add4(logits, reinterpret_cast<const float4*>(sums)[column]);
     }
-    logits = make_float4(logits.x * rstd, logits.y * rstd, logits.z * rstd, logits.w * rstd);
+    logits = scale4(logits, rstd);
     store_logits(args, token, column * 4, logits);
   }
 }
 
-// gemv_t1_e2_w16_c1, 1 token: cheapest of 63 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM
+// gemv_t1_e2_w16_c1, 1 token: cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM
 // (python build.py tune); cost model).
 struct GemvT1E2W16C1 {
   static constexpr int kTokens = 1;     // tokens that a CTA serves
@@ -611,7 +621,7 @@ struct GemvT1E2W16C1 {
   static constexpr int kGroup = 1;      // rows that a thread has on their way at once
 };
 
-// gemv_t2_e2_w16_c1, 2 tokens: cheapest of 81 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// gemv_t2_e2_w16_c1, 2 tokens: cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this
 // SM (python build.py tune); cost model).
 struct GemvT2E2W16C1 {
   static constexpr int kTokens = 2;     // tokens that a CTA serves
@@ -644,7 +654,7 @@ struct SplitKT8E16S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t8_e32_s8_w4_b4, 9 to 16 tokens: cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens
+// split_k_t8_e32_s8_w4_b4, 9 to 24 tokens: cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens
 // (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
@@ -657,7 +667,7 @@ struct SplitKT8E32S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s8_w4_b4, 17 to 32 tokens: cheapest of 298 legal variants of split_k and tiled and wgmma at 32 tokens
+// split_k_t16_e32_s8_w4_b4, 25 to 48 tokens: cheapest of 298 legal variants of split_k and tiled and wgmma at 32 tokens
 // (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W4B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
@@ -670,7 +680,7 @@ struct SplitKT16E32S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s5_w7_b4, 33 to 64 tokens: cheapest of 404 legal variants of split_k and tiled and wgmma at 64 tokens
+// split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: cheapest of 404 legal variants of split_k and tiled and wgmma at 64 tokens
 // (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S5W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
@@ -683,7 +693,20 @@ struct SplitKT16E32S5W7B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 65 to 128 tokens: cheapest of 415 legal variants of split_k and tiled and wgmma at 128
+// split_k_t32_e32_s8_w8_b2, 65 to 96 tokens: cheapest of 415 legal variants of split_k and tiled and wgmma at 96 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
+struct SplitKT32E32S8W8B2 {
+  static constexpr int kTokens = 32;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
+};
+
+// tiled_t32_e32_s6_w222_k128_d3, 97 to 128 tokens: cheapest of 415 legal variants of split_k and tiled and wgmma at 128
 // tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
@@ -827,6 +850,16 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm80(const normgate_args args) {
+  split_k<SplitKT32E32S8W8B2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm80_finish(const normgate_args args) {
+  finish<SplitKT32E32S8W8B2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80(const normgate_args args) {
   tiled<TiledT32E32S6W222K128D3>(args);
 }
@@ -917,6 +950,14 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_
                                        {ceil_div(args.num_tokens, 16) * 20, 224, 0, 1, false}, args))
     return error;
   return launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80_finish,
+                {args.num_tokens, 256, 0, 1, false}, args);
+}
+
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm80(const normgate_args& args) {
+  if (const cudaError_t error = launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm80,
+                                       {ceil_div(args.num_tokens, 32) * 32, 256, 0, 1, false}, args))
+    return error;
+  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm80_finish,
                 {args.num_tokens, 256, 0, 1, false}, args);
 }
 

@@ -12,6 +12,7 @@
 #include "async_copy.cuh"
 #include "cluster.cuh"
 #include "launch.cuh"
+#include "mbarrier.cuh"
 #include "mma.cuh"
 #include "norm.cuh"
 #include "normgate.h"
@@ -73,6 +74,25 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
           exists ? load_weights(static_cast<const GateWeight*>(args.gate_weight) + row + k) : zeros<GateWeight>();
     }
   }
+
+  // Stage: weights times norm weights, while the kernel before still runs. A loop of one turn (blockDim.y is 1), for
+  // out of it the compiler would move the products to where they are used, below the wait.
+  float2 folded[V::kExperts][V::kChunks][4];
+#pragma unroll 1
+  for (unsigned once = 0; once < blockDim.y; ++once) {
+#pragma unroll
+    for (int c = 0; c < V::kChunks; ++c) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 scale = Norm::scale(widen2(norm_weight[c], i));
+#pragma unroll
+        for (int e = 0; e < V::kExperts; ++e) {
+          const float2 weight = widen2(gate[e][c], i);
+          folded[e][c][i] = make_float2(weight.x * scale.x, weight.y * scale.y);
+        }
+      }
+    }
+  }
   if constexpr (V::kEarlyWeights) wait_for_previous_kernel();
 
   // Stage: rows of x, kGroup of them on their way at once. If that is all of them, they stay.
@@ -111,16 +131,14 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     for (int c = 0; c < V::kChunks; ++c) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float2 scale = Norm::scale(widen2(norm_weight[c], i));
 #pragma unroll
         for (int m = 0; m < kGroup; ++m) {
-          const float2 raw = widen2(rows[m][c], i);
-          squares[m] = fmaf(raw.x, raw.x, squares[m]);
-          squares[m] = fmaf(raw.y, raw.y, squares[m]);
-          const float2 value = make_float2(raw.x * scale.x, raw.y * scale.y);
+          const float2 value = widen2(rows[m][c], i);
+          squares[m] = fmaf(value.x, value.x, squares[m]);
+          squares[m] = fmaf(value.y, value.y, squares[m]);
 #pragma unroll
           for (int e = 0; e < V::kExperts; ++e) {
-            const float2 weight = widen2(gate[e][c], i);
+            const float2 weight = folded[e][c][i];
             dot[m][e] = fmaf(value.x, weight.x, dot[m][e]);
             dot[m][e] = fmaf(value.y, weight.y, dot[m][e]);
           }
@@ -213,12 +231,25 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 
   __shared__ float4
       partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
-  __shared__ float partial_squares[V::kWarps][V::kTokens];
-  __shared__ float incoming_squares[V::kSplit][V::kTokens];
+  __shared__ __align__(16) float partial_squares[V::kWarps][V::kTokens];
+  __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
+  __shared__ uint64_t squares_pushed;
   __shared__ float4 incoming[V::kSplit][S::kOwnQuads];  // sums that the CTAs of the cluster push to their owner
+  __shared__ uint64_t sums_pushed;                      // counts their bytes
 
   launch_next_kernel();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
+  if constexpr (V::kSplit > 1) {
+    if (threadIdx.x == 0) {
+      // Quads of logits are numbered token by token; a CTA owns kOwnQuads of them, side by side.
+      const int own_quads = min(max(num_tokens * (V::kExperts / 4) - slice * S::kOwnQuads, 0), S::kOwnQuads);
+      barrier_init(&sums_pushed, 1);
+      barrier_expect(barrier_address(&sums_pushed), V::kSplit * own_quads * 16);
+      barrier_init(&squares_pushed, 1);
+      barrier_expect(barrier_address(&squares_pushed), V::kSplit * V::kTokens * 4);
+      barriers_are_initialized();
+    }
+  }
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
 
   float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
@@ -257,6 +288,10 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
+    }
+
+    if constexpr (V::kSplit > 1) {
+      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     // Stage: rows of x.
@@ -316,24 +351,25 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   const auto sum_warps = [&](int token, int column) {
     float4 sum = partial[0][token][column];
 #pragma unroll
-    for (int w = 1; w < S::kParts; ++w) {
-      const float4 more = partial[w][token][column];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
+    for (int w = 1; w < S::kParts; ++w) sum = add4(sum, partial[w][token][column]);
     return sum;
   };
 
-  // Stage: sums of the cluster. A quad of logits belongs to CTA `quad index % kSplit`, to which the others push theirs.
+  // Stage: sums of the cluster. A quad of logits belongs to CTA `quad index / kOwnQuads`, to which all push theirs.
   if constexpr (V::kSplit > 1) {
-    cluster_wait();  // every CTA of the cluster has begun, so its shared memory can be written
-    for (int i = threadIdx.x; i < V::kSplit * V::kTokens; i += S::kThreads) {
-      const int token = i / V::kSplit, peer = i % V::kSplit;
-      float sum = 0.0f;
+    // Four tokens at a time, and from the last thread down, for the first ones push sums.
+#pragma unroll 1
+    for (int i = S::kThreads - 1 - threadIdx.x; i < V::kSplit * V::kTokens / 4; i += S::kThreads) {
+      const int tokens = i % (V::kTokens / 4), peer = i / (V::kTokens / 4);
+      float4 sum = reinterpret_cast<const float4*>(partial_squares[0])[tokens];
 #pragma unroll
-      for (int w = 0; w < S::kParts; ++w) sum += partial_squares[w][token];
-      push(in_cta(&incoming_squares[slice][token], peer), sum);
+      for (int w = 1; w < S::kParts; ++w) sum = add4(sum, reinterpret_cast<const float4*>(partial_squares[w])[tokens]);
+      push4(in_cta(&incoming_squares[slice][tokens * 4], peer), sum, in_cta(&squares_pushed, peer));
     }
   }
+  const auto wait_for_squares = [&] {
+    if constexpr (V::kSplit > 1) barrier_wait(&squares_pushed, 0);
+  };
   const auto rstd_of = [&](int token) {
     float sum = 0.0f;
 #pragma unroll
@@ -343,51 +379,24 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     return inverse_rms(sum, kHiddenSize, args.eps);
   };
   if constexpr (V::kSplit > 1) {
-    for (int q = threadIdx.x; q < S::kQuads; q += S::kThreads) {
-      const int token = q / (V::kExperts / 4);
-      if (token < num_tokens) {
-        push4(in_cta(&incoming[slice][q / V::kSplit], q % V::kSplit), sum_warps(token, q % (V::kExperts / 4)));
-      }
-    }
-    cluster_arrive();
-    cluster_wait();
-  }
-  const auto sum_slices = [&](int token, int column) {
-    if constexpr (V::kSplit == 1) return sum_warps(token, column);
-    const int own = (token * (V::kExperts / 4) + column) / V::kSplit;
-    float4 sum = incoming[0][own];
-#pragma unroll
-    for (int s = 1; s < V::kSplit; ++s) {
-      const float4 more = incoming[s][own];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
-    return sum;
-  };
-
-  // Stage: logits.
-  for (int own = threadIdx.x; own < S::kOwnQuads; own += S::kThreads) {
-    const int q = own * V::kSplit + slice, token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
-    if (q < S::kQuads && token < num_tokens) {
-      float4 logits = sum_slices(token, column);
-      const float rstd = rstd_of(token);
-      logits = make_float4(logits.x * rstd, logits.y * rstd, logits.z * rstd, logits.w * rstd);
-      store_logits(args, first_token + token, first_expert + column * 4, logits);
+#pragma unroll 1
+    for (int q = threadIdx.x; q < num_tokens * (V::kExperts / 4); q += S::kThreads) {
+      const float4 sum = sum_warps(q / (V::kExperts / 4), q % (V::kExperts / 4));
+      push4(in_cta(&incoming[slice][q % S::kOwnQuads], q / S::kOwnQuads), sum, in_cta(&sums_pushed, q / S::kOwnQuads));
     }
   }
+  wait_for_squares();
 
-  // Stage: normed_x. Every tile has read every row, so tile i writes the rows i, i + kTiles, ...
+  // Stage: normed_x. Every tile has read every row, so the tiles share the rows' chunks.
   if constexpr (S::kKeepRows) {
 #pragma unroll
     for (int n = 0; n < S::kTokenTiles; ++n) {
-      const int token = n * 8 + group;
-      if (token < num_tokens && token % S::kTiles == tile) {
-        const float rstd = rstd_of(token);
 #pragma unroll
-        for (int b = 0; b < V::kBlocks; ++b) {
-          const int k = first_k + b * 32;
-          if (in_row(k))
-            store_activations(normed_x + static_cast<int64_t>(token) * kHiddenSize + k,
-                              norm8<Norm>(rows[n][b], rstd, norm_weight[b]));
+      for (int b = 0; b < V::kBlocks; ++b) {
+        const int token = n * 8 + group, k = first_k + b * 32;
+        if (token < num_tokens && (token * V::kBlocks + b) % S::kTiles == tile && in_row(k)) {
+          store_activations(normed_x + static_cast<int64_t>(token) * kHiddenSize + k,
+                            norm8<Norm>(rows[n][b], rstd_of(token), norm_weight[b]));
         }
       }
     }
@@ -415,6 +424,24 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+  }
+
+  // Stage: logits.
+  if constexpr (V::kSplit > 1) barrier_wait(&sums_pushed, 0);
+  const auto sum_slices = [&](int own, int token, int column) {
+    if constexpr (V::kSplit == 1) return sum_warps(token, column);
+    float4 sum = incoming[0][own];
+#pragma unroll
+    for (int s = 1; s < V::kSplit; ++s) sum = add4(sum, incoming[s][own]);
+    return sum;
+  };
+#pragma unroll 1
+  for (int own = threadIdx.x; own < S::kOwnQuads; own += S::kThreads) {
+    const int q = slice * S::kOwnQuads + own, token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
+    if (token >= num_tokens) break;
+    float4 logits = sum_slices(own, token, column);
+    logits = scale4(logits, rstd_of(token));
+    store_logits(args, first_token + token, first_expert + column * 4, logits);
   }
 }
 
@@ -509,8 +536,10 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   char* norm_weights = shared + S::kRingBytes;
   auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(shared);
   auto* incoming = reinterpret_cast<float4(*)[S::kOwnQuads]>(shared + S::kRingBytes + S::kNormBytes);
-  __shared__ float partial_squares[S::kParts][V::kTokens];
-  __shared__ float incoming_squares[V::kSplit][V::kTokens];
+  __shared__ __align__(16) float partial_squares[S::kParts][V::kTokens];
+  __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
+  __shared__ uint64_t squares_pushed;  // counts the bytes that the CTAs of the cluster push
+  __shared__ uint64_t sums_pushed;
 
   // Stage: copies. A step's weights and rows go into stage `step % kStages`.
   const auto copy_weights = [&](int step) {
@@ -535,6 +564,17 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   };
   launch_next_kernel();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
+  if constexpr (V::kSplit > 1) {
+    if (threadIdx.x == 0) {
+      // Quads of logits are numbered token by token; a CTA owns kOwnQuads of them, side by side.
+      const int own_quads = min(max(num_tokens * (V::kExperts / 4) - slice * S::kOwnQuads, 0), S::kOwnQuads);
+      barrier_init(&sums_pushed, 1);
+      barrier_expect(barrier_address(&sums_pushed), V::kSplit * own_quads * 16);
+      barrier_init(&squares_pushed, 1);
+      barrier_expect(barrier_address(&squares_pushed), V::kSplit * V::kTokens * 4);
+      barriers_are_initialized();
+    }
+  }
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
   for (int k = threadIdx.x * 8; k < S::kSlice; k += S::kThreads * 8) {
     const bool exists = in_row(slice * S::kSlice + k);
@@ -644,24 +684,26 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   const auto sum_warps = [&](int token, int column) {
     float4 sum = partial[0][token][column];
 #pragma unroll
-    for (int w = 1; w < S::kParts; ++w) {
-      const float4 more = partial[w][token][column];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
+    for (int w = 1; w < S::kParts; ++w) sum = add4(sum, partial[w][token][column]);
     return sum;
   };
 
-  // Stage: sums of the cluster. A quad of logits belongs to CTA `quad index % kSplit`, to which the others push theirs.
+  // Stage: sums of the cluster. A quad of logits belongs to CTA `quad index / kOwnQuads`, to which all push theirs.
+  if constexpr (V::kSplit > 1) cluster_wait();  // every CTA's shared memory can be written
   if constexpr (V::kSplit > 1) {
-    cluster_wait();  // every CTA of the cluster has begun, so its shared memory can be written
-    for (int i = threadIdx.x; i < V::kSplit * V::kTokens; i += S::kThreads) {
-      const int token = i / V::kSplit, peer = i % V::kSplit;
-      float sum = 0.0f;
+    // Four tokens at a time, and from the last thread down, for the first ones push sums.
+#pragma unroll 1
+    for (int i = S::kThreads - 1 - threadIdx.x; i < V::kSplit * V::kTokens / 4; i += S::kThreads) {
+      const int tokens = i % (V::kTokens / 4), peer = i / (V::kTokens / 4);
+      float4 sum = reinterpret_cast<const float4*>(partial_squares[0])[tokens];
 #pragma unroll
-      for (int w = 0; w < S::kParts; ++w) sum += partial_squares[w][token];
-      push(in_cta(&incoming_squares[slice][token], peer), sum);
+      for (int w = 1; w < S::kParts; ++w) sum = add4(sum, reinterpret_cast<const float4*>(partial_squares[w])[tokens]);
+      push4(in_cta(&incoming_squares[slice][tokens * 4], peer), sum, in_cta(&squares_pushed, peer));
     }
   }
+  const auto wait_for_squares = [&] {
+    if constexpr (V::kSplit > 1) barrier_wait(&squares_pushed, 0);
+  };
   const auto rstd_of = [&](int token) {
     float sum = 0.0f;
 #pragma unroll
@@ -671,39 +713,15 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
     return inverse_rms(sum, kHiddenSize, args.eps);
   };
   if constexpr (V::kSplit > 1) {
-    for (int q = threadIdx.x; q < S::kQuads; q += S::kThreads) {
-      const int token = q / (V::kExperts / 4);
-      if (token < num_tokens) {
-        push4(in_cta(&incoming[slice][q / V::kSplit], q % V::kSplit), sum_warps(token, q % (V::kExperts / 4)));
-      }
-    }
-    cluster_arrive();
-    cluster_wait();
-  }
-  const auto sum_slices = [&](int token, int column) {
-    if constexpr (V::kSplit == 1) return sum_warps(token, column);
-    const int own = (token * (V::kExperts / 4) + column) / V::kSplit;
-    float4 sum = incoming[0][own];
-#pragma unroll
-    for (int s = 1; s < V::kSplit; ++s) {
-      const float4 more = incoming[s][own];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
-    return sum;
-  };
-
-  // Stage: logits.
-  for (int own = threadIdx.x; own < S::kOwnQuads; own += S::kThreads) {
-    const int q = own * V::kSplit + slice, token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
-    if (q < S::kQuads && token < num_tokens) {
-      float4 logits = sum_slices(token, column);
-      const float rstd = rstd_of(token);
-      logits = make_float4(logits.x * rstd, logits.y * rstd, logits.z * rstd, logits.w * rstd);
-      store_logits(args, first_token + token, first_expert + column * 4, logits);
+#pragma unroll 1
+    for (int q = threadIdx.x; q < num_tokens * (V::kExperts / 4); q += S::kThreads) {
+      const float4 sum = sum_warps(q / (V::kExperts / 4), q % (V::kExperts / 4));
+      push4(in_cta(&incoming[slice][q % S::kOwnQuads], q / S::kOwnQuads), sum, in_cta(&sums_pushed, q / S::kOwnQuads));
     }
   }
+  wait_for_squares();
 
-  // Stage: normed_x. Every tile has read every row, so tile i writes the rows i, i + kTiles, ...
+  // Stage: normed_x. Every tile has read every row, so the tiles share the rows' chunks.
   {
     // Chunks of the rows in turn, four loads of a thread in flight.
     constexpr int kChunks = S::kSlice / 8, kInFlight = 4;
@@ -729,9 +747,27 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
       }
     }
   }
+
+  // Stage: logits.
+  if constexpr (V::kSplit > 1) barrier_wait(&sums_pushed, 0);
+  const auto sum_slices = [&](int own, int token, int column) {
+    if constexpr (V::kSplit == 1) return sum_warps(token, column);
+    float4 sum = incoming[0][own];
+#pragma unroll
+    for (int s = 1; s < V::kSplit; ++s) sum = add4(sum, incoming[s][own]);
+    return sum;
+  };
+#pragma unroll 1
+  for (int own = threadIdx.x; own < S::kOwnQuads; own += S::kThreads) {
+    const int q = slice * S::kOwnQuads + own, token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
+    if (token >= num_tokens) break;
+    float4 logits = sum_slices(own, token, column);
+    logits = scale4(logits, rstd_of(token));
+    store_logits(args, first_token + token, first_expert + column * 4, logits);
+  }
 }
 
-// gemv_t1_e2_w12_c2, 1 token: cheapest of 84 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM
+// gemv_t1_e2_w12_c2, 1 token: cheapest of 82 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM
 // (python build.py tune); cost model).
 struct GemvT1E2W12C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
@@ -742,7 +778,7 @@ struct GemvT1E2W12C2 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e2_w12_c2, 2 tokens: cheapest of 98 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// gemv_t2_e2_w12_c2, 2 tokens: cheapest of 96 legal variants of gemv and split_k at 2 tokens (no tuned table for this
 // SM (python build.py tune); cost model).
 struct GemvT2E2W12C2 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
@@ -779,7 +815,20 @@ struct SplitKT16E16S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s6_w8_b4, 17 to 32 tokens: cheapest of 349 legal variants of split_k and tiled and wgmma at 32 tokens
+// split_k_t8_e32_s8_w6_b4, 17 to 24 tokens: cheapest of 349 legal variants of split_k and tiled and wgmma at 24 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
+struct SplitKT8E32S8W6B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 6;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t16_e32_s6_w8_b4, 25 to 32 tokens: cheapest of 349 legal variants of split_k and tiled and wgmma at 32 tokens
 // (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S6W8B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
@@ -792,7 +841,20 @@ struct SplitKT16E32S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 33 to 64 tokens: cheapest of 426 legal variants of split_k and tiled and wgmma at 64
+// split_k_t16_e32_s8_w6_b4, 33 to 48 tokens: cheapest of 426 legal variants of split_k and tiled and wgmma at 48 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
+struct SplitKT16E32S8W6B4 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 6;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: cheapest of 426 legal variants of split_k and tiled and wgmma at 64
 // tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
@@ -809,7 +871,24 @@ struct TiledT32E32S6W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 65 to 128 tokens: cheapest of 412 legal variants of split_k and tiled and wgmma at 128
+// tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: cheapest of 412 legal variants of split_k and tiled and wgmma at 96
+// tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT32E64S8W222K128D3 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 83456;     // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t32_e64_s6_w222_k128_d3, 97 to 128 tokens: cheapest of 412 legal variants of split_k and tiled and wgmma at 128
 // tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
@@ -934,14 +1013,29 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   split_k<SplitKT16E16S6W8B4>(args);
 }
 
+extern "C" __global__ void __launch_bounds__(192, 1)
+    norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm100(const normgate_args args) {
+  split_k<SplitKT8E32S8W6B4>(args);
+}
+
 extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm100(const normgate_args args) {
   split_k<SplitKT16E32S6W8B4>(args);
 }
 
+extern "C" __global__ void __launch_bounds__(192, 1)
+    norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm100(const normgate_args args) {
+  split_k<SplitKT16E32S8W6B4>(args);
+}
+
 extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100(const normgate_args args) {
   tiled<TiledT32E32S6W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100(const normgate_args args) {
+  tiled<TiledT32E64S8W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -992,14 +1086,29 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_
                 {ceil_div(args.num_tokens, 16) * 96, 256, 0, 6, true}, args);
 }
 
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm100(const normgate_args& args) {
+  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm100,
+                {ceil_div(args.num_tokens, 8) * 64, 192, 0, 8, true}, args);
+}
+
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm100(const normgate_args& args) {
   return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm100,
                 {ceil_div(args.num_tokens, 16) * 48, 256, 0, 6, true}, args);
 }
 
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm100(const normgate_args& args) {
+  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm100,
+                {ceil_div(args.num_tokens, 16) * 64, 192, 0, 8, true}, args);
+}
+
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100(const normgate_args& args) {
   return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100,
                 {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W222K128D3::kSmemBytes, 6, true}, args);
+}
+
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100(const normgate_args& args) {
+  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100,
+                {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100(const normgate_args& args) {

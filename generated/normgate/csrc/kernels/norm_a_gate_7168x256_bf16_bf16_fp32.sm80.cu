@@ -70,6 +70,25 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     }
   }
 
+  // Stage: weights times norm weights, while the kernel before still runs. A loop of one turn (blockDim.y is 1), for
+  // out of it the compiler would move the products to where they are used, below the wait.
+  float2 folded[V::kExperts][V::kChunks][4];
+#pragma unroll 1
+  for (unsigned once = 0; once < blockDim.y; ++once) {
+#pragma unroll
+    for (int c = 0; c < V::kChunks; ++c) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 scale = Norm::scale(widen2(norm_weight[c], i));
+#pragma unroll
+        for (int e = 0; e < V::kExperts; ++e) {
+          const float2 weight = widen2(gate[e][c], i);
+          folded[e][c][i] = make_float2(weight.x * scale.x, weight.y * scale.y);
+        }
+      }
+    }
+  }
+
   // Stage: rows of x, kGroup of them on their way at once. If that is all of them, they stay.
   constexpr int kGroup = V::kGroup;
   constexpr bool kKeepRows = kGroup == V::kTokens;
@@ -106,16 +125,14 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     for (int c = 0; c < V::kChunks; ++c) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float2 scale = Norm::scale(widen2(norm_weight[c], i));
 #pragma unroll
         for (int m = 0; m < kGroup; ++m) {
-          const float2 raw = widen2(rows[m][c], i);
-          squares[m] = fmaf(raw.x, raw.x, squares[m]);
-          squares[m] = fmaf(raw.y, raw.y, squares[m]);
-          const float2 value = make_float2(raw.x * scale.x, raw.y * scale.y);
+          const float2 value = widen2(rows[m][c], i);
+          squares[m] = fmaf(value.x, value.x, squares[m]);
+          squares[m] = fmaf(value.y, value.y, squares[m]);
 #pragma unroll
           for (int e = 0; e < V::kExperts; ++e) {
-            const float2 weight = widen2(gate[e][c], i);
+            const float2 weight = folded[e][c][i];
             dot[m][e] = fmaf(value.x, weight.x, dot[m][e]);
             dot[m][e] = fmaf(value.y, weight.y, dot[m][e]);
           }
@@ -294,10 +311,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   const auto sum_warps = [&](int token, int column) {
     float4 sum = partial[0][token][column];
 #pragma unroll
-    for (int w = 1; w < S::kParts; ++w) {
-      const float4 more = partial[w][token][column];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
+    for (int w = 1; w < S::kParts; ++w) sum = add4(sum, partial[w][token][column]);
     return sum;
   };
 
@@ -524,10 +538,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   const auto sum_warps = [&](int token, int column) {
     float4 sum = partial[0][token][column];
 #pragma unroll
-    for (int w = 1; w < S::kParts; ++w) {
-      const float4 more = partial[w][token][column];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
+    for (int w = 1; w < S::kParts; ++w) sum = add4(sum, partial[w][token][column]);
     return sum;
   };
 
@@ -593,15 +604,14 @@ __device__ __forceinline__ void finish(const normgate_args& args) {
 #pragma unroll
     for (int s = 0; s < V::kSplit; ++s) {
       const auto* sums = static_cast<const float*>(args.workspace) + (s * args.num_tokens + token) * V::kWorkspaceRow;
-      const float4 more = reinterpret_cast<const float4*>(sums)[column];
-      logits = make_float4(logits.x + more.x, logits.y + more.y, logits.z + more.z, logits.w + more.w);
+      logits = add4(logits, reinterpret_cast<const float4*>(sums)[column]);
     }
-    logits = make_float4(logits.x * rstd, logits.y * rstd, logits.z * rstd, logits.w * rstd);
+    logits = scale4(logits, rstd);
     store_logits(args, token, column * 4, logits);
   }
 }
 
-// gemv_t1_e3_w14_c2, 1 token: cheapest of 68 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM
+// gemv_t1_e3_w14_c2, 1 token: cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM
 // (python build.py tune); cost model).
 struct GemvT1E3W14C2 {
   static constexpr int kTokens = 1;     // tokens that a CTA serves
@@ -611,7 +621,7 @@ struct GemvT1E3W14C2 {
   static constexpr int kGroup = 1;      // rows that a thread has on their way at once
 };
 
-// gemv_t2_e3_w14_c2, 2 tokens: cheapest of 82 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// gemv_t2_e3_w14_c2, 2 tokens: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this
 // SM (python build.py tune); cost model).
 struct GemvT2E3W14C2 {
   static constexpr int kTokens = 2;     // tokens that a CTA serves
@@ -621,18 +631,19 @@ struct GemvT2E3W14C2 {
   static constexpr int kGroup = 2;      // rows that a thread has on their way at once
 };
 
-// gemv_t4_e3_w14_c2, 3 to 4 tokens: cheapest of 78 legal variants of gemv and split_k at 4 tokens (no tuned table for
+// gemv_t4_e3_w7_c4, 3 to 4 tokens: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for
 // this SM (python build.py tune); cost model).
-struct GemvT4E3W14C2 {
+struct GemvT4E3W7C4 {
   static constexpr int kTokens = 4;     // tokens that a CTA serves
   static constexpr int kExperts = 3;    // experts that a CTA computes
-  static constexpr int kThreads = 448;  // threads of a CTA
-  static constexpr int kChunks = 2;     // 16-byte chunks of a row that a thread holds
+  static constexpr int kThreads = 224;  // threads of a CTA
+  static constexpr int kChunks = 4;     // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
 // split_k_t8_e32_s8_w7_b4, 5 to 8 tokens: cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// tuned table for this SM (python build.py tune); cost model); 17 to 24 tokens: cheapest of 305 legal variants of
+// split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -657,7 +668,7 @@ struct SplitKT16E16S6W8B5 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t32_e16_s6_w8_b5, 17 to 32 tokens: cheapest of 305 legal variants of split_k and tiled and wgmma at 32 tokens
+// split_k_t32_e16_s6_w8_b5, 25 to 32 tokens: cheapest of 305 legal variants of split_k and tiled and wgmma at 32 tokens
 // (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E16S6W8B5 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
@@ -670,7 +681,20 @@ struct SplitKT32E16S6W8B5 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 33 to 64 tokens: cheapest of 394 legal variants of split_k and tiled and wgmma at 64
+// split_k_t16_e32_s8_w7_b4, 33 to 48 tokens: cheapest of 394 legal variants of split_k and tiled and wgmma at 48 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
+struct SplitKT16E32S8W7B4 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
+};
+
+// tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: cheapest of 394 legal variants of split_k and tiled and wgmma at 64
 // tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
@@ -687,7 +711,24 @@ struct TiledT32E32S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e96_s8_w222_k128_d3, 65 to 128 tokens: cheapest of 395 legal variants of split_k and tiled and wgmma at 128
+// tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: cheapest of 395 legal variants of split_k and tiled and wgmma at 96
+// tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT32E64S8W222K128D3 {
+  static constexpr int kTokens = 32;        // tokens that a CTA serves
+  static constexpr int kExperts = 64;       // experts that a CTA computes
+  static constexpr int kSplit = 8;          // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;     // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;    // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;     // warps that share a step
+  static constexpr int kStep = 128;         // elements of hidden_size in a step
+  static constexpr int kStages = 3;         // steps in shared memory at a time
+  static constexpr int kSmemBytes = 75520;  // dynamic shared memory
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+  static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
+};
+
+// tiled_t32_e96_s8_w222_k128_d3, 97 to 128 tokens: cheapest of 395 legal variants of split_k and tiled and wgmma at 128
 // tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E96S8W222K128D3 {
   static constexpr int kTokens = 32;         // tokens that a CTA serves
@@ -768,9 +809,9 @@ extern "C" __global__ void __launch_bounds__(448, 1)
   gemv<GemvT2E3W14C2>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(448, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t4_e3_w14_c2_sm80(const normgate_args args) {
-  gemv<GemvT4E3W14C2>(args);
+extern "C" __global__ void __launch_bounds__(224, 1)
+    norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t4_e3_w7_c4_sm80(const normgate_args args) {
+  gemv<GemvT4E3W7C4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
@@ -803,6 +844,16 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   finish<SplitKT32E16S6W8B5>(args);
 }
 
+extern "C" __global__ void __launch_bounds__(224, 1)
+    norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80(const normgate_args args) {
+  split_k<SplitKT16E32S8W7B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80_finish(const normgate_args args) {
+  finish<SplitKT16E32S8W7B4>(args);
+}
+
 extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80(const normgate_args args) {
   tiled<TiledT32E32S6W222K128D3>(args);
@@ -811,6 +862,16 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80_finish(const normgate_args args) {
   finish<TiledT32E32S6W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80(const normgate_args args) {
+  tiled<TiledT32E64S8W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80_finish(const normgate_args args) {
+  finish<TiledT32E64S8W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -861,8 +922,8 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm80(co
   return launch(norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm80, {86, 448, 0, 1, false}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t4_e3_w14_c2_sm80(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t4_e3_w14_c2_sm80, {86, 448, 0, 1, false}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t4_e3_w7_c4_sm80(const normgate_args& args) {
+  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t4_e3_w7_c4_sm80, {86, 224, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80(const normgate_args& args) {
@@ -889,12 +950,29 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_
                 {args.num_tokens, 256, 0, 1, false}, args);
 }
 
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80(const normgate_args& args) {
+  if (const cudaError_t error = launch(norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80,
+                                       {ceil_div(args.num_tokens, 16) * 64, 224, 0, 1, false}, args))
+    return error;
+  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80_finish,
+                {args.num_tokens, 256, 0, 1, false}, args);
+}
+
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80(const normgate_args& args) {
   if (const cudaError_t error =
           launch(norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80,
                  {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W222K128D3::kSmemBytes, 1, false}, args))
     return error;
   return launch(norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80_finish,
+                {args.num_tokens, 256, 0, 1, false}, args);
+}
+
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80(const normgate_args& args) {
+  if (const cudaError_t error =
+          launch(norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80,
+                 {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W222K128D3::kSmemBytes, 1, false}, args))
+    return error;
+  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80_finish,
                 {args.num_tokens, 256, 0, 1, false}, args);
 }
 

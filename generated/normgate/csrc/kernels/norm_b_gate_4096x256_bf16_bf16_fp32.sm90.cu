@@ -39,6 +39,69 @@ __device__ __forceinline__ void store_logits(const normgate_args& args, int64_t 
   if (expert < kNumExperts) store4(row + expert, logits);
 }
 
+// d[64 x 32] (+)= a[64 x 16] * b[16 x 32], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[16], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "{%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+// d[64 x 48] (+)= a[64 x 16] * b[16 x 48], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[24], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %29, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23}, "
+      "{%24, %25, %26, %27}, %28, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+// d[64 x 64] (+)= a[64 x 16] * b[16 x 64], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+// d[64 x 96] (+)= a[64 x 16] * b[16 x 96], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[48], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "
+      "{%48, %49, %50, %51}, %52, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
 // ---------------------------------------------------------------------------------------------------------------------------
 // gemv: a CTA computes kExperts experts for kTokens tokens, hidden_size spread over its threads, in fp32 multiply-adds.
 // For the fewest tokens: every CTA reads all of x and widens it again, so its time grows with the token count.
@@ -74,6 +137,25 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
       const int64_t row = static_cast<int64_t>(first_expert + e) * kHiddenSize;
       gate[e][c] =
           exists ? load_weights(static_cast<const GateWeight*>(args.gate_weight) + row + k) : zeros<GateWeight>();
+    }
+  }
+
+  // Stage: weights times norm weights, while the kernel before still runs. A loop of one turn (blockDim.y is 1), for
+  // out of it the compiler would move the products to where they are used, below the wait.
+  float2 folded[V::kExperts][V::kChunks][4];
+#pragma unroll 1
+  for (unsigned once = 0; once < blockDim.y; ++once) {
+#pragma unroll
+    for (int c = 0; c < V::kChunks; ++c) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 scale = Norm::scale(widen2(norm_weight[c], i));
+#pragma unroll
+        for (int e = 0; e < V::kExperts; ++e) {
+          const float2 weight = widen2(gate[e][c], i);
+          folded[e][c][i] = make_float2(weight.x * scale.x, weight.y * scale.y);
+        }
+      }
     }
   }
   if constexpr (V::kEarlyWeights) wait_for_previous_kernel();
@@ -114,16 +196,14 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     for (int c = 0; c < V::kChunks; ++c) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float2 scale = Norm::scale(widen2(norm_weight[c], i));
 #pragma unroll
         for (int m = 0; m < kGroup; ++m) {
-          const float2 raw = widen2(rows[m][c], i);
-          squares[m] = fmaf(raw.x, raw.x, squares[m]);
-          squares[m] = fmaf(raw.y, raw.y, squares[m]);
-          const float2 value = make_float2(raw.x * scale.x, raw.y * scale.y);
+          const float2 value = widen2(rows[m][c], i);
+          squares[m] = fmaf(value.x, value.x, squares[m]);
+          squares[m] = fmaf(value.y, value.y, squares[m]);
 #pragma unroll
           for (int e = 0; e < V::kExperts; ++e) {
-            const float2 weight = widen2(gate[e][c], i);
+            const float2 weight = folded[e][c][i];
             dot[m][e] = fmaf(value.x, weight.x, dot[m][e]);
             dot[m][e] = fmaf(value.y, weight.y, dot[m][e]);
           }
@@ -216,12 +296,25 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 
   __shared__ float4
       partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
-  __shared__ float partial_squares[V::kWarps][V::kTokens];
-  __shared__ float incoming_squares[V::kSplit][V::kTokens];
+  __shared__ __align__(16) float partial_squares[V::kWarps][V::kTokens];
+  __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
+  __shared__ uint64_t squares_pushed;
   __shared__ float4 incoming[V::kSplit][S::kOwnQuads];  // sums that the CTAs of the cluster push to their owner
+  __shared__ uint64_t sums_pushed;                      // counts their bytes
 
   launch_next_kernel();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
+  if constexpr (V::kSplit > 1) {
+    if (threadIdx.x == 0) {
+      // Quads of logits are numbered token by token; a CTA owns kOwnQuads of them, side by side.
+      const int own_quads = min(max(num_tokens * (V::kExperts / 4) - slice * S::kOwnQuads, 0), S::kOwnQuads);
+      barrier_init(&sums_pushed, 1);
+      barrier_expect(barrier_address(&sums_pushed), V::kSplit * own_quads * 16);
+      barrier_init(&squares_pushed, 1);
+      barrier_expect(barrier_address(&squares_pushed), V::kSplit * V::kTokens * 4);
+      barriers_are_initialized();
+    }
+  }
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
 
   float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
@@ -260,6 +353,10 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
+    }
+
+    if constexpr (V::kSplit > 1) {
+      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     // Stage: rows of x.
@@ -319,24 +416,25 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   const auto sum_warps = [&](int token, int column) {
     float4 sum = partial[0][token][column];
 #pragma unroll
-    for (int w = 1; w < S::kParts; ++w) {
-      const float4 more = partial[w][token][column];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
+    for (int w = 1; w < S::kParts; ++w) sum = add4(sum, partial[w][token][column]);
     return sum;
   };
 
-  // Stage: sums of the cluster. A quad of logits belongs to CTA `quad index % kSplit`, to which the others push theirs.
+  // Stage: sums of the cluster. A quad of logits belongs to CTA `quad index / kOwnQuads`, to which all push theirs.
   if constexpr (V::kSplit > 1) {
-    cluster_wait();  // every CTA of the cluster has begun, so its shared memory can be written
-    for (int i = threadIdx.x; i < V::kSplit * V::kTokens; i += S::kThreads) {
-      const int token = i / V::kSplit, peer = i % V::kSplit;
-      float sum = 0.0f;
+    // Four tokens at a time, and from the last thread down, for the first ones push sums.
+#pragma unroll 1
+    for (int i = S::kThreads - 1 - threadIdx.x; i < V::kSplit * V::kTokens / 4; i += S::kThreads) {
+      const int tokens = i % (V::kTokens / 4), peer = i / (V::kTokens / 4);
+      float4 sum = reinterpret_cast<const float4*>(partial_squares[0])[tokens];
 #pragma unroll
-      for (int w = 0; w < S::kParts; ++w) sum += partial_squares[w][token];
-      push(in_cta(&incoming_squares[slice][token], peer), sum);
+      for (int w = 1; w < S::kParts; ++w) sum = add4(sum, reinterpret_cast<const float4*>(partial_squares[w])[tokens]);
+      push4(in_cta(&incoming_squares[slice][tokens * 4], peer), sum, in_cta(&squares_pushed, peer));
     }
   }
+  const auto wait_for_squares = [&] {
+    if constexpr (V::kSplit > 1) barrier_wait(&squares_pushed, 0);
+  };
   const auto rstd_of = [&](int token) {
     float sum = 0.0f;
 #pragma unroll
@@ -346,51 +444,24 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     return inverse_rms(sum, kHiddenSize, args.eps);
   };
   if constexpr (V::kSplit > 1) {
-    for (int q = threadIdx.x; q < S::kQuads; q += S::kThreads) {
-      const int token = q / (V::kExperts / 4);
-      if (token < num_tokens) {
-        push4(in_cta(&incoming[slice][q / V::kSplit], q % V::kSplit), sum_warps(token, q % (V::kExperts / 4)));
-      }
-    }
-    cluster_arrive();
-    cluster_wait();
-  }
-  const auto sum_slices = [&](int token, int column) {
-    if constexpr (V::kSplit == 1) return sum_warps(token, column);
-    const int own = (token * (V::kExperts / 4) + column) / V::kSplit;
-    float4 sum = incoming[0][own];
-#pragma unroll
-    for (int s = 1; s < V::kSplit; ++s) {
-      const float4 more = incoming[s][own];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
-    return sum;
-  };
-
-  // Stage: logits.
-  for (int own = threadIdx.x; own < S::kOwnQuads; own += S::kThreads) {
-    const int q = own * V::kSplit + slice, token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
-    if (q < S::kQuads && token < num_tokens) {
-      float4 logits = sum_slices(token, column);
-      const float rstd = rstd_of(token);
-      logits = make_float4(logits.x * rstd, logits.y * rstd, logits.z * rstd, logits.w * rstd);
-      store_logits(args, first_token + token, first_expert + column * 4, logits);
+#pragma unroll 1
+    for (int q = threadIdx.x; q < num_tokens * (V::kExperts / 4); q += S::kThreads) {
+      const float4 sum = sum_warps(q / (V::kExperts / 4), q % (V::kExperts / 4));
+      push4(in_cta(&incoming[slice][q % S::kOwnQuads], q / S::kOwnQuads), sum, in_cta(&sums_pushed, q / S::kOwnQuads));
     }
   }
+  wait_for_squares();
 
-  // Stage: normed_x. Every tile has read every row, so tile i writes the rows i, i + kTiles, ...
+  // Stage: normed_x. Every tile has read every row, so the tiles share the rows' chunks.
   if constexpr (S::kKeepRows) {
 #pragma unroll
     for (int n = 0; n < S::kTokenTiles; ++n) {
-      const int token = n * 8 + group;
-      if (token < num_tokens && token % S::kTiles == tile) {
-        const float rstd = rstd_of(token);
 #pragma unroll
-        for (int b = 0; b < V::kBlocks; ++b) {
-          const int k = first_k + b * 32;
-          if (in_row(k))
-            store_activations(normed_x + static_cast<int64_t>(token) * kHiddenSize + k,
-                              norm8<Norm>(rows[n][b], rstd, norm_weight[b]));
+      for (int b = 0; b < V::kBlocks; ++b) {
+        const int token = n * 8 + group, k = first_k + b * 32;
+        if (token < num_tokens && (token * V::kBlocks + b) % S::kTiles == tile && in_row(k)) {
+          store_activations(normed_x + static_cast<int64_t>(token) * kHiddenSize + k,
+                            norm8<Norm>(rows[n][b], rstd_of(token), norm_weight[b]));
         }
       }
     }
@@ -418,6 +489,24 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+  }
+
+  // Stage: logits.
+  if constexpr (V::kSplit > 1) barrier_wait(&sums_pushed, 0);
+  const auto sum_slices = [&](int own, int token, int column) {
+    if constexpr (V::kSplit == 1) return sum_warps(token, column);
+    float4 sum = incoming[0][own];
+#pragma unroll
+    for (int s = 1; s < V::kSplit; ++s) sum = add4(sum, incoming[s][own]);
+    return sum;
+  };
+#pragma unroll 1
+  for (int own = threadIdx.x; own < S::kOwnQuads; own += S::kThreads) {
+    const int q = slice * S::kOwnQuads + own, token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
+    if (token >= num_tokens) break;
+    float4 logits = sum_slices(own, token, column);
+    logits = scale4(logits, rstd_of(token));
+    store_logits(args, first_token + token, first_expert + column * 4, logits);
   }
 }
 
@@ -512,8 +601,10 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   char* norm_weights = shared + S::kRingBytes;
   auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(shared);
   auto* incoming = reinterpret_cast<float4(*)[S::kOwnQuads]>(shared + S::kRingBytes + S::kNormBytes);
-  __shared__ float partial_squares[S::kParts][V::kTokens];
-  __shared__ float incoming_squares[V::kSplit][V::kTokens];
+  __shared__ __align__(16) float partial_squares[S::kParts][V::kTokens];
+  __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
+  __shared__ uint64_t squares_pushed;  // counts the bytes that the CTAs of the cluster push
+  __shared__ uint64_t sums_pushed;
 
   // Stage: copies. A step's weights and rows go into stage `step % kStages`.
   const auto copy_weights = [&](int step) {
@@ -538,6 +629,17 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   };
   launch_next_kernel();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
+  if constexpr (V::kSplit > 1) {
+    if (threadIdx.x == 0) {
+      // Quads of logits are numbered token by token; a CTA owns kOwnQuads of them, side by side.
+      const int own_quads = min(max(num_tokens * (V::kExperts / 4) - slice * S::kOwnQuads, 0), S::kOwnQuads);
+      barrier_init(&sums_pushed, 1);
+      barrier_expect(barrier_address(&sums_pushed), V::kSplit * own_quads * 16);
+      barrier_init(&squares_pushed, 1);
+      barrier_expect(barrier_address(&squares_pushed), V::kSplit * V::kTokens * 4);
+      barriers_are_initialized();
+    }
+  }
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
   for (int k = threadIdx.x * 8; k < S::kSlice; k += S::kThreads * 8) {
     const bool exists = in_row(slice * S::kSlice + k);
@@ -647,24 +749,26 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   const auto sum_warps = [&](int token, int column) {
     float4 sum = partial[0][token][column];
 #pragma unroll
-    for (int w = 1; w < S::kParts; ++w) {
-      const float4 more = partial[w][token][column];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
+    for (int w = 1; w < S::kParts; ++w) sum = add4(sum, partial[w][token][column]);
     return sum;
   };
 
-  // Stage: sums of the cluster. A quad of logits belongs to CTA `quad index % kSplit`, to which the others push theirs.
+  // Stage: sums of the cluster. A quad of logits belongs to CTA `quad index / kOwnQuads`, to which all push theirs.
+  if constexpr (V::kSplit > 1) cluster_wait();  // every CTA's shared memory can be written
   if constexpr (V::kSplit > 1) {
-    cluster_wait();  // every CTA of the cluster has begun, so its shared memory can be written
-    for (int i = threadIdx.x; i < V::kSplit * V::kTokens; i += S::kThreads) {
-      const int token = i / V::kSplit, peer = i % V::kSplit;
-      float sum = 0.0f;
+    // Four tokens at a time, and from the last thread down, for the first ones push sums.
+#pragma unroll 1
+    for (int i = S::kThreads - 1 - threadIdx.x; i < V::kSplit * V::kTokens / 4; i += S::kThreads) {
+      const int tokens = i % (V::kTokens / 4), peer = i / (V::kTokens / 4);
+      float4 sum = reinterpret_cast<const float4*>(partial_squares[0])[tokens];
 #pragma unroll
-      for (int w = 0; w < S::kParts; ++w) sum += partial_squares[w][token];
-      push(in_cta(&incoming_squares[slice][token], peer), sum);
+      for (int w = 1; w < S::kParts; ++w) sum = add4(sum, reinterpret_cast<const float4*>(partial_squares[w])[tokens]);
+      push4(in_cta(&incoming_squares[slice][tokens * 4], peer), sum, in_cta(&squares_pushed, peer));
     }
   }
+  const auto wait_for_squares = [&] {
+    if constexpr (V::kSplit > 1) barrier_wait(&squares_pushed, 0);
+  };
   const auto rstd_of = [&](int token) {
     float sum = 0.0f;
 #pragma unroll
@@ -674,39 +778,15 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
     return inverse_rms(sum, kHiddenSize, args.eps);
   };
   if constexpr (V::kSplit > 1) {
-    for (int q = threadIdx.x; q < S::kQuads; q += S::kThreads) {
-      const int token = q / (V::kExperts / 4);
-      if (token < num_tokens) {
-        push4(in_cta(&incoming[slice][q / V::kSplit], q % V::kSplit), sum_warps(token, q % (V::kExperts / 4)));
-      }
-    }
-    cluster_arrive();
-    cluster_wait();
-  }
-  const auto sum_slices = [&](int token, int column) {
-    if constexpr (V::kSplit == 1) return sum_warps(token, column);
-    const int own = (token * (V::kExperts / 4) + column) / V::kSplit;
-    float4 sum = incoming[0][own];
-#pragma unroll
-    for (int s = 1; s < V::kSplit; ++s) {
-      const float4 more = incoming[s][own];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
-    return sum;
-  };
-
-  // Stage: logits.
-  for (int own = threadIdx.x; own < S::kOwnQuads; own += S::kThreads) {
-    const int q = own * V::kSplit + slice, token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
-    if (q < S::kQuads && token < num_tokens) {
-      float4 logits = sum_slices(token, column);
-      const float rstd = rstd_of(token);
-      logits = make_float4(logits.x * rstd, logits.y * rstd, logits.z * rstd, logits.w * rstd);
-      store_logits(args, first_token + token, first_expert + column * 4, logits);
+#pragma unroll 1
+    for (int q = threadIdx.x; q < num_tokens * (V::kExperts / 4); q += S::kThreads) {
+      const float4 sum = sum_warps(q / (V::kExperts / 4), q % (V::kExperts / 4));
+      push4(in_cta(&incoming[slice][q % S::kOwnQuads], q / S::kOwnQuads), sum, in_cta(&sums_pushed, q / S::kOwnQuads));
     }
   }
+  wait_for_squares();
 
-  // Stage: normed_x. Every tile has read every row, so tile i writes the rows i, i + kTiles, ...
+  // Stage: normed_x. Every tile has read every row, so the tiles share the rows' chunks.
   {
     // Chunks of the rows in turn, four loads of a thread in flight.
     constexpr int kChunks = S::kSlice / 8, kInFlight = 4;
@@ -730,6 +810,322 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
                             norm8<Norm>(row[i], rstd_of(token_of(i)), weight[i]));
         }
       }
+    }
+  }
+
+  // Stage: logits.
+  if constexpr (V::kSplit > 1) barrier_wait(&sums_pushed, 0);
+  const auto sum_slices = [&](int own, int token, int column) {
+    if constexpr (V::kSplit == 1) return sum_warps(token, column);
+    float4 sum = incoming[0][own];
+#pragma unroll
+    for (int s = 1; s < V::kSplit; ++s) sum = add4(sum, incoming[s][own]);
+    return sum;
+  };
+#pragma unroll 1
+  for (int own = threadIdx.x; own < S::kOwnQuads; own += S::kThreads) {
+    const int q = slice * S::kOwnQuads + own, token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
+    if (token >= num_tokens) break;
+    float4 logits = sum_slices(own, token, column);
+    logits = scale4(logits, rstd_of(token));
+    store_logits(args, first_token + token, first_expert + column * 4, logits);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// resident: warpgroup tensor cores with all weights at hand. The kSplit CTAs of a cluster hold slices of hidden_size of
+// one tile of kExperts experts. Before the wait a CTA's weights become registers, times the norm weights and split into
+// bf16 terms; after it only rows move, a tile of kTokens tokens at a time. Two warpgroups multiply, half a slice each,
+// push their sums to the CTA of the cluster that owns them, and finish the logits that they own; one norms rows; one
+// thread begins the copies.
+template <class V>
+struct Resident {
+  static constexpr int kMultiply = 2;                             // warpgroups that multiply
+  static constexpr int kNorm = kMultiply, kCopy = kMultiply + 1;  // the one that norms rows, the one that copies them
+  static constexpr int kTiles = (kNumExperts + V::kExperts - 1) / V::kExperts;
+  static constexpr int kStep = 64;  // elements of hidden_size that a copy brings: 128 bytes of a row
+  static constexpr int kSteps = ((kHiddenSize + kStep - 1) / kStep + V::kSplit - 1) / V::kSplit;
+  static constexpr int kSlice = kSteps * kStep;
+  static constexpr int kHalf = kSteps * 2;  // 16-wide parts of the slice that a warpgroup takes
+  static constexpr bool kGuardHidden = V::kSplit * kSlice != kHiddenSize;
+  static constexpr int kQuads = V::kTokens * V::kExperts / 4;
+  static constexpr int kOwnQuads = (kQuads + V::kSplit - 1) / V::kSplit;
+
+  // Shared memory. Rows have two places; the second is where the weights were.
+  // Weights come in two parts, so that the first can be split while the second is on its way.
+  static constexpr int kFirstPart = (kSteps + 1) / 2 * kStep;                 // elements of the first
+  static constexpr int kWeightPitch = (kFirstPart + 8) * sizeof(GateWeight);  // spreads rows over the banks
+  static constexpr int kPartBytes = V::kExperts * kWeightPitch;
+  static constexpr int kStepRowBytes = V::kTokens * 128, kRowBytes = kSteps * kStepRowBytes;
+  static constexpr int kWeightBytes = (2 * kPartBytes + 1023) / 1024 * 1024;
+  static constexpr int kRowsAt = kWeightBytes > kRowBytes ? kWeightBytes : kRowBytes;
+  static constexpr int kPartialAt = kRowsAt + kRowBytes;
+  static constexpr int kIncomingAt = kPartialAt + kMultiply * V::kTokens * (V::kExperts + 4) * 4;
+  static constexpr int kNormAt = kIncomingAt + 2 * V::kSplit * kOwnQuads * 16;
+  static constexpr int kSquaresAt = kNormAt + kSlice * 2;
+  static constexpr int kRowSquaresAt = kSquaresAt + 2 * V::kSplit * V::kTokens * 4;
+  static constexpr int kBiasAt = kRowSquaresAt + 2 * V::kTokens * 4;
+  static constexpr int kBarriersAt = kBiasAt;
+  static_assert(kBarriersAt + (2 * kSteps + 8) * 8 == V::kSmemBytes, "the plan lays out the same shared memory");
+};
+
+template <class V>
+__device__ __forceinline__ void resident(const normgate_args& args, const CUtensorMap& x_map) {
+  using S = Resident<V>;
+  extern __shared__ __align__(1024) char shared[];
+  const int warpgroup = threadIdx.x / 128, thread = threadIdx.x % 128;
+  const int slice = blockIdx.x % V::kSplit, tile = blockIdx.x / V::kSplit % S::kTiles;
+  const int first_expert = tile * V::kExperts, first_k = slice * S::kSlice;
+  // The CTA's token tiles: tile_group, tile_group + tile_groups, ...
+  const int64_t tile_group = blockIdx.x / (V::kSplit * S::kTiles), tile_groups = gridDim.x / (V::kSplit * S::kTiles);
+  const int64_t token_tiles = (args.num_tokens + V::kTokens - 1) / V::kTokens;
+  const auto first_token_of = [&](int turn) { return (tile_group + turn * tile_groups) * V::kTokens; };
+  const auto tokens_of = [&](int turn) {
+    return static_cast<int>(min(args.num_tokens - first_token_of(turn), static_cast<int64_t>(V::kTokens)));
+  };
+  const auto rows_of = [&](int place) { return shared + (place == 0 ? S::kRowsAt : 0); };
+  auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(shared + S::kPartialAt);
+  auto* incoming = reinterpret_cast<float4(*)[V::kSplit][S::kOwnQuads]>(shared + S::kIncomingAt);
+  auto* norm_weights = reinterpret_cast<Activation*>(shared + S::kNormAt);
+  auto* incoming_squares = reinterpret_cast<float (*)[V::kSplit][V::kTokens]>(shared + S::kSquaresAt);
+  auto* row_squares = reinterpret_cast<float*>(shared + S::kRowSquaresAt);
+  auto* rstds = row_squares + V::kTokens;
+
+  auto* full =
+      reinterpret_cast<uint64_t (*)[S::kSteps]>(shared + S::kBarriersAt);  // of each place and step: its rows are there
+  auto* empty = full[2];                                                   // of each place: all who read it are done
+  auto* sums_pushed = empty + 2;  // of even and odd turns: all of the cluster's pushes are there
+  auto* owners_free = empty + 4;  // of even and odd turns: the cluster's CTAs have used up what was pushed
+  const auto wait_for_owners = [&](int turn) {
+    if (turn >= 2) barrier_wait(&owners_free[turn % 2], (turn / 2 - 1) % 2);
+  };
+  auto* squares_pushed = empty + 6;
+  const auto rstd_of = [&](int place, int token) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int s = 0; s < V::kSplit; ++s) sum += incoming_squares[place][s][token];
+    return inverse_rms(sum, kHiddenSize, args.eps);
+  };
+
+  launch_next_kernel();
+  if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
+  if (warpgroup < S::kMultiply) {
+    // Stage: weights on their way, before anything else. Each thread copies chunks of rows, a row's chunks by
+    // neighbours.
+    const auto copy_part = [&](int part) {
+      constexpr int kPerChunk = 16 / sizeof(GateWeight), kChunks = S::kFirstPart / kPerChunk;
+      for (int i = threadIdx.x; i < V::kExperts * kChunks; i += S::kMultiply * 128) {
+        const int row = i / kChunks, k = i % kChunks * kPerChunk, from_k = first_k + part * S::kFirstPart + k;
+        const bool exists =
+            first_expert + row < kNumExperts && part * S::kFirstPart + k < S::kSlice && from_k < kHiddenSize;
+        const auto* source = static_cast<const GateWeight*>(args.gate_weight) +
+                             static_cast<int64_t>(first_expert + row) * kHiddenSize + from_k;
+        copy_async(shared + part * S::kPartBytes + row * S::kWeightPitch + k * sizeof(GateWeight),
+                   exists ? source : args.gate_weight, exists);
+      }
+    };
+    for (int k = threadIdx.x * 8; k < S::kSlice; k += S::kMultiply * 128 * 8) {
+      const bool exists = first_k + k < kHiddenSize;
+      copy_async(norm_weights + k,
+                 exists ? static_cast<const Activation*>(args.norm_weight) + first_k + k : args.norm_weight, exists);
+    }
+    copy_part(0);
+    commit_copies();
+    copy_part(1);
+    commit_copies();
+  }
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2 * S::kSteps; ++i) barrier_init(&full[0][i], 1);
+    for (int place = 0; place < 2; ++place) {
+      barrier_init(&empty[place], 4 * (S::kMultiply + 1));  // a lane of each warp that reads
+      barrier_init(&sums_pushed[place], 1);
+      barrier_init(&owners_free[place], V::kSplit);
+      barrier_init(&squares_pushed[place], 1);
+    }
+    barriers_are_initialized();
+  }
+  cluster_arrive_relaxed();
+  cluster_wait();  // every CTA of the cluster has begun and has its barriers
+  const auto warp_arrives = [&](uint64_t* barrier) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
+  };
+
+  if (warpgroup == S::kCopy) {
+    fewer_registers<V::kCopyRegisters>();
+    if (thread == 0) {
+      // Stage: copies of rows, begun by one thread.
+      prefetch_map(x_map);
+      if constexpr (V::kEarlyWeights) wait_for_previous_kernel();
+#pragma unroll 1
+      for (int turn = 0; tile_group + turn * tile_groups < token_tiles; ++turn) {
+        const int place = turn % 2;
+        if (turn > 0) barrier_wait(&empty[place], (turn - 1) / 2 % 2);
+        for (int step = 0; step < S::kSteps; ++step) {
+          const uint32_t arrived = barrier_address(&full[place][step]);
+          barrier_expect(arrived, S::kStepRowBytes);
+          copy_box(rows_of(place) + step * S::kStepRowBytes, x_map,
+                   static_cast<int>((tile_group + turn * tile_groups) * V::kTokens), first_k + step * S::kStep,
+                   arrived);
+        }
+      }
+    }
+    return;
+  }
+
+  if (warpgroup == S::kNorm) {
+    fewer_registers<V::kNormRegisters>();
+    warp_arrives(&empty[1]);  // it does not read the weights
+#pragma unroll 1
+    for (int turn = 0; tile_group + turn * tile_groups < token_tiles; ++turn) {
+      const int place = turn % 2, parity = turn / 2 % 2, num_tokens = tokens_of(turn);
+      const char* rows = rows_of(place);
+      if (thread == 0) barrier_expect(barrier_address(&squares_pushed[place]), V::kSplit * V::kTokens * 4);
+
+      // Stage: squares of the rows' slices. Eight threads share a row of a step, a chunk each.
+      constexpr int kPasses = (V::kTokens + 15) / 16;
+      const int chunk = thread % 8, first_row = thread / 8;
+      float squares[kPasses] = {};
+#pragma unroll
+      for (int step = 0; step < S::kSteps; ++step) {
+        barrier_wait(&full[place][step], parity);
+#pragma unroll
+        for (int pass = 0; pass < kPasses; ++pass) {
+          const int row = pass * 16 + first_row;
+          if (V::kTokens % 16 == 0 || row < V::kTokens) {
+            squares[pass] = add_squares(squares[pass], load_shared(reinterpret_cast<const Activation*>(
+                                                           rows + step * S::kStepRowBytes + swizzled128(row, chunk))));
+          }
+        }
+      }
+#pragma unroll
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const int row = pass * 16 + first_row;
+#pragma unroll
+        for (int offset = 4; offset > 0; offset /= 2)
+          squares[pass] += __shfl_xor_sync(0xffffffffu, squares[pass], offset);
+        if (chunk == 0 && (V::kTokens % 16 == 0 || row < V::kTokens)) row_squares[row] = squares[pass];
+      }
+      sync_threads(2, 128);
+      wait_for_owners(turn);
+#pragma unroll 1
+      for (int i = thread; i < V::kSplit * V::kTokens / 4; i += 128) {
+        const int tokens = i % (V::kTokens / 4), peer = i / (V::kTokens / 4);
+        push4(in_cta(&incoming_squares[place][slice][tokens * 4], peer),
+              reinterpret_cast<const float4*>(row_squares)[tokens], in_cta(&squares_pushed[place], peer));
+      }
+      barrier_wait(&squares_pushed[place], parity);
+      if (thread < num_tokens) rstds[thread] = rstd_of(place, thread);
+      sync_threads(2, 128);
+
+      // Stage: normed_x. Every tile of experts has the rows, so they share the rows' chunks.
+      constexpr int kChunks = S::kSlice / 8;
+      auto* normed_x = static_cast<Activation*>(args.normed_x) + first_token_of(turn) * kHiddenSize + first_k;
+#pragma unroll 4
+      for (int i = thread * S::kTiles + tile; i < num_tokens * kChunks; i += 128 * S::kTiles) {
+        const int row = i / kChunks, k = i % kChunks * 8;
+        if (!S::kGuardHidden || first_k + k < kHiddenSize) {
+          const auto raw = load_shared(reinterpret_cast<const Activation*>(rows + k / S::kStep * S::kStepRowBytes +
+                                                                           swizzled128(row, k / 8 % 8)));
+          store_activations(normed_x + static_cast<int64_t>(row) * kHiddenSize + k,
+                            norm8<Norm>(raw, rstds[row], load_shared(norm_weights + k)));
+        }
+      }
+      warp_arrives(&empty[place]);
+      sync_threads(2, 128);  // nobody reads this turn's rstds any more
+    }
+    return;
+  }
+
+  // Stage: weights, times the norm weights, as bf16 terms in the registers that the tensor cores read.
+  more_registers<V::kSumRegisters>();
+  const int warp = thread / 32, quad = thread % 4, group = thread % 32 / 4;
+  // Of a step's four 16-wide parts, a warpgroup takes two.
+  const auto part_of = [&](int h) { return h / 2 * 4 + warpgroup * 2 + h % 2; };
+  uint32_t gate[S::kHalf][4][kGateTerms];
+#pragma unroll
+  for (int h = 0; h < S::kHalf; ++h) {
+    constexpr int kFirst = S::kFirstPart / S::kStep;
+    if (h == 0 || h == 2 * kFirst) {
+      h == 0 ? wait_for_copies<1>() : wait_for_copies<0>();
+      sync_threads(3, S::kMultiply * 128);
+    }
+    const int part = part_of(h);
+    const char* weights = shared + (h < 2 * kFirst ? 0 : S::kPartBytes);
+    const auto weight =
+        load_operand_rows<GateWeight>(weights, S::kWeightPitch, warp * 16, h < 2 * kFirst ? part : part - 4 * kFirst);
+    Vec8<Activation> norm_weight;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      norm_weight.word[i] = *reinterpret_cast<const uint32_t*>(&norm_weights[part * 16 + i / 2 * 8 + quad * 2]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      auto& terms = gate[h][i];
+      product2_bf16(weight.word[i], norm_weight.word[i], terms);
+    }
+  }
+  warp_arrives(&empty[1]);  // the weights' place is free for rows
+
+  // Stage: products.
+#pragma unroll 1
+  for (int turn = 0; tile_group + turn * tile_groups < token_tiles; ++turn) {
+    const int place = turn % 2, parity = turn / 2 % 2;
+    float sums[V::kTokens / 2];
+#pragma unroll
+    for (int h = 0; h < S::kHalf; ++h) {
+      if (h % 2 == 0) {
+        barrier_wait(&full[place][h / 2], parity);
+        wgmma_fence();
+      }
+#pragma unroll
+      for (int g = 0; g < kGateTerms; ++g) {
+        wgmma_m64k16(sums, gate[h][0][g], gate[h][1][g], gate[h][2][g], gate[h][3][g],
+                     wgmma_operand(rows_of(place) + h / 2 * S::kStepRowBytes + part_of(h) % 4 * 32), h + g > 0);
+      }
+    }
+    wgmma_commit();
+    wgmma_wait_for(sums);
+    warp_arrives(&empty[place]);
+
+    // Stage: sums of the two halves, a token's experts side by side, pushed to their owners.
+#pragma unroll
+    for (int i = 0; i < V::kTokens / 2; ++i) {
+      const int token = i / 4 * 8 + quad * 2 + i % 2, expert = warp * 16 + group + i / 2 % 2 * 8;
+      reinterpret_cast<float*>(partial[warpgroup][token])[expert] = sums[i];
+    }
+    // Quads of logits are numbered token by token; a CTA owns kOwnQuads of them, side by side.
+    const int quads = tokens_of(turn) * (V::kExperts / 4),
+              own_quads = min(max(quads - slice * S::kOwnQuads, 0), S::kOwnQuads);
+    if (threadIdx.x == 0) barrier_expect(barrier_address(&sums_pushed[place]), V::kSplit * own_quads * 16);
+    sync_threads(3, S::kMultiply * 128);
+    wait_for_owners(turn);
+#pragma unroll 4
+    for (int q = threadIdx.x; q < quads; q += S::kMultiply * 128) {
+      const int token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
+      push4(in_cta(&incoming[place][slice][q % S::kOwnQuads], q / S::kOwnQuads),
+            add4(partial[0][token][column], partial[1][token][column]), in_cta(&sums_pushed[place], q / S::kOwnQuads));
+    }
+
+    // Stage: logits, one a thread.
+    barrier_wait(&squares_pushed[place], parity);
+    barrier_wait(&sums_pushed[place], parity);
+    const auto* pushed = reinterpret_cast<const float*>(incoming[place]);
+#pragma unroll 1
+    for (int own = threadIdx.x; own < own_quads * 4; own += S::kMultiply * 128) {
+      const int i = slice * S::kOwnQuads * 4 + own, token = i / V::kExperts, expert = i % V::kExperts;
+      float logit = 0.0f;
+#pragma unroll
+      for (int s = 0; s < V::kSplit; ++s) logit += pushed[s * S::kOwnQuads * 4 + own];
+      logit *= rstd_of(place, token);
+      if (S::kTiles * V::kExperts == kNumExperts || first_expert + expert < kNumExperts) {
+        store1(static_cast<Logit*>(args.router_logits) + (first_token_of(turn) + token) * kNumExperts + first_expert +
+                   expert,
+               logit);
+      }
+    }
+    sync_threads(3, S::kMultiply * 128);                        // the sums have been pushed and used up
+    if (tile_group + (turn + 2) * tile_groups < token_tiles) {  // somebody will wait to push again
+      if (threadIdx.x < V::kSplit) arrive_in_cta(in_cta(&owners_free[place], threadIdx.x));
     }
   }
 }
@@ -773,56 +1169,6 @@ struct Wgmma {
                 "the plan lays out the same shared memory");
 };
 
-// d[64 x 48] (+)= a[64 x 16] * b[16 x 48], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[24], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %29, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23}, "
-      "{%24, %25, %26, %27}, %28, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
-// d[64 x 64] (+)= a[64 x 16] * b[16 x 64], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
-// d[64 x 96] (+)= a[64 x 16] * b[16 x 96], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[48], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "
-      "{%48, %49, %50, %51}, %52, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
 template <class V>
 __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorMap& x_map,
                                       const CUtensorMap& gate_map) {
@@ -846,7 +1192,19 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   constexpr int kSquareWarps = 3;  // beside the one that copies
   constexpr int kSumsThreads = S::kThreads + kSquareWarps * 32;
 
+  __shared__ uint64_t sums_pushed, squares_pushed;  // count the bytes that the CTAs of the cluster push
   launch_next_kernel();
+  if constexpr (V::kSplit > 1) {
+    if (threadIdx.x == 0) {
+      // Quads of logits are numbered token by token; a CTA owns kOwnQuads of them, side by side.
+      const int own_quads = min(max(num_tokens * (V::kExperts / 4) - slice * S::kOwnQuads, 0), S::kOwnQuads);
+      barrier_init(&sums_pushed, 1);
+      barrier_expect(barrier_address(&sums_pushed), V::kSplit * own_quads * 16);
+      barrier_init(&squares_pushed, 1);
+      barrier_expect(barrier_address(&squares_pushed), V::kSplit * V::kTokens * 4);
+      barriers_are_initialized();
+    }
+  }
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < V::kStages; ++stage) {
       barrier_init(&full[stage], 1);
@@ -854,7 +1212,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     }
     barrier_init(norm_full, 1);
     for (int place = 0; place < V::kRowPlaces; ++place) barrier_init(&row_full[place], 1);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barriers_are_initialized();
   }
   if constexpr (S::kGuardHidden) {  // weights beyond the row's end
     for (int k = kHiddenSize + threadIdx.x; k < V::kSplit * S::kSlice; k += S::kThreads)
@@ -1069,24 +1427,26 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   const auto sum_warps = [&](int token, int column) {
     float4 sum = partial[0][token][column];
 #pragma unroll
-    for (int w = 1; w < S::kParts; ++w) {
-      const float4 more = partial[w][token][column];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
+    for (int w = 1; w < S::kParts; ++w) sum = add4(sum, partial[w][token][column]);
     return sum;
   };
 
-  // Stage: sums of the cluster. A quad of logits belongs to CTA `quad index % kSplit`, to which the others push theirs.
+  // Stage: sums of the cluster. A quad of logits belongs to CTA `quad index / kOwnQuads`, to which all push theirs.
+  if constexpr (V::kSplit > 1) cluster_wait();  // every CTA's shared memory can be written
   if constexpr (V::kSplit > 1) {
-    cluster_wait();  // every CTA of the cluster has begun, so its shared memory can be written
-    for (int i = threadIdx.x; i < V::kSplit * V::kTokens; i += S::kThreads) {
-      const int token = i / V::kSplit, peer = i % V::kSplit;
-      float sum = 0.0f;
+    // Four tokens at a time, and from the last thread down, for the first ones push sums.
+#pragma unroll 1
+    for (int i = S::kThreads - 1 - threadIdx.x; i < V::kSplit * V::kTokens / 4; i += S::kThreads) {
+      const int tokens = i % (V::kTokens / 4), peer = i / (V::kTokens / 4);
+      float4 sum = reinterpret_cast<const float4*>(partial_squares[0])[tokens];
 #pragma unroll
-      for (int w = 0; w < S::kParts; ++w) sum += partial_squares[w][token];
-      push(in_cta(&incoming_squares[slice][token], peer), sum);
+      for (int w = 1; w < S::kParts; ++w) sum = add4(sum, reinterpret_cast<const float4*>(partial_squares[w])[tokens]);
+      push4(in_cta(&incoming_squares[slice][tokens * 4], peer), sum, in_cta(&squares_pushed, peer));
     }
   }
+  const auto wait_for_squares = [&] {
+    if constexpr (V::kSplit > 1) barrier_wait(&squares_pushed, 0);
+  };
   const auto rstd_of = [&](int token) {
     float sum = 0.0f;
 #pragma unroll
@@ -1096,40 +1456,34 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     return inverse_rms(sum, kHiddenSize, args.eps);
   };
   if constexpr (V::kSplit > 1) {
-    for (int q = threadIdx.x; q < S::kQuads; q += S::kThreads) {
-      const int token = q / (V::kExperts / 4);
-      if (token < num_tokens) {
-        push4(in_cta(&incoming[slice][q / V::kSplit], q % V::kSplit), sum_warps(token, q % (V::kExperts / 4)));
-      }
+#pragma unroll 1
+    for (int q = threadIdx.x; q < num_tokens * (V::kExperts / 4); q += S::kThreads) {
+      const float4 sum = sum_warps(q / (V::kExperts / 4), q % (V::kExperts / 4));
+      push4(in_cta(&incoming[slice][q % S::kOwnQuads], q / S::kOwnQuads), sum, in_cta(&sums_pushed, q / S::kOwnQuads));
     }
-    cluster_arrive();
-    cluster_wait();
   }
-  const auto sum_slices = [&](int token, int column) {
-    if constexpr (V::kSplit == 1) return sum_warps(token, column);
-    const int own = (token * (V::kExperts / 4) + column) / V::kSplit;
-    float4 sum = incoming[0][own];
-#pragma unroll
-    for (int s = 1; s < V::kSplit; ++s) {
-      const float4 more = incoming[s][own];
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-    }
-    return sum;
-  };
+  wait_for_squares();
 
   // Stage: logits.
+  if constexpr (V::kSplit > 1) barrier_wait(&sums_pushed, 0);
+  const auto sum_slices = [&](int own, int token, int column) {
+    if constexpr (V::kSplit == 1) return sum_warps(token, column);
+    float4 sum = incoming[0][own];
+#pragma unroll
+    for (int s = 1; s < V::kSplit; ++s) sum = add4(sum, incoming[s][own]);
+    return sum;
+  };
+#pragma unroll 1
   for (int own = threadIdx.x; own < S::kOwnQuads; own += S::kThreads) {
-    const int q = own * V::kSplit + slice, token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
-    if (q < S::kQuads && token < num_tokens) {
-      float4 logits = sum_slices(token, column);
-      const float rstd = rstd_of(token);
-      logits = make_float4(logits.x * rstd, logits.y * rstd, logits.z * rstd, logits.w * rstd);
-      store_logits(args, first_token + token, first_expert + column * 4, logits);
-    }
+    const int q = slice * S::kOwnQuads + own, token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
+    if (token >= num_tokens) break;
+    float4 logits = sum_slices(own, token, column);
+    logits = scale4(logits, rstd_of(token));
+    store_logits(args, first_token + token, first_expert + column * 4, logits);
   }
 }
 
-// gemv_t1_e3_w4_c4, 1 token: measured on NVIDIA H200: 1.57 us at 1 tokens, next best gemv_t1_e4_w4_c4 1.62.
+// gemv_t1_e3_w4_c4, 1 token: measured on NVIDIA H200: 1.22 us at 1 tokens, next best gemv_t1_e4_w4_c4 1.24.
 struct GemvT1E3W4C4 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 3;           // experts that a CTA computes
@@ -1139,134 +1493,152 @@ struct GemvT1E3W4C4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e2_w6_c3, 2 tokens: measured on NVIDIA H200: 1.98 us at 2 tokens, next best gemv_t2_e3_w4_c4 2.01.
-struct GemvT2E2W6C3 {
+// gemv_t2_e3_w4_c4, 2 tokens: measured on NVIDIA H200: 1.68 us at 2 tokens, next best gemv_t2_e2_w4_c4 1.74.
+struct GemvT2E3W4C4 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 192;         // threads of a CTA
-  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 128;         // threads of a CTA
+  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w16_b1, 3 to 8 tokens: measured on NVIDIA H200: 2.27 us at 8 tokens, next best
-// split_k_t8_e16_s4_w16_b2 2.32.
-struct SplitKT8E32S8W16B1 {
+// split_k_t8_e16_s4_w16_b2, 3 to 8 tokens: measured on NVIDIA H200: 1.85 us at 4 tokens, next best
+// split_k_t8_e32_s8_w16_b1 1.95.
+struct SplitKT8E16S4W16B2 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e16_s5_w14_b2, 9 to 16 tokens: measured on NVIDIA H200: 2.74 us at 16 tokens, next best
-// split_k_t8_e32_s5_w7_b4 2.78.
-struct SplitKT16E16S5W14B2 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 5;     // CTAs that share hidden_size
-  static constexpr int kWarps = 14;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
+  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s4_w8_b4, 17 to 32 tokens: measured on NVIDIA H200: 3.29 us at 32 tokens, next best
-// split_k_t16_e32_s5_w7_b4 3.47.
-struct SplitKT16E32S4W8B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
+// split_k_t8_e32_s5_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 2.24 us at 16 tokens, next best
+// resident_t16_s16 2.27.
+struct SplitKT8E32S5W7B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e32_s4_w8_b4, 17 to 24 tokens: measured on NVIDIA H200: 2.43 us at 24 tokens, next best
+// split_k_t8_e32_s8_w4_b4 2.57.
+struct SplitKT8E32S4W8B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
   static constexpr int kSplit = 4;     // CTAs that share hidden_size
   static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w4_b4, 33 to 64 tokens: measured on NVIDIA H200: 5.00 us at 64 tokens, next best
-// wgmma_t32_e64_s8_d8 5.26.
-struct SplitKT16E32S8W4B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+// resident_t32_s16, 25 to 32 tokens: measured on NVIDIA H200: 2.67 us at 32 tokens, next best
+// split_k_t16_e32_s4_w8_b4 2.91.
+struct ResidentT32S16 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
+  static constexpr int kSumRegisters = 128;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 89984;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t48_e64_s8_d8, 65 to 128 tokens: measured on NVIDIA H200: 6.39 us at 128 tokens, next best
-// wgmma_t64_e64_s8_d8 6.49.
-struct WgmmaT48E64S8D8 {
+// resident_t48_s16, 33 to 48 tokens: measured on NVIDIA H200: 3.16 us at 48 tokens, next best
+// split_k_t16_e32_s4_w8_b4 3.45.
+struct ResidentT48S16 {
+  static constexpr int kTokens = 48;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
+  static constexpr int kSumRegisters = 128;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 117248;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// resident_t64_s16, 49 to 64 tokens: measured on NVIDIA H200: 3.75 us at 64 tokens, next best resident_t24_s8 3.84.
+struct ResidentT64S16 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
+  static constexpr int kSumRegisters = 136;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 144512;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// resident_t32_s8, 65 to 96 tokens: measured on NVIDIA H200: 4.25 us at 96 tokens, next best resident_t48_s8 4.46.
+struct ResidentT32S8 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kSumRegisters = 184;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 104;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 137664;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// resident_t48_s8, 97 to 256 tokens: measured on NVIDIA H200: 6.95 us at 256 tokens, next best
+// wgmma_t64_e64_s5_d12 7.34.
+struct ResidentT48S8 {
   static constexpr int kTokens = 48;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 8;            // steps in shared memory at a time
-  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
-  static constexpr int kRowPlaces = 2;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 64;    // of one that norms rows
-  static constexpr int kSumRegisters = 168;    // of one that multiplies
-  static constexpr int kSmemBytes = 141160;    // dynamic shared memory
+  static constexpr int kSumRegisters = 192;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 88;    // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 172096;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t96_e64_s8_d8, 129 to 256 tokens: measured on NVIDIA H200: 7.89 us at 256 tokens, next best
-// wgmma_t64_e64_s5_d12 7.93.
-struct WgmmaT96E64S8D8 {
+// wgmma_t96_e64_s4_d9, 257 to 512 tokens: measured on NVIDIA H200: 10.49 us at 512 tokens, next best
+// wgmma_t128_e64_s6_d7 11.00.
+struct WgmmaT96E64S4D9 {
   static constexpr int kTokens = 96;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 8;            // steps in shared memory at a time
+  static constexpr int kSplit = 4;             // CTAs that share hidden_size
+  static constexpr int kStages = 9;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
   static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
-  static constexpr int kSmemBytes = 200240;    // dynamic shared memory
+  static constexpr int kSmemBytes = 219200;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t64_e128_s6_d8, 257 to 512 tokens: measured on NVIDIA H200: 10.78 us at 512 tokens, next best
-// wgmma_t96_e64_s4_d9 10.89.
-struct WgmmaT64E128S6D8 {
+// wgmma_t64_e64_s2_d12, 513 to 1024 tokens: measured on NVIDIA H200: 16.91 us at 1024 tokens, next best
+// wgmma_t96_e128_s5_d6 17.31.
+struct WgmmaT64E64S2D12 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kStages = 8;            // steps in shared memory at a time
-  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
-  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 64;    // of one that norms rows
-  static constexpr int kSumRegisters = 136;    // of one that multiplies
-  static constexpr int kSmemBytes = 231600;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// wgmma_t96_e128_s5_d6, 513 to 1024 tokens: measured on NVIDIA H200: 17.07 us at 1024 tokens, next best
-// wgmma_t64_e64_s2_d12 17.24.
-struct WgmmaT96E128S5D6 {
-  static constexpr int kTokens = 96;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 5;             // CTAs that share hidden_size
-  static constexpr int kStages = 6;            // steps in shared memory at a time
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 2;             // CTAs that share hidden_size
+  static constexpr int kStages = 12;           // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
   static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
-  static constexpr int kSmemBytes = 207376;    // dynamic shared memory
+  static constexpr int kSmemBytes = 230384;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t64_e128_s2_d8, 1025 to 2048 tokens: measured on NVIDIA H200: 23.74 us at 2048 tokens, next best
-// wgmma_t128_e64_s2_d8 24.63.
+// wgmma_t64_e128_s2_d8, 1025 to 2048 tokens: measured on NVIDIA H200: 23.80 us at 2048 tokens, next best
+// wgmma_t128_e64_s2_d8 24.31.
 struct WgmmaT64E128S2D8 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes
@@ -1281,8 +1653,8 @@ struct WgmmaT64E128S2D8 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t64_e128_s1_d8, 2049 tokens and more: measured on NVIDIA H200: 37.30 us at 4096 tokens, next best
-// wgmma_t128_e128_s2_d6 38.20.
+// wgmma_t64_e128_s1_d8, 2049 tokens and more: measured on NVIDIA H200: 37.09 us at 4096 tokens, next best
+// wgmma_t128_e128_s2_d6 37.77.
 struct WgmmaT64E128S1D8 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes
@@ -1297,21 +1669,45 @@ struct WgmmaT64E128S1D8 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t32_e16_s2_w8_b4_r2, 65 to 128 tokens: wgmma_t48_e64_s8_d8 needs sm_90a; this is the best that later chips
-// can run.
-struct SplitKT32E16S2W8B4R2 {
-  static constexpr int kTokens = 32;   // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 2;     // CTAs that share hidden_size
+// split_k_t16_e32_s4_w8_b4, 25 to 48 tokens: resident_t32_s16 needs sm_90a; this is the best that later chips can run.
+struct SplitKT16E32S4W8B4 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
   static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t64_e64_s6_w222_k128_d3, 129 to 256 tokens: wgmma_t96_e64_s8_d8 needs sm_90a; this is the best that later chips
-// can run.
+// split_k_t16_e32_s8_w8_b2, 49 to 64 tokens: resident_t64_s16 needs sm_90a; this is the best that later chips can run.
+struct SplitKT16E32S8W8B2 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t32_e32_s4_w8_b2_r2, 65 to 96 tokens: resident_t32_s8 needs sm_90a; this is the best that later chips can
+// run.
+struct SplitKT32E32S4W8B2R2 {
+  static constexpr int kTokens = 32;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// tiled_t64_e64_s6_w222_k128_d3, 97 to 256 tokens: resident_t48_s8 needs sm_90a; this is the best that later chips can
+// run.
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1327,8 +1723,8 @@ struct TiledT64E64S6W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s2_w124_k128_d3, 257 to 512 tokens: wgmma_t64_e128_s6_d8 needs sm_90a; this is the best that later
-// chips can run.
+// tiled_t32_e64_s2_w124_k128_d3, 257 to 512 tokens: wgmma_t96_e64_s4_d9 needs sm_90a; this is the best that later chips
+// can run.
 struct TiledT32E64S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1344,18 +1740,18 @@ struct TiledT32E64S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e128_s2_w124_k128_d3, 513 to 1024 tokens: wgmma_t96_e128_s5_d6 needs sm_90a; this is the best that later
+// tiled_t64_e64_s2_w214_k128_d3, 513 to 1024 tokens: wgmma_t64_e64_s2_d12 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT32E128S2W124K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
+struct TiledT64E64S2W214K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 143360;    // dynamic shared memory
+  static constexpr int kSmemBytes = 118784;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
@@ -1386,64 +1782,81 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   gemv<GemvT1E3W4C4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(192, 1)
-    norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e2_w6_c3_sm90(const normgate_args args) {
-  gemv<GemvT2E2W6C3>(args);
+extern "C" __global__ void __launch_bounds__(128, 1)
+    norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w4_c4_sm90(const normgate_args args) {
+  gemv<GemvT2E3W4C4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w16_b1_sm90(const normgate_args args) {
-  split_k<SplitKT8E32S8W16B1>(args);
+    norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e16_s4_w16_b2_sm90(const normgate_args args) {
+  split_k<SplitKT8E16S4W16B2>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(448, 1)
-    norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e16_s5_w14_b2_sm90(const normgate_args args) {
-  split_k<SplitKT16E16S5W14B2>(args);
+extern "C" __global__ void __launch_bounds__(224, 1)
+    norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90(const normgate_args args) {
+  split_k<SplitKT8E32S5W7B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90(const normgate_args args) {
-  split_k<SplitKT16E32S4W8B4>(args);
+    norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm90(const normgate_args args) {
+  split_k<SplitKT8E32S4W8B4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 1)
-    norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90(const normgate_args args) {
-  split_k<SplitKT16E32S8W4B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t48_e64_s8_d8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map,
-                                                                 const __grid_constant__ CUtensorMap gate_map) {
+extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s16_sm90(const normgate_args args,
+                                                              const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT48E64S8D8>(args, x_map, gate_map);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map,
-                                                                 const __grid_constant__ CUtensorMap gate_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT96E64S8D8>(args, x_map, gate_map);
+  resident<ResidentT32S16>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s6_d8_sm90(const normgate_args args,
-                                                                  const __grid_constant__ CUtensorMap x_map,
-                                                                  const __grid_constant__ CUtensorMap gate_map) {
+    norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args args,
+                                                              const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT64E128S6D8>(args, x_map, gate_map);
+  resident<ResidentT48S16>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90(const normgate_args args,
+    norm_b_gate_4096x256_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args args,
+                                                              const __grid_constant__ CUtensorMap x_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  resident<ResidentT64S16>(args, x_map);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s8_sm90(const normgate_args args,
+                                                             const __grid_constant__ CUtensorMap x_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  resident<ResidentT32S8>(args, x_map);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s8_sm90(const normgate_args args,
+                                                             const __grid_constant__ CUtensorMap x_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  resident<ResidentT48S8>(args, x_map);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s4_d9_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT96E64S4D9>(args, x_map, gate_map);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90(const normgate_args args,
                                                                   const __grid_constant__ CUtensorMap x_map,
                                                                   const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT96E128S5D6>(args, x_map, gate_map);
+  wgmma<WgmmaT64E64S2D12>(args, x_map, gate_map);
 #endif
 }
 
@@ -1466,8 +1879,18 @@ extern "C" __global__ void __launch_bounds__(512, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e16_s2_w8_b4_r2_sm90(const normgate_args args) {
-  split_k<SplitKT32E16S2W8B4R2>(args);
+    norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90(const normgate_args args) {
+  split_k<SplitKT16E32S4W8B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(const normgate_args args) {
+  split_k<SplitKT16E32S8W8B2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e32_s4_w8_b2_r2_sm90(const normgate_args args) {
+  split_k<SplitKT32E32S4W8B2R2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -1481,8 +1904,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E128S2W124K128D3>(args);
+    norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E64S2W214K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -1494,56 +1917,72 @@ cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w4_c4_sm90(con
   return launch(norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w4_c4_sm90, {86, 128, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e2_w6_c3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e2_w6_c3_sm90, {128, 192, 0, 1, true}, args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w4_c4_sm90(const normgate_args& args) {
+  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w4_c4_sm90, {86, 128, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w16_b1_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w16_b1_sm90,
-                {ceil_div(args.num_tokens, 8) * 64, 512, 0, 8, true}, args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e16_s4_w16_b2_sm90(const normgate_args& args) {
+  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e16_s4_w16_b2_sm90,
+                {ceil_div(args.num_tokens, 8) * 64, 512, 0, 4, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e16_s5_w14_b2_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e16_s5_w14_b2_sm90,
-                {ceil_div(args.num_tokens, 16) * 80, 448, 0, 5, true}, args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90(const normgate_args& args) {
+  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90,
+                {ceil_div(args.num_tokens, 8) * 40, 224, 0, 5, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90,
-                {ceil_div(args.num_tokens, 16) * 32, 256, 0, 4, true}, args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm90(const normgate_args& args) {
+  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm90,
+                {ceil_div(args.num_tokens, 8) * 32, 256, 0, 4, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90,
-                {ceil_div(args.num_tokens, 16) * 64, 128, 0, 8, true}, args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s16_sm90(const normgate_args& args) {
+  return launch_mapped<Activation>(
+      norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s16_sm90,
+      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 64, 512, ResidentT32S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT32S16::kTokens);
 }
 
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t48_e64_s8_d8_sm90(const normgate_args& args) {
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args& args) {
+  return launch_mapped<Activation>(
+      norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s16_sm90,
+      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 64, 512, ResidentT48S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT48S16::kTokens);
+}
+
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args) {
+  return launch_mapped<Activation>(
+      norm_b_gate_4096x256_bf16_bf16_fp32_resident_t64_s16_sm90,
+      {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 64, 512, ResidentT64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT64S16::kTokens);
+}
+
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s8_sm90(const normgate_args& args) {
+  return launch_mapped<Activation>(
+      norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s8_sm90,
+      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 3) * 32, 512, ResidentT32S8::kSmemBytes, 8, true}, args,
+      kHiddenSize, ResidentT32S8::kTokens);
+}
+
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s8_sm90(const normgate_args& args) {
+  return launch_mapped<Activation>(
+      norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s8_sm90,
+      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 3) * 32, 512, ResidentT48S8::kSmemBytes, 8, true}, args,
+      kHiddenSize, ResidentT48S8::kTokens);
+}
+
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s4_d9_sm90(const normgate_args& args) {
   return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t48_e64_s8_d8_sm90,
-      {ceil_div(args.num_tokens, 48) * 32, 384, WgmmaT48E64S8D8::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT48E64S8D8::kTokens, WgmmaT48E64S8D8::kExperts);
+      norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s4_d9_sm90,
+      {ceil_div(args.num_tokens, 96) * 16, 384, WgmmaT96E64S4D9::kSmemBytes, 4, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT96E64S4D9::kTokens, WgmmaT96E64S4D9::kExperts);
 }
 
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(const normgate_args& args) {
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90(const normgate_args& args) {
   return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90,
-      {ceil_div(args.num_tokens, 96) * 32, 384, WgmmaT96E64S8D8::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT96E64S8D8::kTokens, WgmmaT96E64S8D8::kExperts);
-}
-
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s6_d8_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s6_d8_sm90,
-      {ceil_div(args.num_tokens, 64) * 12, 512, WgmmaT64E128S6D8::kSmemBytes, 6, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT64E128S6D8::kTokens, WgmmaT64E128S6D8::kExperts);
-}
-
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90,
-      {ceil_div(args.num_tokens, 96) * 10, 512, WgmmaT96E128S5D6::kSmemBytes, 5, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT96E128S5D6::kTokens, WgmmaT96E128S5D6::kExperts);
+      norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90,
+      {ceil_div(args.num_tokens, 64) * 8, 384, WgmmaT64E64S2D12::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT64E64S2D12::kTokens, WgmmaT64E64S2D12::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d8_sm90(const normgate_args& args) {
@@ -1560,9 +1999,19 @@ cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s1_d8_sm90
       WgmmaT64E128S1D8::kTokens, WgmmaT64E128S1D8::kExperts);
 }
 
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e16_s2_w8_b4_r2_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e16_s2_w8_b4_r2_sm90,
-                {ceil_div(args.num_tokens, 32) * 32, 256, 0, 2, true}, args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90(const normgate_args& args) {
+  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90,
+                {ceil_div(args.num_tokens, 16) * 32, 256, 0, 4, true}, args);
+}
+
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(const normgate_args& args) {
+  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90,
+                {ceil_div(args.num_tokens, 16) * 64, 256, 0, 8, true}, args);
+}
+
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e32_s4_w8_b2_r2_sm90(const normgate_args& args) {
+  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e32_s4_w8_b2_r2_sm90,
+                {ceil_div(args.num_tokens, 32) * 32, 256, 0, 4, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args) {
@@ -1575,9 +2024,9 @@ cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k12
                 {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E128S2W124K128D3::kSmemBytes, 2, true}, args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args) {
+  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90,
+                {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E64S2W214K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args) {
