@@ -31,7 +31,7 @@ def measure(spec: RouterSpec, weights: Weights, device: str = "cuda") -> dict[in
     norm = spec.norm
     if norm is None or weights.norm_weight is None:
         return {}
-    norm_gate, logits = torch.ops.normgate.norm_gate, dtype(spec.logits_dtype)
+    norm_gate, logits = torch.ops.normgate.norm_gate.default, dtype(spec.logits_dtype)
     norm_weight, contract = weights.norm_weight, (norm.eps, norm.order, spec.logits_from, logits)
     found = {}
     for num_tokens in _TOKENS:

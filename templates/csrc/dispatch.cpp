@@ -44,6 +44,12 @@ const Variant* find_function(std::string_view function) {
   return nullptr;
 }
 
+const Variant* variant_of(const Span<Range>& ranges, int64_t num_tokens) {
+  const auto range = std::find_if(ranges.begin(), ranges.end(),
+                                  [&](const Range& candidate) { return num_tokens <= candidate.last_token; });
+  return range == ranges.end() ? nullptr : range->variant;
+}
+
 }  // namespace
 
 const Kernel* find_kernel(const Problem& problem) {
@@ -56,10 +62,12 @@ const Variant* find_variant(const Kernel& kernel, int sm, int64_t num_tokens) {
   const Group* group = find_group(kernel, sm);
   if (group == nullptr) return nullptr;
   const bool native = std::find(group->sm_targets.begin(), group->sm_targets.end(), sm) != group->sm_targets.end();
-  const Span<Range>& ranges = native ? group->ranges : group->portable_ranges;
-  const auto range = std::find_if(ranges.begin(), ranges.end(),
-                                  [&](const Range& candidate) { return num_tokens <= candidate.last_token; });
-  return range == ranges.end() ? nullptr : range->variant;
+  return variant_of(native ? group->ranges : group->portable_ranges, num_tokens);
+}
+
+const Variant* find_portable_variant(const Kernel& kernel, int sm, int64_t num_tokens) {
+  const Group* group = find_group(kernel, sm);
+  return group ? variant_of(group->portable_ranges, num_tokens) : nullptr;
 }
 
 }  // namespace normgate

@@ -69,4 +69,7 @@ const Kernel* find_kernel(const Problem& problem);
 // does.
 const Variant* find_variant(const Kernel& kernel, int sm, int64_t num_tokens);
 
+// The same without what only sm's own chips can run, for one of them that has too little room for a variant's clusters.
+const Variant* find_portable_variant(const Kernel& kernel, int sm, int64_t num_tokens);
+
 }  // namespace normgate

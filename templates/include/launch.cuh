@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "normgate.h"
 
@@ -17,19 +18,29 @@ struct LaunchShape {
   bool overlap;  // start while the kernel before still runs (programmatic dependent launch); the kernel waits by itself
 };
 
-// Launches a kernel on args.stream.
-template <class... More>
-cudaError_t launch(void (*kernel)(normgate_args, More...), const LaunchShape& shape, const normgate_args& args,
-                   const More&... more) {
-  if (shape.smem_bytes > 0) {  // with its static shared memory it may be more than a kernel has without asking
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.smem_bytes);
+// Asks for what a kernel does not have by itself: more shared memory, a larger cluster than every chip can run.
+template <class... Parameters>
+cudaError_t prepare(void (*kernel)(Parameters...), const cudaLaunchConfig_t& config, int cluster) {
+  if (config.dynamicSmemBytes > 0) {  // with its static shared memory it may be more than 48 KiB
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(config.dynamicSmemBytes));
     if (error != cudaSuccess) return error;
   }
-  if (shape.cluster > 8) {  // more than every chip can run
+  if (cluster > 8) {
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error != cudaSuccess) return error;
+    int at_once = 0;
+    if (cudaOccupancyMaxActiveClusters(&at_once, kernel, &config) != cudaSuccess || at_once == 0) {
+      cudaGetLastError();
+      return cudaErrorInvalidClusterSize;
+    }
   }
+  return cudaSuccess;
+}
+
+// Launches a kernel on args.stream. cudaErrorInvalidClusterSize where this chip has no place for its clusters.
+template <auto kKernel, class... More>
+cudaError_t launch(const LaunchShape& shape, const normgate_args& args, const More&... more) {
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(shape.ctas));
@@ -47,7 +58,19 @@ cudaError_t launch(void (*kernel)(normgate_args, More...), const LaunchShape& sh
     attributes[config.numAttrs].val.clusterDim.y = 1;
     attributes[config.numAttrs++].val.clusterDim.z = 1;
   }
-  return cudaLaunchKernelEx(&config, kernel, args, more...);
+  if (shape.smem_bytes > 0 || shape.cluster > 8) {
+    static std::atomic<uint64_t> prepared =
+        0;  // a bit for each of the first 64 devices: asking costs the host a microsecond
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+    if (error == cudaSuccess && !(prepared.load(std::memory_order_relaxed) & bit)) {
+      error = prepare(kKernel, config, shape.cluster);
+      if (error == cudaSuccess) prepared.fetch_or(bit, std::memory_order_relaxed);
+    }
+    if (error != cudaSuccess) return error;
+  }
+  return cudaLaunchKernelEx(&config, kKernel, args, more...);
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -75,8 +75,8 @@ __device__ __forceinline__ Vec8<T> load_operand(const char* rows, int first_row,
   return v;
 }
 
-// The same out of rows that lie `pitch` bytes apart, an odd number of 16-byte chunks (of 32 bytes for 4-byte elements), so
-// that no two rows of an access meet in a bank.
+// The same out of rows that lie `pitch` bytes apart, an odd number of 16-byte chunks (of 32 bytes for 4-byte elements),
+// so that no two rows of an access meet in a bank.
 template <class T>
 __device__ __forceinline__ Vec8<T> load_operand_rows(const char* rows, int pitch, int first_row, int step) {
   Vec8<T> v;

@@ -117,10 +117,22 @@ void check_arguments(const Tensor& x, const Tensor& gate_weight, const std::opti
                   name_of(logits), "; expected float32 or bfloat16");
 }
 
+// A dense tensor on x's device. Through the shim: torch::stable::new_empty goes by the dispatcher, which takes longer.
+Tensor empty(const Tensor& x, int64_t rows, int64_t columns, ScalarType dtype) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
+  const int32_t type = dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
+                       : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
+                                                     : aoti_torch_dtype_float32();
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(2, sizes, strides, type, aoti_torch_device_type_cuda(), x.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
 // Rows that 16-byte loads can read: x itself, or a dense copy of it.
 Tensor readable_rows(const Tensor& x) {
   if (is_aligned(x) && x.stride(0) % 8 == 0 && (x.stride(0) >= x.size(1) || x.size(0) <= 1)) return x;
-  Tensor rows = torch::stable::new_empty(x, {x.size(0), x.size(1)});
+  Tensor rows = empty(x, x.size(0), x.size(1), x.scalar_type());
   torch::stable::copy_(rows, x);
   return rows;
 }
@@ -157,7 +169,14 @@ bool launch(const Problem& problem, const Tensor& x, const Tensor* norm_weight, 
   args.eps = static_cast<float>(eps);
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &args.stream) == TORCH_SUCCESS,
                   "normgate: torch has no current stream for device ", device);
-  check_cuda(variant->launch(args), variant->function);
+  cudaError_t error = variant->launch(args);
+  if (error ==
+      cudaErrorInvalidClusterSize) {  // a product with fewer multiprocessors side by side than others of its SM
+    variant = find_portable_variant(*kernel, device_sm(device), num_tokens);
+    if (variant == nullptr) return false;
+    error = variant->launch(args);
+  }
+  check_cuda(error, variant->function);
   return true;
 }
 
@@ -176,8 +195,8 @@ std::tuple<Tensor, Tensor> norm_gate(const Tensor& x, const Tensor& norm_weight,
   STD_TORCH_CHECK(logits_from == "unrounded" || logits_from == "rounded", "normgate: logits_from is '", logits_from,
                   "'; expected 'unrounded' or 'rounded'");
 
-  Tensor normed_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
-  Tensor router_logits = torch::stable::new_empty(x, {x.size(0), gate_weight.size(0)}, logits_dtype);
+  Tensor normed_x = empty(x, x.size(0), x.size(1), x.scalar_type());
+  Tensor router_logits = empty(x, x.size(0), gate_weight.size(0), logits_dtype);
   if (x.size(0) == 0) return {normed_x, router_logits};
   const Problem problem = {x.size(1),
                            gate_weight.size(0),
@@ -202,7 +221,7 @@ std::tuple<Tensor, Tensor> norm_gate(const Tensor& x, const Tensor& norm_weight,
 Tensor gate(const Tensor& x, const Tensor& gate_weight, const std::optional<Tensor>& gate_bias,
             ScalarType logits_dtype) {
   check_arguments(x, gate_weight, gate_bias, logits_dtype);
-  Tensor router_logits = torch::stable::new_empty(x, {x.size(0), gate_weight.size(0)}, logits_dtype);
+  Tensor router_logits = empty(x, x.size(0), gate_weight.size(0), logits_dtype);
   if (x.size(0) == 0) return router_logits;
   const Problem problem = {x.size(1),
                            gate_weight.size(0),

@@ -58,25 +58,23 @@ bool map_matrix(CUtensorMap& map, const void* data, int64_t rows, int64_t column
 }
 
 // Launches a kernel that copies boxes of x.
-template <class Activation>
-cudaError_t launch_mapped(void (*kernel)(normgate_args, CUtensorMap), const LaunchShape& shape,
-                          const normgate_args& args, int hidden_size, int box_tokens) {
+template <class Activation, auto kKernel>
+cudaError_t launch_with_map_of_x(const LaunchShape& shape, const normgate_args& args, int hidden_size, int box_tokens) {
   CUtensorMap x;
   return map_matrix<Activation>(x, args.x, args.num_tokens, hidden_size, args.x_row_stride, box_tokens)
-             ? launch(kernel, shape, args, x)
+             ? launch<kKernel>(shape, args, x)
              : cudaErrorInvalidValue;
 }
 
 // Launches a kernel that copies boxes of x and of the gate weights.
-template <class Activation, class GateWeight>
-cudaError_t launch_mapped(void (*kernel)(normgate_args, CUtensorMap, CUtensorMap), const LaunchShape& shape,
-                          const normgate_args& args, int hidden_size, int num_experts, int box_tokens,
-                          int box_experts) {
+template <class Activation, class GateWeight, auto kKernel>
+cudaError_t launch_with_maps(const LaunchShape& shape, const normgate_args& args, int hidden_size, int num_experts,
+                             int box_tokens, int box_experts) {
   CUtensorMap x, gate_weight;
   const bool mapped =
       map_matrix<Activation>(x, args.x, args.num_tokens, hidden_size, args.x_row_stride, box_tokens) &&
       map_matrix<GateWeight>(gate_weight, args.gate_weight, num_experts, hidden_size, hidden_size, box_experts);
-  return mapped ? launch(kernel, shape, args, x, gate_weight) : cudaErrorInvalidValue;
+  return mapped ? launch<kKernel>(shape, args, x, gate_weight) : cudaErrorInvalidValue;
 }
 
 }  // namespace normgate

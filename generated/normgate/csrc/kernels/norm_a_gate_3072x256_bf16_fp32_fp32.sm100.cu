@@ -1073,75 +1073,75 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm100, {128, 384, 0, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm100>({128, 384, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm100, {128, 384, 0, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm100>({128, 384, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w12_c1_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w12_c1_sm100, {128, 384, 0, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w12_c1_sm100>({128, 384, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm100,
-                {ceil_div(args.num_tokens, 8) * 96, 128, 0, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm100>(
+      {ceil_div(args.num_tokens, 8) * 96, 128, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm100,
-                {ceil_div(args.num_tokens, 16) * 96, 128, 0, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm100>(
+      {ceil_div(args.num_tokens, 16) * 96, 128, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm100,
-                {ceil_div(args.num_tokens, 32) * 96, 256, 0, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm100>(
+      {ceil_div(args.num_tokens, 32) * 96, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E16S6W214K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E16S6W214K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W124K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W124K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W124K128D3::kSmemBytes, 8, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W124K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E32S6W222K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E32S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 16, 256, TiledT32E32S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 16, 256, TiledT32E32S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E32S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E32S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 128) * 16, 256, TiledT128E32S2W222K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 128) * 16, 256, TiledT128E32S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 128) * 8, 256, TiledT128E32S1W222K128D3::kSmemBytes, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 128) * 8, 256, TiledT128E32S1W222K128D3::kSmemBytes, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 128) * 4, 256, TiledT128E64S1W412K128D3::kSmemBytes, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 128) * 4, 256, TiledT128E64S1W412K128D3::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

@@ -1029,65 +1029,65 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm120, {128, 384, 0, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm120>({128, 384, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm120, {128, 384, 0, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm120>({128, 384, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w12_c1_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w12_c1_sm120, {128, 384, 0, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w12_c1_sm120>({128, 384, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm120,
-                {ceil_div(args.num_tokens, 8) * 96, 128, 0, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm120>(
+      {ceil_div(args.num_tokens, 8) * 96, 128, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm120,
-                {ceil_div(args.num_tokens, 16) * 96, 128, 0, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm120>(
+      {ceil_div(args.num_tokens, 16) * 96, 128, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm120,
-                {ceil_div(args.num_tokens, 32) * 96, 256, 0, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm120>(
+      {ceil_div(args.num_tokens, 32) * 96, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E16S6W214K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E16S6W214K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W124K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W124K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s4_w124_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s4_w124_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E32S4W124K128D3::kSmemBytes, 4, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s4_w124_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E32S4W124K128D3::kSmemBytes, 4, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s3_w124_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s3_w124_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E32S3W124K128D3::kSmemBytes, 3, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s3_w124_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E32S3W124K128D3::kSmemBytes, 3, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 16, 256, TiledT32E32S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 16, 256, TiledT32E32S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s1_w124_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s1_w124_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E32S1W124K128D3::kSmemBytes, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s1_w124_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E32S1W124K128D3::kSmemBytes, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s1_w222_k64_d4_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s1_w222_k64_d4_sm120,
-                {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E32S1W222K64D4::kSmemBytes, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s1_w222_k64_d4_sm120>(
+      {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E32S1W222K64D4::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

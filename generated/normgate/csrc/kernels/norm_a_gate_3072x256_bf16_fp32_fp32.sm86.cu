@@ -924,102 +924,95 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e3_w12_c1_sm86(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e3_w12_c1_sm86, {86, 384, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e3_w12_c1_sm86>({86, 384, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e3_w12_c1_sm86(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e3_w12_c1_sm86, {86, 384, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e3_w12_c1_sm86>({86, 384, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e3_w12_c1_sm86(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e3_w12_c1_sm86, {86, 384, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e3_w12_c1_sm86>({86, 384, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm86(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm86,
-                                       {ceil_div(args.num_tokens, 8) * 96, 128, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm86>(
+          {ceil_div(args.num_tokens, 8) * 96, 128, 0, 1, false}, args))
     return error;
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm86(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm86,
-                                       {ceil_div(args.num_tokens, 16) * 96, 128, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm86>(
+          {ceil_div(args.num_tokens, 16) * 96, 128, 0, 1, false}, args))
     return error;
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm86(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm86,
-                                       {ceil_div(args.num_tokens, 32) * 96, 256, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm86>(
+          {ceil_div(args.num_tokens, 32) * 96, 256, 0, 1, false}, args))
     return error;
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E16S6W214K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E16S6W214K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W124K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W124K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s4_w124_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s4_w124_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E32S4W124K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s4_w124_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E32S4W124K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s4_w124_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s4_w124_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E32S6W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E32S6W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E32S3W124K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E32S3W124K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86,
-                 {ceil_div(args.num_tokens, 128) * 24, 256, TiledT128E32S3W222K64D4::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86>(
+          {ceil_div(args.num_tokens, 128) * 24, 256, TiledT128E32S3W222K64D4::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k64_d4_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k64_d4_sm86,
-                 {ceil_div(args.num_tokens, 128) * 16, 256, TiledT128E32S2W222K64D4::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k64_d4_sm86>(
+          {ceil_div(args.num_tokens, 128) * 16, 256, TiledT128E32S2W222K64D4::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k64_d4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k64_d4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 }  // namespace normgate

@@ -2043,148 +2043,137 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm90, {128, 384, 0, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm90>({128, 384, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w4_c3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w4_c3_sm90, {128, 128, 0, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w4_c3_sm90>({128, 128, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t8_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_a_gate_3072x256_bf16_fp32_fp32_resident_t8_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_a_gate_3072x256_bf16_fp32_fp32_resident_t8_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 8), 1) * 64, 512, ResidentT8S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT8S16::kTokens);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t16_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_a_gate_3072x256_bf16_fp32_fp32_resident_t16_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_a_gate_3072x256_bf16_fp32_fp32_resident_t16_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 16), 1) * 64, 512, ResidentT16S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT16S16::kTokens);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 64, 512, ResidentT32S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT32S16::kTokens);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 64, 512, ResidentT48S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT48S16::kTokens);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t64_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_a_gate_3072x256_bf16_fp32_fp32_resident_t64_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_a_gate_3072x256_bf16_fp32_fp32_resident_t64_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 64, 512, ResidentT64S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT64S16::kTokens);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d6_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d6_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d6_sm90>(
       {ceil_div(args.num_tokens, 48) * 32, 384, WgmmaT48E64S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
       WgmmaT48E64S8D6::kTokens, WgmmaT48E64S8D6::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s6_d8_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s6_d8_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s6_d8_sm90>(
       {ceil_div(args.num_tokens, 64) * 24, 384, WgmmaT64E64S6D8::kSmemBytes, 6, true}, args, kHiddenSize, kNumExperts,
       WgmmaT64E64S6D8::kTokens, WgmmaT64E64S6D8::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s6_d6_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s6_d6_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s6_d6_sm90>(
       {ceil_div(args.num_tokens, 128) * 24, 384, WgmmaT128E64S6D6::kSmemBytes, 6, true}, args, kHiddenSize, kNumExperts,
       WgmmaT128E64S6D6::kTokens, WgmmaT128E64S6D6::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s2_d8_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s2_d8_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s2_d8_sm90>(
       {ceil_div(args.num_tokens, 64) * 8, 384, WgmmaT64E64S2D8::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
       WgmmaT64E64S2D8::kTokens, WgmmaT64E64S2D8::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s2_d6_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s2_d6_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s2_d6_sm90>(
       {ceil_div(args.num_tokens, 128) * 8, 384, WgmmaT128E64S2D6::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
       WgmmaT128E64S2D6::kTokens, WgmmaT128E64S2D6::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s1_d6_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s1_d6_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s1_d6_sm90>(
       {ceil_div(args.num_tokens, 128) * 4, 384, WgmmaT128E64S1D6::kSmemBytes, 1, true}, args, kHiddenSize, kNumExperts,
       WgmmaT128E64S1D6::kTokens, WgmmaT128E64S1D6::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e32_s8_w12_b1_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e32_s8_w12_b1_sm90,
-                {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e32_s8_w12_b1_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w16_b1_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w16_b1_sm90,
-                {ceil_div(args.num_tokens, 16) * 96, 512, 0, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w16_b1_sm90>(
+      {ceil_div(args.num_tokens, 16) * 96, 512, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90,
-                {ceil_div(args.num_tokens, 32) * 96, 512, 0, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90>(
+      {ceil_div(args.num_tokens, 32) * 96, 512, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90,
-                {ceil_div(args.num_tokens, 16) * 64, 192, 0, 8, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 64, 192, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W124K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W124K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W124K128D3::kSmemBytes, 8, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W124K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E32S6W124K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E32S6W124K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E64S6W222K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E64S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E32S2W214K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E32S2W214K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E64S2W214K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E64S2W214K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E64S1W214K128D3::kSmemBytes, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E64S1W214K128D3::kSmemBytes, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 128) * 4, 256, TiledT128E64S1W412K128D3::kSmemBytes, 1, true}, args);
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 128) * 4, 256, TiledT128E64S1W412K128D3::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

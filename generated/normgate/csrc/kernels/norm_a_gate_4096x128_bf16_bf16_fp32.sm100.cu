@@ -1025,66 +1025,66 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e1_w16_c1_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e1_w16_c1_sm100, {128, 512, 0, 1, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e1_w16_c1_sm100>({128, 512, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm100, {128, 512, 0, 1, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm100>({128, 512, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm100,
-                {ceil_div(args.num_tokens, 8) * 64, 128, 0, 8, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm100>(
+      {ceil_div(args.num_tokens, 8) * 64, 128, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm100,
-                {ceil_div(args.num_tokens, 8) * 32, 128, 0, 8, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm100>(
+      {ceil_div(args.num_tokens, 8) * 32, 128, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm100,
-                {ceil_div(args.num_tokens, 16) * 32, 128, 0, 8, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm100>(
+      {ceil_div(args.num_tokens, 16) * 32, 128, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm100,
-                {ceil_div(args.num_tokens, 16) * 20, 224, 0, 5, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm100>(
+      {ceil_div(args.num_tokens, 16) * 20, 224, 0, 5, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm100,
-                {ceil_div(args.num_tokens, 32) * 32, 256, 0, 8, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm100>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E32S6W222K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E32S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S6W222K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E32S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E32S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 2, 256, TiledT32E128S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 2, 256, TiledT32E128S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 64) * 2, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 64) * 2, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
 }  // namespace normgate

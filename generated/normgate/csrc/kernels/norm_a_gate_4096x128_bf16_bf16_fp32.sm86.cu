@@ -912,100 +912,95 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm86(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm86, {64, 512, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm86>({64, 512, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm86(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm86, {64, 512, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e2_w16_c1_sm86>({64, 512, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t4_e2_w16_c1_sm86(const normgate_args& args) {
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t4_e2_w16_c1_sm86, {64, 512, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t4_e2_w16_c1_sm86>({64, 512, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm86(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm86,
-                                       {ceil_div(args.num_tokens, 8) * 64, 128, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm86>(
+          {ceil_div(args.num_tokens, 8) * 64, 128, 0, 1, false}, args))
     return error;
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86,
-                                       {ceil_div(args.num_tokens, 8) * 32, 128, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86>(
+          {ceil_div(args.num_tokens, 8) * 32, 128, 0, 1, false}, args))
     return error;
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86,
-                                       {ceil_div(args.num_tokens, 16) * 32, 128, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86>(
+          {ceil_div(args.num_tokens, 16) * 32, 128, 0, 1, false}, args))
     return error;
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86,
-                                       {ceil_div(args.num_tokens, 16) * 20, 224, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86>(
+          {ceil_div(args.num_tokens, 16) * 20, 224, 0, 1, false}, args))
     return error;
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm86(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm86,
-                                       {ceil_div(args.num_tokens, 32) * 32, 256, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm86>(
+          {ceil_div(args.num_tokens, 32) * 32, 256, 0, 1, false}, args))
     return error;
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E32S6W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E32S6W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S6W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S6W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E64S6W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E64S6W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E64S3W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E64S3W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86,
-                 {ceil_div(args.num_tokens, 64) * 3, 256, TiledT64E128S3W222K64D4::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86>(
+          {ceil_div(args.num_tokens, 64) * 3, 256, TiledT64E128S3W222K64D4::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 }  // namespace normgate

@@ -1069,76 +1069,76 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm100, {128, 384, 0, 1, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm100>({128, 384, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e2_w12_c2_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e2_w12_c2_sm100, {128, 384, 0, 1, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e2_w12_c2_sm100>({128, 384, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm100,
-                {ceil_div(args.num_tokens, 8) * 96, 256, 0, 6, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm100>(
+      {ceil_div(args.num_tokens, 8) * 96, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm100,
-                {ceil_div(args.num_tokens, 16) * 96, 256, 0, 6, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm100>(
+      {ceil_div(args.num_tokens, 16) * 96, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm100,
-                {ceil_div(args.num_tokens, 8) * 64, 192, 0, 8, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm100>(
+      {ceil_div(args.num_tokens, 8) * 64, 192, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm100,
-                {ceil_div(args.num_tokens, 16) * 48, 256, 0, 6, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm100>(
+      {ceil_div(args.num_tokens, 16) * 48, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm100,
-                {ceil_div(args.num_tokens, 16) * 64, 192, 0, 8, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm100>(
+      {ceil_div(args.num_tokens, 16) * 64, 192, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W222K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E64S6W222K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E64S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E64S6W222K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E64S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E128S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E128S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100,
-                {ceil_div(args.num_tokens, 64) * 2, 256, TiledT64E128S1W222K128D3::kSmemBytes, 1, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 64) * 2, 256, TiledT64E128S1W222K128D3::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

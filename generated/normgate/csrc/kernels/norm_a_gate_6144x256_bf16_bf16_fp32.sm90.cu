@@ -2041,148 +2041,137 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e4_w8_c3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e4_w8_c3_sm90, {64, 256, 0, 1, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e4_w8_c3_sm90>({64, 256, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w12_c2_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w12_c2_sm90, {86, 384, 0, 1, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w12_c2_sm90>({86, 384, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w12_b2_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w12_b2_sm90,
-                {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w12_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w12_b2_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w12_b2_sm90,
-                {ceil_div(args.num_tokens, 16) * 64, 384, 0, 8, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w12_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 64, 384, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 24), 1) * 64, 512, ResidentT24S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT24S16::kTokens);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 64, 512, ResidentT32S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT32S16::kTokens);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 64, 512, ResidentT48S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT48S16::kTokens);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 64, 512, ResidentT64S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT64S16::kTokens);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90>(
       {ceil_div(args.num_tokens, 32) * 32, 384, WgmmaT32E64S8D12::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
       WgmmaT32E64S8D12::kTokens, WgmmaT32E64S8D12::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90>(
       {ceil_div(args.num_tokens, 48) * 28, 384, WgmmaT48E64S7D12::kSmemBytes, 7, true}, args, kHiddenSize, kNumExperts,
       WgmmaT48E64S7D12::kTokens, WgmmaT48E64S7D12::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90>(
       {ceil_div(args.num_tokens, 96) * 32, 384, WgmmaT96E64S8D8::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
       WgmmaT96E64S8D8::kTokens, WgmmaT96E64S8D8::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d8_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d8_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d8_sm90>(
       {ceil_div(args.num_tokens, 48) * 10, 512, WgmmaT48E128S5D8::kSmemBytes, 5, true}, args, kHiddenSize, kNumExperts,
       WgmmaT48E128S5D8::kTokens, WgmmaT48E128S5D8::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90>(
       {ceil_div(args.num_tokens, 96) * 10, 512, WgmmaT96E128S5D6::kSmemBytes, 5, true}, args, kHiddenSize, kNumExperts,
       WgmmaT96E128S5D6::kTokens, WgmmaT96E128S5D6::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90>(
       {ceil_div(args.num_tokens, 64) * 4, 512, WgmmaT64E128S2D7::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
       WgmmaT64E128S2D7::kTokens, WgmmaT64E128S2D7::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90>(
       {ceil_div(args.num_tokens, 128) * 4, 512, WgmmaT128E128S2D5::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
       WgmmaT128E128S2D5::kTokens, WgmmaT128E128S2D5::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90,
-                {ceil_div(args.num_tokens, 8) * 64, 192, 0, 8, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 192, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90,
-                {ceil_div(args.num_tokens, 16) * 48, 256, 0, 6, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 48, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm90,
-                {ceil_div(args.num_tokens, 16) * 64, 192, 0, 8, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 64, 192, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90,
-                {ceil_div(args.num_tokens, 32) * 48, 256, 0, 6, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90,
-                {ceil_div(args.num_tokens, 32) * 64, 128, 0, 8, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90>(
+      {ceil_div(args.num_tokens, 32) * 64, 128, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E64S6W124K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E64S6W124K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E128S6W124K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E128S6W124K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E64S2W214K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E64S2W214K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
 }  // namespace normgate

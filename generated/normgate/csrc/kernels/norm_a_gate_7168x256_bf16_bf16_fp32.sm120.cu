@@ -1050,71 +1050,71 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm120, {128, 448, 0, 1, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm120>({128, 448, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e2_w14_c2_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e2_w14_c2_sm120, {128, 448, 0, 1, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e2_w14_c2_sm120>({128, 448, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b5_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b5_sm120,
-                {ceil_div(args.num_tokens, 8) * 96, 256, 0, 6, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b5_sm120>(
+      {ceil_div(args.num_tokens, 8) * 96, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120,
-                {ceil_div(args.num_tokens, 8) * 64, 224, 0, 8, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120>(
+      {ceil_div(args.num_tokens, 8) * 64, 224, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm120,
-                {ceil_div(args.num_tokens, 16) * 96, 256, 0, 6, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm120>(
+      {ceil_div(args.num_tokens, 16) * 96, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm120,
-                {ceil_div(args.num_tokens, 32) * 96, 256, 0, 6, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm120>(
+      {ceil_div(args.num_tokens, 32) * 96, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120,
-                {ceil_div(args.num_tokens, 16) * 64, 224, 0, 8, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120>(
+      {ceil_div(args.num_tokens, 16) * 64, 224, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W222K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E64S6W222K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E64S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S3W124K128D3::kSmemBytes, 3, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S3W124K128D3::kSmemBytes, 3, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E64S1W124K128D3::kSmemBytes, 1, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E64S1W124K128D3::kSmemBytes, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(const normgate_args& args) {
-  return launch(norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120,
-                {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E64S1W222K64D4::kSmemBytes, 1, true}, args);
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120>(
+      {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E64S1W222K64D4::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

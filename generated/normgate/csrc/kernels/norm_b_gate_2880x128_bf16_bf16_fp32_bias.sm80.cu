@@ -958,119 +958,115 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm80(const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm80, {64, 384, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm80>({64, 384, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w12_c1_sm80(const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w12_c1_sm80, {64, 384, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w12_c1_sm80>({64, 384, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e2_w12_c1_sm80(const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e2_w12_c1_sm80, {64, 384, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e2_w12_c1_sm80>({64, 384, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm80,
-                                       {ceil_div(args.num_tokens, 8) * 64, 128, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm80>(
+          {ceil_div(args.num_tokens, 8) * 64, 128, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm80,
-                                       {ceil_div(args.num_tokens, 8) * 48, 160, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm80>(
+          {ceil_div(args.num_tokens, 8) * 48, 160, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm80,
-                                       {ceil_div(args.num_tokens, 8) * 32, 128, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm80>(
+          {ceil_div(args.num_tokens, 8) * 32, 128, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm80,
-                                       {ceil_div(args.num_tokens, 16) * 48, 160, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm80>(
+          {ceil_div(args.num_tokens, 16) * 48, 160, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm80,
-                                       {ceil_div(args.num_tokens, 16) * 32, 128, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm80>(
+          {ceil_div(args.num_tokens, 16) * 32, 128, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm80,
-                                       {ceil_div(args.num_tokens, 16) * 24, 160, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm80>(
+          {ceil_div(args.num_tokens, 16) * 24, 160, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm80,
-                                       {ceil_div(args.num_tokens, 32) * 32, 128, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm80>(
+          {ceil_div(args.num_tokens, 32) * 32, 128, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm80,
-                                       {ceil_div(args.num_tokens, 32) * 24, 160, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm80>(
+          {ceil_div(args.num_tokens, 32) * 24, 160, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm80(
     const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S6W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S6W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm80(
     const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E64S6W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E64S6W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm80(
     const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E64S3W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E64S3W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k128_d3_sm80(
     const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 64) * 3, 256, TiledT64E128S3W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 64) * 3, 256, TiledT64E128S3W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k128_d3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 }  // namespace normgate

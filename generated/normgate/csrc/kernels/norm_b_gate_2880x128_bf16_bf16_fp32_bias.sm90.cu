@@ -1954,127 +1954,119 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w6_c2_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w6_c2_sm90, {64, 192, 0, 1, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w6_c2_sm90>({64, 192, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w6_c2_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w6_c2_sm90, {43, 192, 0, 1, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w6_c2_sm90>({43, 192, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90,
-                {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90,
-                {ceil_div(args.num_tokens, 8) * 48, 512, 0, 6, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90>(
+      {ceil_div(args.num_tokens, 8) * 48, 512, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90,
-                {ceil_div(args.num_tokens, 8) * 32, 384, 0, 8, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90>(
+      {ceil_div(args.num_tokens, 8) * 32, 384, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_s12_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_s12_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_s12_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 16), 3) * 24, 512, ResidentT16S12::kSmemBytes, 12, true}, args,
       kHiddenSize, ResidentT16S12::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90,
-                {ceil_div(args.num_tokens, 16) * 24, 256, 0, 6, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 24, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_s12_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_s12_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_s12_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 32), 3) * 24, 512, ResidentT32S12::kSmemBytes, 12, true}, args,
       kHiddenSize, ResidentT32S12::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_s8_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_s8_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_s8_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 32), 7) * 16, 512, ResidentT32S8::kSmemBytes, 8, true}, args,
       kHiddenSize, ResidentT32S8::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_s8_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_s8_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_s8_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 64), 7) * 16, 512, ResidentT64S8::kSmemBytes, 8, true}, args,
       kHiddenSize, ResidentT64S8::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t48_e64_s5_d9_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t48_e64_s5_d9_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t48_e64_s5_d9_sm90>(
       {ceil_div(args.num_tokens, 48) * 10, 384, WgmmaT48E64S5D9::kSmemBytes, 5, true}, args, kHiddenSize, kNumExperts,
       WgmmaT48E64S5D9::kTokens, WgmmaT48E64S5D9::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d12_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d12_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d12_sm90>(
       {ceil_div(args.num_tokens, 32) * 4, 384, WgmmaT32E64S2D12::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
       WgmmaT32E64S2D12::kTokens, WgmmaT32E64S2D12::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t112_e64_s3_d9_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t112_e64_s3_d9_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t112_e64_s3_d9_sm90>(
       {ceil_div(args.num_tokens, 112) * 6, 384, WgmmaT112E64S3D9::kSmemBytes, 3, true}, args, kHiddenSize, kNumExperts,
       WgmmaT112E64S3D9::kTokens, WgmmaT112E64S3D9::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d12_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d12_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d12_sm90>(
       {ceil_div(args.num_tokens, 64) * 2, 384, WgmmaT64E64S1D12::kSmemBytes, 1, true}, args, kHiddenSize, kNumExperts,
       WgmmaT64E64S1D12::kTokens, WgmmaT64E64S1D12::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w12_b1_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w12_b1_sm90,
-                {ceil_div(args.num_tokens, 16) * 32, 384, 0, 8, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w12_b1_sm90>(
+      {ceil_div(args.num_tokens, 16) * 32, 384, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w8_b2_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w8_b2_sm90,
-                {ceil_div(args.num_tokens, 32) * 24, 256, 0, 6, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w8_b2_sm90>(
+      {ceil_div(args.num_tokens, 32) * 24, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s6_w222_k128_d3_sm90(
     const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s6_w222_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E32S6W222K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s6_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E32S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm90(
     const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E64S6W222K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E64S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm90(
     const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s2_w124_k128_d3_sm90(
     const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s2_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 2, 256, TiledT32E128S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s2_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 2, 256, TiledT32E128S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& args) {
-  return launch(norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s2_w222_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 2, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s2_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 2, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
 }  // namespace normgate

@@ -966,118 +966,111 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w16_c1_sm80(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w16_c1_sm80, {86, 512, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w16_c1_sm80>({86, 512, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w16_c1_sm80(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w16_c1_sm80, {86, 512, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w16_c1_sm80>({86, 512, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t4_e3_w16_c1_sm80(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t4_e3_w16_c1_sm80, {86, 512, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t4_e3_w16_c1_sm80>({86, 512, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80,
-                                       {ceil_div(args.num_tokens, 8) * 64, 128, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80>(
+          {ceil_div(args.num_tokens, 8) * 64, 128, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80,
-                                       {ceil_div(args.num_tokens, 16) * 64, 128, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80>(
+          {ceil_div(args.num_tokens, 16) * 64, 128, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm80,
-                                       {ceil_div(args.num_tokens, 8) * 32, 256, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm80>(
+          {ceil_div(args.num_tokens, 8) * 32, 256, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80,
-                                       {ceil_div(args.num_tokens, 16) * 40, 224, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80>(
+          {ceil_div(args.num_tokens, 16) * 40, 224, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm80(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm80,
-                                       {ceil_div(args.num_tokens, 16) * 32, 256, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm80>(
+          {ceil_div(args.num_tokens, 16) * 32, 256, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E96S8W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E96S8W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E64S6W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E64S6W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E64S3W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E64S3W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E128S3W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E128S3W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80,
-                 {ceil_div(args.num_tokens, 64) * 3, 256, TiledT64E96S1W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 64) * 3, 256, TiledT64E96S1W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 }  // namespace normgate

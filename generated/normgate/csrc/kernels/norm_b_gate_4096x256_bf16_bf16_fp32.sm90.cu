@@ -1914,124 +1914,115 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w4_c4_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w4_c4_sm90, {86, 128, 0, 1, true}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w4_c4_sm90>({86, 128, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w4_c4_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w4_c4_sm90, {86, 128, 0, 1, true}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t2_e3_w4_c4_sm90>({86, 128, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e16_s4_w16_b2_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e16_s4_w16_b2_sm90,
-                {ceil_div(args.num_tokens, 8) * 64, 512, 0, 4, true}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e16_s4_w16_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 512, 0, 4, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90,
-                {ceil_div(args.num_tokens, 8) * 40, 224, 0, 5, true}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 40, 224, 0, 5, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm90,
-                {ceil_div(args.num_tokens, 8) * 32, 256, 0, 4, true}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 32, 256, 0, 4, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 64, 512, ResidentT32S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT32S16::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 64, 512, ResidentT48S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT48S16::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_resident_t64_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_4096x256_bf16_bf16_fp32_resident_t64_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 64, 512, ResidentT64S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT64S16::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s8_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s8_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s8_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 32), 3) * 32, 512, ResidentT32S8::kSmemBytes, 8, true}, args,
       kHiddenSize, ResidentT32S8::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s8_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s8_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s8_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 48), 3) * 32, 512, ResidentT48S8::kSmemBytes, 8, true}, args,
       kHiddenSize, ResidentT48S8::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s4_d9_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s4_d9_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s4_d9_sm90>(
       {ceil_div(args.num_tokens, 96) * 16, 384, WgmmaT96E64S4D9::kSmemBytes, 4, true}, args, kHiddenSize, kNumExperts,
       WgmmaT96E64S4D9::kTokens, WgmmaT96E64S4D9::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90>(
       {ceil_div(args.num_tokens, 64) * 8, 384, WgmmaT64E64S2D12::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
       WgmmaT64E64S2D12::kTokens, WgmmaT64E64S2D12::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d8_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d8_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d8_sm90>(
       {ceil_div(args.num_tokens, 64) * 4, 512, WgmmaT64E128S2D8::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
       WgmmaT64E128S2D8::kTokens, WgmmaT64E128S2D8::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s1_d8_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s1_d8_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s1_d8_sm90>(
       {ceil_div(args.num_tokens, 64) * 2, 512, WgmmaT64E128S1D8::kSmemBytes, 1, true}, args, kHiddenSize, kNumExperts,
       WgmmaT64E128S1D8::kTokens, WgmmaT64E128S1D8::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90,
-                {ceil_div(args.num_tokens, 16) * 32, 256, 0, 4, true}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 32, 256, 0, 4, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90,
-                {ceil_div(args.num_tokens, 16) * 64, 256, 0, 8, true}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 64, 256, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e32_s4_w8_b2_r2_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e32_s4_w8_b2_r2_sm90,
-                {ceil_div(args.num_tokens, 32) * 32, 256, 0, 4, true}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e32_s4_w8_b2_r2_sm90>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, 0, 4, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E64S6W222K128D3::kSmemBytes, 6, true}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E64S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E64S2W214K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E64S2W214K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
 }  // namespace normgate

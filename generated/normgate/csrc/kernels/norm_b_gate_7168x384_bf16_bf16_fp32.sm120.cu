@@ -995,56 +995,56 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm120(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm120, {128, 448, 0, 1, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm120>({128, 448, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm120(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm120, {128, 448, 0, 1, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm120>({128, 448, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120,
-                {ceil_div(args.num_tokens, 8) * 96, 224, 0, 8, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120>(
+      {ceil_div(args.num_tokens, 8) * 96, 224, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120,
-                {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120>(
+      {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W222K128D3::kSmemBytes, 8, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k64_d4_sm120(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k64_d4_sm120,
-                {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E96S8W222K64D4::kSmemBytes, 8, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k64_d4_sm120>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E96S8W222K64D4::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E64S4W124K128D3::kSmemBytes, 4, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E64S4W124K128D3::kSmemBytes, 4, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120,
-                {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120>(
+      {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w222_k64_d4_sm120(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w222_k64_d4_sm120,
-                {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E96S2W222K64D4::kSmemBytes, 2, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w222_k64_d4_sm120>(
+      {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E96S2W222K64D4::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120,
-                {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E96S1W222K64D4::kSmemBytes, 1, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120>(
+      {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E96S1W222K64D4::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

@@ -924,103 +924,95 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm86(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm86, {96, 448, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm86>({96, 448, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w7_c4_sm86(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w7_c4_sm86, {96, 224, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w7_c4_sm86>({96, 224, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w7_c4_sm86(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w7_c4_sm86, {96, 224, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t4_e4_w7_c4_sm86>({96, 224, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86,
-                                       {ceil_div(args.num_tokens, 8) * 96, 224, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86>(
+          {ceil_div(args.num_tokens, 8) * 96, 224, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86(const normgate_args& args) {
-  if (const cudaError_t error = launch(norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86,
-                                       {ceil_div(args.num_tokens, 16) * 96, 224, 0, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86>(
+          {ceil_div(args.num_tokens, 16) * 96, 224, 0, 1, false}, args))
     return error;
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E64S8W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E64S8W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E96S8W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E96S8W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86,
-                 {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E64S8W222K128D3::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86>(
+          {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E64S8W222K128D3::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86,
-                 {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E128S8W222K64D4::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86>(
+          {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E128S8W222K64D4::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86,
-                 {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E96S3W222K64D4::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86>(
+          {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E96S3W222K64D4::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86,
-                 {ceil_div(args.num_tokens, 64) * 21, 256, TiledT64E128S7W222K64D4::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86>(
+          {ceil_div(args.num_tokens, 64) * 21, 256, TiledT64E128S7W222K64D4::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86(const normgate_args& args) {
-  if (const cudaError_t error =
-          launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86,
-                 {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E96S2W222K64D4::kSmemBytes, 1, false}, args))
+  if (const cudaError_t error = launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86>(
+          {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E96S2W222K64D4::kSmemBytes, 1, false}, args))
     return error;
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86_finish,
-                {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
 }
 
 }  // namespace normgate

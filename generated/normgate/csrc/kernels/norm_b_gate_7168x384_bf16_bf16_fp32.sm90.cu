@@ -2016,136 +2016,126 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90, {192, 448, 0, 1, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90>({192, 448, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w7_c4_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w7_c4_sm90, {96, 224, 0, 1, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w7_c4_sm90>({96, 224, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90,
-                {ceil_div(args.num_tokens, 8) * 84, 256, 0, 7, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 84, 256, 0, 7, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90,
-                {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 96, 512, ResidentT32S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT32S16::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 84, 512, ResidentT32S14::kSmemBytes, 14, true}, args,
       kHiddenSize, ResidentT32S14::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s14_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s14_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s14_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 84, 512, ResidentT48S14::kSmemBytes, 14, true}, args,
       kHiddenSize, ResidentT48S14::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 96, 512, ResidentT64S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT64S16::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args& args) {
-  return launch_mapped<Activation>(
-      norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90,
+  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 96, 512, ResidentT48S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT48S16::kTokens);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90>(
       {ceil_div(args.num_tokens, 128) * 48, 384, WgmmaT128E64S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
       WgmmaT128E64S8D6::kTokens, WgmmaT128E64S8D6::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90>(
       {ceil_div(args.num_tokens, 112) * 24, 512, WgmmaT112E128S8D5::kSmemBytes, 8, true}, args, kHiddenSize,
       kNumExperts, WgmmaT112E128S8D5::kTokens, WgmmaT112E128S8D5::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90>(
       {ceil_div(args.num_tokens, 96) * 12, 384, WgmmaT96E64S2D8::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
       WgmmaT96E64S2D8::kTokens, WgmmaT96E64S2D8::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90>(
       {ceil_div(args.num_tokens, 96) * 6, 512, WgmmaT96E128S2D6::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
       WgmmaT96E128S2D6::kTokens, WgmmaT96E128S2D6::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(const normgate_args& args) {
-  return launch_mapped<Activation, GateWeight>(
-      norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90,
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90>(
       {ceil_div(args.num_tokens, 96) * 3, 512, WgmmaT96E128S1D6::kSmemBytes, 1, true}, args, kHiddenSize, kNumExperts,
       WgmmaT96E128S1D6::kTokens, WgmmaT96E128S1D6::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90,
-                {ceil_div(args.num_tokens, 32) * 96, 224, 0, 8, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90>(
+      {ceil_div(args.num_tokens, 32) * 96, 224, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W124K128D3::kSmemBytes, 8, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W124K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 96, 256, TiledT64E32S8W412K128D3::kSmemBytes, 8, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 96, 256, TiledT64E32S8W412K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E96S8W124K128D3::kSmemBytes, 8, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E96S8W124K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E64S8W222K128D3::kSmemBytes, 8, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E128S8W222K128D3::kSmemBytes, 8, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E128S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E96S2W124K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E96S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E96S2W222K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E96S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(const normgate_args& args) {
-  return launch(norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90,
-                {ceil_div(args.num_tokens, 128) * 12, 256, TiledT128E64S2W412K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 128) * 12, 256, TiledT128E64S2W412K128D3::kSmemBytes, 2, true}, args);
 }
 
 }  // namespace normgate
