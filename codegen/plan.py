@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from . import cost, naming, tuned
@@ -12,13 +12,16 @@ from .errors import Problem as InputProblem
 from .problem import Problem
 from .spec import RouterSpec
 from .tuned import LAST_ANCHOR, Tuned, TunedTable
-from .variants import Variant, candidates, objections, parse
+from .variants import FAMILIES, Variant, candidates, objections, order_of_sums, parse
 
 # Where one range may end and the next begin. Close together where a token more shows in the time, and every tensor-core
 # tile's full counts; the variant of an interval is chosen for its last count, of the open one for tuned.LAST_ANCHOR.
 BOUNDARIES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
 # Every gemv CTA reads all of x, so beyond 4 tokens the tensor cores win whatever the shape (docs/notes/kernels.md).
 AUTO_GEMV_LIMIT = 4
+
+# Up to here batch invariance is to cost little: what an engine decodes at once. Beyond, prefills follow.
+_DECODE_TOKENS = 64
 
 REFERENCE = "reference"
 
@@ -116,7 +119,7 @@ class Plan:
 def make_plan(specs: Iterable[RouterSpec], tables: Tuned = {}) -> Plan:  # noqa: B006  nothing writes to it
     """Groups specs by what they compute and decides each kernel, by its tuned tables where `tables` has them.
 
-    BadInput when sharing specs want different thresholds, or a tuned range cannot serve its kernel.
+    BadInput when sharing specs want different thresholds or batch invariance, or a tuned range cannot serve its kernel.
     """
     by_problem: dict[Problem, list[RouterSpec]] = {}
     for spec in sorted(specs, key=lambda s: s.name):
@@ -135,20 +138,11 @@ def make_plan(specs: Iterable[RouterSpec], tables: Tuned = {}) -> Plan:  # noqa:
 
 def _kernel(problem: Problem, specs: Sequence[RouterSpec], tables: Tuned) -> Kernel:
     explicit = {spec.name: spec.token_thresholds for spec in specs if spec.token_thresholds != "auto"}
-    if len(set(explicit.values())) > 1:
-        raise BadInput(
-            [
-                InputProblem(
-                    f"{name}.yaml",
-                    None,
-                    f"token_thresholds: differ from those of {', '.join(sorted(set(explicit) - {name}))}, which has "
-                    "the same path and so shares its kernel; give them the same thresholds",
-                )
-                for name in sorted(explicit)
-            ]
-        )
+    _require_same("token_thresholds", explicit)
+    _require_same("batch_invariant", {spec.name: spec.batch_invariant for spec in specs})
     thresholds = next(iter(explicit.values()), None)
     limits = _Limits(thresholds.gemv, thresholds.split_k) if thresholds else _Limits(None, None)
+    limits = replace(limits, batch_invariant=specs[0].batch_invariant)
     targets = sorted({sm for spec in specs for sm in spec.sm_targets})
     # Targets whose ranges come out equal share a source file. Where no tuned table speaks for a target, one reference
     # chip stands for the multiprocessors of its generation.
@@ -174,6 +168,22 @@ def _kernel(problem: Problem, specs: Sequence[RouterSpec], tables: Tuned) -> Ker
     )
 
 
+def _require_same(key: str, values: Mapping[str, object]) -> None:
+    """BadInput where specs that share a kernel, by name, say different things."""
+    if len(set(values.values())) > 1:
+        raise BadInput(
+            [
+                InputProblem(
+                    f"{name}.yaml",
+                    None,
+                    f"{key}: differs from that of {', '.join(sorted(set(values) - {name}))}, which has the same path "
+                    "and so shares its kernel; give them the same",
+                )
+                for name in sorted(values)
+            ]
+        )
+
+
 def _portable(
     problem: Problem, arch: Arch, limits: _Limits, tables: Tuned, ranges: tuple[Range, ...]
 ) -> tuple[Range, ...]:
@@ -181,6 +191,8 @@ def _portable(
     if not any(r.variant and r.variant.accelerated for r in ranges):
         return ()
     plain = replace(arch, has_wgmma=False)
+    if limits.batch_invariant:
+        return _ranges(problem, plain, limits, tables.get((naming.kernel_name(problem), arch.sm)))
     portable: list[Range] = []
     for served in ranges:
         if served.variant and served.variant.accelerated:
@@ -207,10 +219,13 @@ def _instead(problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | 
 
 @dataclass(frozen=True)
 class _Limits:
-    """A spec's thresholds: the last token count of each family, None where it leaves that open."""
+    """A spec's thresholds: the last token count of each family, None where it leaves that open; and whether one order
+    of sums is to serve all counts.
+    """
 
     gemv: int | None
     split_k: int | None
+    batch_invariant: bool = False
 
     @property
     def explicit(self) -> bool:
@@ -218,6 +233,8 @@ class _Limits:
 
 
 def _ranges(problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | None) -> tuple[Range, ...]:
+    if limits.batch_invariant:
+        return _invariant_ranges(problem, arch, table)
     ends = {*BOUNDARIES, *(limit for limit in (limits.gemv, limits.split_k) if limit)}
     if table and not limits.explicit:
         # Beyond what was measured the cost model decides, at its own boundaries.
@@ -233,6 +250,60 @@ def _ranges(problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | N
         else:
             ranges.append(chosen)
     return tuple(ranges)
+
+
+def _invariant_ranges(problem: Problem, arch: Arch, table: TunedTable | None) -> tuple[Range, ...]:
+    """One order of sums for all counts: of those that lose least against the fastest of any order, the one that loses
+    least where it loses most. Counts to _DECODE_TOKENS decide; counts beyond follow.
+    """
+    anchors = (*BOUNDARIES, LAST_ANCHOR)
+    timed = {anchor: _timed(problem, arch, table, anchor) for anchor in anchors}
+    by_order: dict[tuple[int | str | bool, ...], dict[int, tuple[float, Variant]]] = {}
+    for anchor, found in timed.items():
+        for us, variant in found:
+            if variant.max_tokens is None and not objections(problem, arch, variant):
+                by_order.setdefault(order_of_sums(problem, variant), {}).setdefault(anchor, (us, variant))
+    # What was timed at no count from 64 on would be judged by a guess where it matters.
+    known = {order: own for order, own in by_order.items() if max(own) >= _DECODE_TOKENS}
+    by_order = known or by_order
+    if not by_order:
+        return (Range(1, None, None, "no variant that serves every count is legal for this shape", ()),)
+
+    def at(order: tuple[int | str | bool, ...], anchor: int) -> tuple[float, Variant]:
+        """The order's fastest at a count, or at the next it was timed at: a larger tile serves fewer tokens too. Beyond
+        the last count that it was timed at, the time grows as the cost model says.
+        """
+        own = by_order[order]
+        if (timed_at := min((a for a in own if a >= anchor), default=None)) is not None:
+            return own[timed_at]
+        us, variant = own[max(own)]
+        grown, there = (cost.microseconds(problem, arch, variant, count) for count in (anchor, max(own)))
+        return us * grown / there, variant
+
+    def loss(order: tuple[int | str | bool, ...]) -> tuple[float, float]:
+        ratios = {a: at(order, a)[0] / timed[a][0][0] for a in anchors if timed[a]}
+        return max(ratio for a, ratio in ratios.items() if a <= _DECODE_TOKENS), sum(ratios.values())
+
+    best = min(by_order, key=loss)
+    source = f"measured on {table.chip}" if table else "no tuned table for this SM (python build.py tune); cost model"
+    ranges: list[Range] = []
+    for last, anchor in zip((*BOUNDARIES, None), anchors, strict=True):
+        us, variant = at(best, anchor)
+        if ranges and ranges[-1].variant == variant:
+            ranges[-1] = replace(ranges[-1], last_token=last)
+            continue
+        first = ranges[-1].last_token + 1 if ranges and ranges[-1].last_token else 1
+        why = f"batch_invariant: the order of sums that loses least to {_DECODE_TOKENS} tokens ({source})"
+        faster = [(other, their_us) for their_us, other in timed[anchor][:3] if their_us < us]
+        rejected = tuple((v.name, f"another order; {their_us / us:.2f} times the time") for v, their_us in faster)
+        ranges.append(Range(first, last, variant, why, rejected))
+    return tuple(ranges)
+
+
+def _timed(problem: Problem, arch: Arch, table: TunedTable | None, num_tokens: int) -> list[tuple[float, Variant]]:
+    """Variants that can serve a count, fastest first: as measured, else as estimated."""
+    measured = tuned.legal_measured(table, problem, num_tokens) if table else []
+    return measured or _ranked(problem, arch, num_tokens, FAMILIES)
 
 
 def _chosen(
@@ -288,10 +359,10 @@ def _families(num_tokens: int, gemv_limit: int | None, split_k_limit: int | None
     if gemv_limit is not None and num_tokens <= gemv_limit:
         return ("gemv",)
     if split_k_limit is not None:
-        return ("split_k",) if num_tokens <= split_k_limit else ("tiled", "wgmma")
+        return ("split_k",) if num_tokens <= split_k_limit else ("tiled", "resident", "wgmma")
     if gemv_limit is None and num_tokens <= AUTO_GEMV_LIMIT:
         return ("gemv", "split_k")
-    return ("split_k", "tiled", "wgmma")
+    return ("split_k", "tiled", "resident", "wgmma")
 
 
 def _ranked(problem: Problem, arch: Arch, num_tokens: int, families: tuple[str, ...]) -> list[tuple[float, Variant]]:

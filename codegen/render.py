@@ -369,6 +369,7 @@ def _table_context(plan: Plan) -> dict[str, Any]:
                 "logits_from": problem.logits_from,
                 "rounded": str(problem.rounds_rows).lower(),
                 "gate_bias": str(problem.gate_bias).lower(),
+                "batch_invariant": kernel.specs[0].batch_invariant,
                 "groups": groups,
             }
         )

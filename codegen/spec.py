@@ -2,7 +2,7 @@
 
 The YAML uses these keys (see `RIGHT` for what each may be); those with a default may be left out:
 
-    name, sources, hidden_size, num_experts, gate_bias, early_weight_loads, allow_spills, sm_targets,
+    name, sources, hidden_size, num_experts, gate_bias, early_weight_loads, batch_invariant, allow_spills, sm_targets,
     logits_from, dtypes: {activation, gate_weight, logits}, norm: {order, eps} or none,
     routing: {top_k, e_score_correction_bias, tid2eid: {vocab_size}},
     token_thresholds: {gemv, split_k} or auto
@@ -61,6 +61,7 @@ RIGHT: dict[str, str] = {
     "token_thresholds.split_k": "the last token count it serves, a whole number from 0 (never) to 1048576",
     "sm_targets": "all, or an ascending list of SM numbers out of " + ", ".join(map(str, SM_TARGETS)),
     "early_weight_loads": "true or false",
+    "batch_invariant": "true or false",
     "allow_spills": "true or false",
 }
 """What would be right for each key, by its dotted path: the error messages and the list of known keys."""
@@ -126,6 +127,7 @@ class RouterSpec(_Frozen):
     x and normed_x are [num_tokens, hidden_size] of activation_dtype, the gate weight is
     [num_experts, hidden_size] of gate_weight_dtype (as is the gate bias, [num_experts]), router_logits are
     [num_tokens, num_experts] of logits_dtype. norm None means the gate alone: x is normed already.
+    batch_invariant: whether a row's bits must not depend on the other rows of a call.
     logits_from: whether the gate reads the norm as kept in fp32 (unrounded) or as written in activation_dtype
     (rounded). Building one by hand from impossible values raises pydantic's ValidationError.
     """
@@ -146,6 +148,7 @@ class RouterSpec(_Frozen):
     token_thresholds: _Thresholds = "auto"
     sm_targets: tuple[int, ...] = Field(default=SM_TARGETS, min_length=1, max_length=len(SM_TARGETS))
     early_weight_loads: bool = True
+    batch_invariant: bool = False
     allow_spills: bool = False
 
     @model_validator(mode="after")
@@ -313,6 +316,12 @@ def _disagreements(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     thresholds = data.get("token_thresholds")
     if isinstance(thresholds, Mapping) and all(value is None for value in thresholds.values()):
         yield "token_thresholds", f"neither threshold given, {RIGHT['token_thresholds']} would be right"
+    if isinstance(thresholds, Mapping) and data.get("batch_invariant") is True:
+        yield (
+            "token_thresholds",
+            "given, leaving them out would be right where batch_invariant is true: thresholds pass from one order of "
+            "sums to another",
+        )
     targets = data.get("sm_targets", ())
     numbers = isinstance(targets, tuple) and all(type(sm) is int for sm in targets)
     if numbers and tuple(targets) != tuple(sm for sm in SM_TARGETS if sm in targets):
@@ -350,6 +359,8 @@ def dump_spec(spec: RouterSpec, comment: str = "") -> str:
         lines.append(f"sm_targets: {shown(spec.sm_targets)}")
     if not spec.early_weight_loads:
         lines.append("early_weight_loads: false")
+    if spec.batch_invariant:
+        lines.append("batch_invariant: true")
     if spec.allow_spills:
         lines.append("allow_spills: true")
     return "\n".join(lines) + "\n"

@@ -458,6 +458,20 @@ def parse(name: str) -> Variant:
     raise ValueError(f"no variant has the name {name!r}")
 
 
+def order_of_sums(problem: Problem, variant: Variant) -> tuple[int | str | bool, ...]:
+    """What decides the order in which a row's products and squares are added: variants that share it give a row the
+    same bits, whatever tile it lies in.
+    """
+    if isinstance(variant, Gemv):
+        return variant.family, variant.warps, variant.chunks
+    if isinstance(variant, SplitK):
+        return variant.family, variant.split, variant.warps, variant.blocks, variant.rounds, variant.chains
+    if isinstance(variant, Tiled):
+        adds_steps = variant.adds_steps(problem)
+        return variant.family, variant.split, variant.slice_warps, variant.step, adds_steps
+    return variant.family, variant.split
+
+
 def objections(problem: Problem, arch: Arch, variant: Variant) -> list[str]:
     """Why a variant cannot serve a problem on a chip; empty if it can."""
     out: list[str] = []

@@ -59,7 +59,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -71,7 +71,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -83,7 +83,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm80",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 378 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 378 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b1", "1.01 times the estimate"),
@@ -95,7 +95,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm80",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 378 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 378 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.01 times the estimate"),
@@ -107,7 +107,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm80",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 437 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 437 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b1", "1.02 times the estimate"),
@@ -119,7 +119,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm80",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 437 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 437 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -131,7 +131,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 419 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 419 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.03 times the estimate"),
@@ -143,7 +143,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 419 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 419 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.04 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -155,7 +155,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 366 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.01 times the estimate"),
@@ -167,7 +167,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 366 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -179,7 +179,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 366 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.03 times the estimate"),
@@ -191,7 +191,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 366 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
@@ -244,7 +244,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -256,7 +256,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -268,7 +268,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm86",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 350 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 350 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b1", "1.01 times the estimate"),
@@ -280,7 +280,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm86",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 350 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 350 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.01 times the estimate"),
@@ -292,7 +292,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm86",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 368 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 368 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b1", "1.02 times the estimate"),
@@ -304,7 +304,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm86",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 368 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 368 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -316,7 +316,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 316 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 316 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.03 times the estimate"),
@@ -328,7 +328,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 316 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 316 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.04 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -340,7 +340,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 263 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.01 times the estimate"),
@@ -352,7 +352,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 263 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.02 times the estimate"),
@@ -364,7 +364,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 263 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w124_k128_d3", "1.03 times the estimate"),
@@ -376,7 +376,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 263 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k64_d4", "1.04 times the estimate"),
@@ -739,7 +739,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm100",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -751,7 +751,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.02 times the estimate"),
@@ -763,7 +763,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm100",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 377 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 377 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b1", "1.02 times the estimate"),
@@ -775,7 +775,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm100",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 377 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 377 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.02 times the estimate"),
@@ -787,7 +787,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm100",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 436 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 436 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b1", "1.04 times the estimate"),
@@ -799,7 +799,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm100",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 436 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 436 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.02 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.04 times the estimate"),
@@ -811,7 +811,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 422 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 422 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w6_b2", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.05 times the estimate"),
@@ -823,7 +823,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 422 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 422 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.05 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.07 times the estimate"),
@@ -835,7 +835,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 370 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.02 times the estimate"),
@@ -847,7 +847,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 370 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
@@ -859,7 +859,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 370 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.02 times the estimate"),
@@ -871,7 +871,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 370 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s2_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.01 times the estimate"),
@@ -883,7 +883,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 370 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s1_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s1_w214_k128_d3", "1.02 times the estimate"),
@@ -936,7 +936,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm120",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -948,7 +948,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.02 times the estimate"),
@@ -960,7 +960,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm120",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 325 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 325 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b1", "1.02 times the estimate"),
@@ -972,7 +972,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm120",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 325 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 325 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.02 times the estimate"),
@@ -984,7 +984,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm120",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 300 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 300 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b1", "1.04 times the estimate"),
@@ -996,7 +996,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm120",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 300 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 300 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.02 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.04 times the estimate"),
@@ -1008,7 +1008,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 227 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 227 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w6_b2", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.05 times the estimate"),
@@ -1020,7 +1020,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 227 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 227 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.05 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.07 times the estimate"),
@@ -1032,7 +1032,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 175 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.02 times the estimate"),
@@ -1044,7 +1044,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 175 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.01 times the estimate"),
@@ -1056,7 +1056,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 175 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.02 times the estimate"),
@@ -1068,7 +1068,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 175 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.03 times the estimate"),
@@ -1080,7 +1080,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 175 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e32_s1_w412_k64_d4", "1.03 times the estimate"),
@@ -1146,7 +1146,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 54 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.01 times the estimate"),
@@ -1158,7 +1158,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 98 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -1170,7 +1170,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm80",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 255 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 255 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t8_e32_s4_w8_b3", "1.02 times the estimate"),
@@ -1182,7 +1182,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm80",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 255 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 255 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -1194,7 +1194,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 299 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 299 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -1206,7 +1206,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 290 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 290 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -1218,7 +1218,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 290 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 290 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -1230,7 +1230,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 256 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s3_w124_k128_d3", "1.02 times the estimate"),
@@ -1242,7 +1242,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 256 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w412_k128_d3", "1.04 times the estimate"),
@@ -1254,7 +1254,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e128_s3_w222_k64_d4_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 256 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.01 times the estimate"),
                             ("tiled_t128_e32_s3_w222_k128_d3", "1.03 times the estimate"),
@@ -1266,7 +1266,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 256 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w412_k128_d3", "1.05 times the estimate"),
@@ -1278,7 +1278,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm80",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 256 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
@@ -1331,7 +1331,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 54 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.01 times the estimate"),
@@ -1343,7 +1343,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 98 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -1355,7 +1355,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm86",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 203 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 203 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t8_e32_s4_w8_b3", "1.02 times the estimate"),
@@ -1367,7 +1367,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm86",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 203 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 203 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -1379,7 +1379,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 195 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 195 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -1391,7 +1391,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s4_w124_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 163 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 163 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s4_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e32_s4_w214_k128_d3", "1.05 times the estimate"),
@@ -1403,7 +1403,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 163 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 163 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -1415,7 +1415,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 129 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s3_w214_k128_d3", "1.03 times the estimate"),
@@ -1427,7 +1427,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 129 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w412_k64_d4", "1.04 times the estimate"),
@@ -1439,7 +1439,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 129 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w222_k64_d4", "1.02 times the estimate"),
@@ -1451,7 +1451,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 129 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s2_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k64_d4", "1.02 times the estimate"),
@@ -1463,7 +1463,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 129 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e32_s2_w412_k64_d4", "1.05 times the estimate"),
@@ -1823,7 +1823,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm100",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 54 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -1835,7 +1835,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 98 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.03 times the estimate"),
@@ -1847,7 +1847,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm100",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 282 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 282 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t8_e32_s4_w8_b3", "1.03 times the estimate"),
@@ -1859,7 +1859,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm100",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 282 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 282 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -1871,7 +1871,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 344 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 344 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.05 times the estimate"),
@@ -1883,7 +1883,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 336 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 336 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -1895,7 +1895,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 336 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 336 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -1907,7 +1907,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 303 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e32_s6_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -1919,7 +1919,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 303 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -1931,7 +1931,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 303 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s1_w124_k128_d3", "1.03 times the estimate"),
@@ -1943,7 +1943,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 303 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s1_w222_k128_d3", "1.02 times the estimate"),
@@ -1955,7 +1955,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 303 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s1_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t128_e32_s1_w222_k128_d3", "1.07 times the estimate"),
@@ -2008,7 +2008,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm120",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 54 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -2020,7 +2020,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 98 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.03 times the estimate"),
@@ -2032,7 +2032,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm120",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 202 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t8_e32_s4_w8_b3", "1.03 times the estimate"),
@@ -2044,7 +2044,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm120",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 202 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -2056,7 +2056,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 162 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 162 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.05 times the estimate"),
@@ -2068,7 +2068,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s4_w124_k128_d3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 118 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 118 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s4_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e32_s4_w214_k128_d3", "1.06 times the estimate"),
@@ -2080,7 +2080,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s3_w124_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 118 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 118 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t32_e32_s3_w222_k128_d3", "1.06 times the estimate"),
@@ -2092,7 +2092,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 85 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 85 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.07 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.08 times the estimate"),
@@ -2104,7 +2104,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s1_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 85 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 85 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s1_w214_k128_d3", "1.10 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k64_d4", "1.10 times the estimate"),
@@ -2116,7 +2116,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s1_w222_k64_d4_sm120",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 85 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 85 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s1_w124_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e64_s1_w222_k64_d4", "1.08 times the estimate"),
@@ -2182,7 +2182,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 43 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w16_b1", "1.01 times the estimate"),
@@ -2194,7 +2194,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80",
                         first_token=9,
                         last_token=24,
-                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -2206,7 +2206,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80",
                         first_token=25,
                         last_token=48,
-                        why="cheapest of 298 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.03 times the estimate"),
@@ -2218,7 +2218,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 404 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 404 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.02 times the estimate"),
@@ -2230,7 +2230,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 415 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 415 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -2242,7 +2242,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 415 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 415 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -2254,7 +2254,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -2266,7 +2266,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -2278,7 +2278,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -2290,7 +2290,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.05 times the estimate"),
@@ -2343,7 +2343,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 43 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w16_b1", "1.01 times the estimate"),
@@ -2355,7 +2355,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86",
                         first_token=9,
                         last_token=24,
-                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -2367,7 +2367,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86",
                         first_token=25,
                         last_token=48,
-                        why="cheapest of 262 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 262 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.03 times the estimate"),
@@ -2379,7 +2379,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 318 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 318 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.02 times the estimate"),
@@ -2391,7 +2391,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 298 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -2403,7 +2403,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 298 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -2415,7 +2415,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -2427,7 +2427,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -2439,7 +2439,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w412_k128_d3", "1.03 times the estimate"),
@@ -2451,7 +2451,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k64_d4", "1.04 times the estimate"),
@@ -2463,7 +2463,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.03 times the estimate"),
@@ -2811,7 +2811,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm100",
                         first_token=9,
                         last_token=24,
-                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -2823,7 +2823,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm100",
                         first_token=25,
                         last_token=48,
-                        why="cheapest of 297 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 297 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.05 times the estimate"),
@@ -2835,7 +2835,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm100",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 403 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 403 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.04 times the estimate"),
@@ -2847,7 +2847,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 416 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 416 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w412_k128_d3", "1.05 times the estimate"),
@@ -2859,7 +2859,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 416 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 416 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -2871,7 +2871,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -2883,7 +2883,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
@@ -2895,7 +2895,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -2907,7 +2907,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -2919,7 +2919,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.02 times the estimate"),
@@ -2972,7 +2972,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm120",
                         first_token=9,
                         last_token=24,
-                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -2984,7 +2984,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm120",
                         first_token=25,
                         last_token=48,
-                        why="cheapest of 237 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.05 times the estimate"),
@@ -2996,7 +2996,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 252 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 252 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.04 times the estimate"),
@@ -3008,7 +3008,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 214 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 214 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w412_k128_d3", "1.05 times the estimate"),
@@ -3020,7 +3020,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 214 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 214 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -3032,7 +3032,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -3044,7 +3044,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.01 times the estimate"),
@@ -3056,7 +3056,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -3068,7 +3068,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.03 times the estimate"),
@@ -3080,7 +3080,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.02 times the estimate"),
@@ -3146,7 +3146,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 43 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s5_w4_b7", "1.02 times the estimate"),
@@ -3158,7 +3158,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.03 times the estimate"),
@@ -3170,7 +3170,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm80",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 298 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -3182,7 +3182,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 298 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -3194,7 +3194,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm80",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 404 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 404 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -3206,7 +3206,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 404 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 404 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -3218,7 +3218,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 415 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 415 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.03 times the estimate"),
@@ -3230,7 +3230,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 415 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 415 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -3242,7 +3242,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -3254,7 +3254,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -3266,7 +3266,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -3278,7 +3278,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s3_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -3290,7 +3290,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 389 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s4_w222_k128_d3", "1.04 times the estimate"),
@@ -3343,7 +3343,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 43 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s5_w4_b7", "1.02 times the estimate"),
@@ -3355,7 +3355,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.03 times the estimate"),
@@ -3367,7 +3367,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm86",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 262 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 262 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -3379,7 +3379,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 262 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 262 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -3391,7 +3391,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm86",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 318 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 318 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -3403,7 +3403,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 318 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 318 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -3415,7 +3415,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 298 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.03 times the estimate"),
@@ -3427,7 +3427,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 298 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -3439,7 +3439,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -3451,7 +3451,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w412_k128_d3", "1.04 times the estimate"),
@@ -3463,7 +3463,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k64_d4", "1.05 times the estimate"),
@@ -3475,7 +3475,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.04 times the estimate"),
@@ -3487,7 +3487,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 272 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s4_w222_k64_d4", "1.04 times the estimate"),
@@ -3838,7 +3838,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.05 times the estimate"),
@@ -3850,7 +3850,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm100",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 297 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 297 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -3862,7 +3862,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm100",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 297 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 297 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -3874,7 +3874,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm100",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 403 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 403 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w4_b4", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w8_b2", "1.03 times the estimate"),
@@ -3886,7 +3886,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 403 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 403 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -3898,7 +3898,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 416 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 416 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.05 times the estimate"),
@@ -3910,7 +3910,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 416 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 416 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -3922,7 +3922,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
@@ -3934,7 +3934,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -3946,7 +3946,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -3958,7 +3958,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.02 times the estimate"),
@@ -3970,7 +3970,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 391 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s1_w412_k128_d3", "1.07 times the estimate"),
@@ -4023,7 +4023,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.05 times the estimate"),
@@ -4035,7 +4035,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm120",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 237 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -4047,7 +4047,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 237 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -4059,7 +4059,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm120",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 252 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 252 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w4_b4", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w8_b2", "1.03 times the estimate"),
@@ -4071,7 +4071,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 252 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 252 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -4083,7 +4083,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 214 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 214 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.05 times the estimate"),
                             ("tiled_t32_e64_s8_w412_k128_d3", "1.05 times the estimate"),
@@ -4095,7 +4095,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 214 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 214 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -4107,7 +4107,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.01 times the estimate"),
@@ -4119,7 +4119,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -4131,7 +4131,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.04 times the estimate"),
@@ -4143,7 +4143,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 189 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.03 times the estimate"),
@@ -4209,7 +4209,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 68 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 68 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w16_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w6_b4", "1.01 times the estimate"),
@@ -4221,7 +4221,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 127 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.01 times the estimate"),
@@ -4233,7 +4233,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm80",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 349 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b3", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b2", "1.01 times the estimate"),
@@ -4245,7 +4245,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm80",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 349 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.04 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.08 times the estimate"),
@@ -4257,7 +4257,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm80",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 426 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 426 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b3", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b2", "1.02 times the estimate"),
@@ -4269,7 +4269,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 426 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 426 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -4281,7 +4281,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 412 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 412 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.04 times the estimate"),
@@ -4293,7 +4293,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 412 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 412 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -4305,7 +4305,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -4317,7 +4317,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -4329,7 +4329,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -4382,7 +4382,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 68 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 68 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w16_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w6_b4", "1.01 times the estimate"),
@@ -4394,7 +4394,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 127 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.01 times the estimate"),
@@ -4406,7 +4406,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm86",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 309 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 309 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b3", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b2", "1.01 times the estimate"),
@@ -4418,7 +4418,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm86",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 309 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 309 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.04 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.08 times the estimate"),
@@ -4430,7 +4430,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm86",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 334 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 334 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b3", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b2", "1.02 times the estimate"),
@@ -4442,7 +4442,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 334 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 334 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -4454,7 +4454,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 293 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 293 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s8_w214_k128_d3", "1.04 times the estimate"),
@@ -4466,7 +4466,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 293 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 293 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -4478,7 +4478,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 260 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s6_w124_k128_d3", "1.04 times the estimate"),
@@ -4490,7 +4490,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 260 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w412_k64_d4", "1.05 times the estimate"),
@@ -4502,7 +4502,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 260 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.04 times the estimate"),
@@ -4514,7 +4514,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 260 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e64_s4_w214_k128_d3", "1.03 times the estimate"),
@@ -4526,7 +4526,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 260 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s4_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s4_w412_k64_d4", "1.06 times the estimate"),
@@ -4904,7 +4904,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 127 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.02 times the estimate"),
@@ -4916,7 +4916,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm100",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 349 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b3", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b2", "1.02 times the estimate"),
@@ -4928,7 +4928,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm100",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 349 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.06 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.11 times the estimate"),
@@ -4940,7 +4940,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm100",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 426 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 426 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b3", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b2", "1.03 times the estimate"),
@@ -4952,7 +4952,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 426 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 426 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -4964,7 +4964,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 412 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 412 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.05 times the estimate"),
@@ -4976,7 +4976,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 412 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 412 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -4988,7 +4988,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -5000,7 +5000,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -5012,7 +5012,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -5024,7 +5024,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.05 times the estimate"),
@@ -5036,7 +5036,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 379 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s2_w222_k128_d3", "1.06 times the estimate"),
@@ -5089,7 +5089,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 127 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.02 times the estimate"),
@@ -5101,7 +5101,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm120",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 283 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 283 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b3", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b2", "1.02 times the estimate"),
@@ -5113,7 +5113,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm120",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 283 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 283 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.06 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.11 times the estimate"),
@@ -5125,7 +5125,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm120",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 273 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 273 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b3", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b2", "1.03 times the estimate"),
@@ -5137,7 +5137,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 273 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 273 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -5149,7 +5149,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 216 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 216 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s8_w214_k128_d3", "1.05 times the estimate"),
@@ -5161,7 +5161,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 216 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 216 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -5173,7 +5173,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s2_w124_k128_d3", "1.02 times the estimate"),
@@ -5185,7 +5185,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -5197,7 +5197,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s1_w214_k128_d3", "1.04 times the estimate"),
@@ -5209,7 +5209,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
@@ -5221,7 +5221,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 183 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s1_w222_k64_d4", "1.00 times the estimate"),
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
@@ -5287,7 +5287,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -5299,7 +5299,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.04 times the estimate"),
@@ -5311,7 +5311,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t8_e16_s7_w8_b4", "1.05 times the estimate"),
@@ -5323,7 +5323,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm80",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -5335,7 +5335,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -5347,7 +5347,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -5359,7 +5359,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w214_k128_d3", "1.03 times the estimate"),
@@ -5371,7 +5371,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -5383,7 +5383,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -5395,7 +5395,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -5407,7 +5407,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -5460,7 +5460,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -5472,7 +5472,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.04 times the estimate"),
@@ -5484,7 +5484,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 261 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t8_e16_s7_w8_b4", "1.05 times the estimate"),
@@ -5496,7 +5496,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm86",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 261 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -5508,7 +5508,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 296 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -5520,7 +5520,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 296 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -5532,7 +5532,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 270 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w214_k128_d3", "1.03 times the estimate"),
@@ -5544,7 +5544,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 270 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -5556,7 +5556,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e64_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -5568,7 +5568,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w412_k64_d4", "1.05 times the estimate"),
@@ -5580,7 +5580,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s7_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.01 times the estimate"),
@@ -5592,7 +5592,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s7_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
@@ -5970,7 +5970,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm100",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -5982,7 +5982,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.06 times the estimate"),
@@ -5994,7 +5994,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm100",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w7_b4", "1.04 times the estimate"),
                             ("split_k_t8_e32_s7_w8_b4", "1.04 times the estimate"),
@@ -6006,7 +6006,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm100",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -6018,7 +6018,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm100",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w7_b4", "1.06 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.06 times the estimate"),
@@ -6030,7 +6030,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -6042,7 +6042,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s8_w214_k128_d3", "1.04 times the estimate"),
@@ -6054,7 +6054,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -6066,7 +6066,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -6078,7 +6078,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -6090,7 +6090,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -6102,7 +6102,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.06 times the estimate"),
@@ -6114,7 +6114,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s2_w222_k128_d3", "1.05 times the estimate"),
@@ -6167,7 +6167,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -6179,7 +6179,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.06 times the estimate"),
@@ -6191,7 +6191,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 237 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w7_b4", "1.04 times the estimate"),
                             ("split_k_t8_e32_s7_w8_b4", "1.04 times the estimate"),
@@ -6203,7 +6203,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm120",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 237 legal variants of split_k and tiled and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -6215,7 +6215,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 243 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 243 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w7_b4", "1.06 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.06 times the estimate"),
@@ -6227,7 +6227,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 243 legal variants of split_k and tiled and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 243 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -6239,7 +6239,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 202 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s8_w214_k128_d3", "1.04 times the estimate"),
@@ -6251,7 +6251,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 202 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -6263,7 +6263,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -6275,7 +6275,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -6287,7 +6287,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s1_w214_k128_d3", "1.04 times the estimate"),
@@ -6299,7 +6299,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
@@ -6311,7 +6311,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s1_w222_k64_d4", "1.01 times the estimate"),
                             ("tiled_t64_e64_s2_w222_k64_d4", "1.02 times the estimate"),
@@ -6377,7 +6377,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -6389,7 +6389,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -6401,7 +6401,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -6413,7 +6413,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -6425,7 +6425,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -6437,7 +6437,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -6449,7 +6449,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -6461,7 +6461,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s4_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e96_s3_w222_k128_d3", "1.03 times the estimate"),
@@ -6473,7 +6473,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.06 times the estimate"),
@@ -6485,7 +6485,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s4_w222_k128_d3", "1.05 times the estimate"),
@@ -6497,7 +6497,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s1_w222_k128_d3", "1.04 times the estimate"),
@@ -6550,7 +6550,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -6562,7 +6562,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -6574,7 +6574,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 261 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -6586,7 +6586,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 296 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -6598,7 +6598,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 270 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -6610,7 +6610,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 270 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s8_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s8_w124_k128_d3", "1.04 times the estimate"),
@@ -6622,7 +6622,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s8_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e96_s6_w222_k64_d4", "1.02 times the estimate"),
@@ -6634,7 +6634,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s7_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.05 times the estimate"),
@@ -6646,7 +6646,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s7_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s8_w222_k64_d4", "1.03 times the estimate"),
@@ -6658,7 +6658,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s4_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.03 times the estimate"),
@@ -6670,7 +6670,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s3_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t64_e96_s2_w412_k64_d4", "1.06 times the estimate"),
@@ -7015,7 +7015,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -7027,7 +7027,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm100",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -7039,7 +7039,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -7051,7 +7051,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e96_s8_w214_k128_d3", "1.06 times the estimate"),
@@ -7063,7 +7063,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.04 times the estimate"),
@@ -7075,7 +7075,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -7087,7 +7087,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e96_s2_w214_k128_d3", "1.05 times the estimate"),
@@ -7099,7 +7099,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w412_k128_d3", "1.06 times the estimate"),
                             ("tiled_t32_e96_s1_w124_k128_d3", "1.08 times the estimate"),
@@ -7111,7 +7111,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w222_k128_d3", "1.06 times the estimate"),
                             ("tiled_t64_e96_s1_w412_k128_d3", "1.07 times the estimate"),
@@ -7123,7 +7123,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
@@ -7176,7 +7176,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -7188,7 +7188,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 237 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -7200,7 +7200,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 243 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 243 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -7212,7 +7212,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k64_d4_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 202 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s3_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s3_w214_k128_d3", "1.03 times the estimate"),
@@ -7224,7 +7224,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 202 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.03 times the estimate"),
@@ -7236,7 +7236,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
@@ -7248,7 +7248,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w222_k64_d4_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.05 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.07 times the estimate"),
@@ -7260,7 +7260,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -7272,7 +7272,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w412_k64_d4", "1.06 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.18 times the estimate"),
@@ -7338,7 +7338,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -7350,7 +7350,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -7362,7 +7362,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -7374,7 +7374,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -7386,7 +7386,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -7398,7 +7398,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -7410,7 +7410,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -7422,7 +7422,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s4_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e96_s3_w222_k128_d3", "1.03 times the estimate"),
@@ -7434,7 +7434,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.06 times the estimate"),
@@ -7446,7 +7446,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s4_w222_k128_d3", "1.05 times the estimate"),
@@ -7458,7 +7458,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s1_w222_k128_d3", "1.04 times the estimate"),
@@ -7511,7 +7511,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -7523,7 +7523,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -7535,7 +7535,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 261 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -7547,7 +7547,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 296 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -7559,7 +7559,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 270 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -7571,7 +7571,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 270 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s8_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s8_w124_k128_d3", "1.04 times the estimate"),
@@ -7583,7 +7583,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s8_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e96_s6_w222_k64_d4", "1.02 times the estimate"),
@@ -7595,7 +7595,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s7_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.05 times the estimate"),
@@ -7607,7 +7607,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s7_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s8_w222_k64_d4", "1.03 times the estimate"),
@@ -7619,7 +7619,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s4_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.03 times the estimate"),
@@ -7631,7 +7631,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 249 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s3_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t64_e96_s2_w412_k64_d4", "1.06 times the estimate"),
@@ -8000,7 +8000,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -8012,7 +8012,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm100",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -8024,7 +8024,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -8036,7 +8036,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e96_s8_w214_k128_d3", "1.06 times the estimate"),
@@ -8048,7 +8048,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.04 times the estimate"),
@@ -8060,7 +8060,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -8072,7 +8072,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e96_s2_w214_k128_d3", "1.05 times the estimate"),
@@ -8084,7 +8084,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w412_k128_d3", "1.06 times the estimate"),
                             ("tiled_t32_e96_s1_w124_k128_d3", "1.08 times the estimate"),
@@ -8096,7 +8096,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w222_k128_d3", "1.06 times the estimate"),
                             ("tiled_t64_e96_s1_w412_k128_d3", "1.07 times the estimate"),
@@ -8108,7 +8108,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
@@ -8161,7 +8161,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -8173,7 +8173,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 237 legal variants of split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -8185,7 +8185,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 243 legal variants of split_k and tiled and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 243 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -8197,7 +8197,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k64_d4_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 202 legal variants of split_k and tiled and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s3_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s3_w214_k128_d3", "1.03 times the estimate"),
@@ -8209,7 +8209,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 202 legal variants of split_k and tiled and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.03 times the estimate"),
@@ -8221,7 +8221,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
@@ -8233,7 +8233,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w222_k64_d4_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.05 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.07 times the estimate"),
@@ -8245,7 +8245,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -8257,7 +8257,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 181 legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w412_k64_d4", "1.06 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.18 times the estimate"),

@@ -43,6 +43,7 @@ class KernelTable(NamedTuple):
     gate_bias: bool
     logits_from: str
     groups: tuple[GroupTable, ...]
+    batch_invariant: bool = False  # a row's bits do not depend on the other rows of a call
 
 
 class ModelTable(NamedTuple):

@@ -185,7 +185,7 @@ def test_problems_are_reported_together_in_the_order_of_lines(tmp_path: Path) ->
     )
     known = (
         "name, sources, hidden_size, num_experts, dtypes, norm, gate_bias, logits_from, routing, token_thresholds, "
-        "sm_targets, early_weight_loads, allow_spills"
+        "sm_targets, early_weight_loads, batch_invariant, allow_spills"
     )
     assert problems_of(write(tmp_path, text)) == [
         "tiny.yaml:1: gate_bias: missing, true or false would be right",
@@ -219,6 +219,7 @@ def test_defaults(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, GOOD))
     assert (spec.logits_dtype, spec.logits_from, spec.token_thresholds) == ("float32", "unrounded", "auto")
     assert (spec.sm_targets, spec.early_weight_loads, spec.allow_spills) == (SM_TARGETS, True, False)
+    assert not spec.batch_invariant
     assert spec.routing.tid2eid is None
 
 

@@ -107,6 +107,29 @@ def test_variants(package: Package, kernel: Any, sm: int, record: dict[str, Any]
     record.update(worst)
 
 
+INVARIANT = [(package, kernel) for package, kernel in KERNELS if kernel.batch_invariant]
+
+
+@pytest.mark.parametrize(("package", "kernel"), INVARIANT, ids=[f"{p.name}-{k.kernel}" for p, k in INVARIANT])
+def test_rows_do_not_depend_on_their_neighbours(package: Package, kernel: Any, sm: int) -> None:
+    """With batch_invariant, a row has the same bits in a call of any count, at any place in it."""
+    lib = library(package)
+    total = 700
+    inputs = make_inputs(kernel, total, next(_seeds))
+    all_normed_x, all_logits = run(package, kernel, lib.select(kernel.kernel, sm, total), inputs)
+    for count in sorted({*range(1, 34), 47, 48, 63, 64, 65, 96, 97, 128, 192, 257, 513} | thresholds(kernel)):
+        if count > total:
+            continue
+        for first in {0, (total - count) // 2, total - count}:
+            part = slice(first, first + count)
+            some = Inputs(inputs.x[part], inputs.norm_weight, inputs.gate_weight, inputs.gate_bias)
+            normed_x, got = run(package, kernel, lib.select(kernel.kernel, sm, count), some)
+            assert torch.equal(got, all_logits[part]), f"logits of {count} rows from row {first}"
+            assert normed_x is None or torch.equal(normed_x, all_normed_x[part]), (
+                f"normed_x of {count} rows from {first}"
+            )
+
+
 @pytest.mark.parametrize(("package", "kernel"), KERNELS, ids=[f"{p.name}-{k.kernel}" for p, k in KERNELS])
 def test_same_bits_each_run_and_strided_rows(package: Package, kernel: Any, sm: int) -> None:
     """Reductions have a fixed order, and a row's place in a wider tensor changes nothing."""

@@ -802,8 +802,8 @@ struct GemvT4E2W12C1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w4_b4, 5 to 8 tokens: cheapest of 54 legal variants of split_k and tiled and wgmma at 8 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s6_w4_b4, 5 to 8 tokens: cheapest of 54 legal variants of split_k and tiled and resident and wgmma at
+// 8 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -815,8 +815,8 @@ struct SplitKT8E16S6W4B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: cheapest of 98 legal variants of split_k and tiled and wgmma at 16 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: cheapest of 98 legal variants of split_k and tiled and resident and wgmma
+// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W4B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -828,8 +828,8 @@ struct SplitKT16E16S6W4B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t32_e16_s6_w8_b2, 17 to 24 tokens: cheapest of 202 legal variants of split_k and tiled and wgmma at 24 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t32_e16_s6_w8_b2, 17 to 24 tokens: cheapest of 202 legal variants of split_k and tiled and resident and wgmma
+// at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E16S6W8B2 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -841,8 +841,8 @@ struct SplitKT32E16S6W8B2 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e16_s6_w214_k128_d3, 25 to 32 tokens: cheapest of 202 legal variants of split_k and tiled and wgmma at 32
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e16_s6_w214_k128_d3, 25 to 32 tokens: cheapest of 202 legal variants of split_k and tiled and resident and
+// wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E16S6W214K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 16;          // experts that a CTA computes
@@ -858,8 +858,8 @@ struct TiledT32E16S6W214K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e32_s6_w124_k128_d3, 33 to 64 tokens: cheapest of 162 legal variants of split_k and tiled and wgmma at 48
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s6_w124_k128_d3, 33 to 64 tokens: cheapest of 162 legal variants of split_k and tiled and resident and
+// wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -875,8 +875,8 @@ struct TiledT32E32S6W124K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e32_s4_w124_k128_d3, 65 to 96 tokens: cheapest of 118 legal variants of split_k and tiled and wgmma at 96
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s4_w124_k128_d3, 65 to 96 tokens: cheapest of 118 legal variants of split_k and tiled and resident and
+// wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S4W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -892,8 +892,8 @@ struct TiledT32E32S4W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e32_s3_w124_k128_d3, 97 to 128 tokens: cheapest of 118 legal variants of split_k and tiled and wgmma at 128
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s3_w124_k128_d3, 97 to 128 tokens: cheapest of 118 legal variants of split_k and tiled and resident and
+// wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S3W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -909,8 +909,8 @@ struct TiledT32E32S3W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e32_s2_w124_k128_d3, 129 to 256 tokens: cheapest of 85 legal variants of split_k and tiled and wgmma at 256
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s2_w124_k128_d3, 129 to 256 tokens: cheapest of 85 legal variants of split_k and tiled and resident and
+// wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -926,8 +926,8 @@ struct TiledT32E32S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e32_s1_w124_k128_d3, 257 to 512 tokens: cheapest of 85 legal variants of split_k and tiled and wgmma at 512
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s1_w124_k128_d3, 257 to 512 tokens: cheapest of 85 legal variants of split_k and tiled and resident and
+// wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S1W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -943,8 +943,8 @@ struct TiledT32E32S1W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e32_s1_w222_k64_d4, 513 tokens and more: cheapest of 85 legal variants of split_k and tiled and wgmma at
-// 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e32_s1_w222_k64_d4, 513 tokens and more: cheapest of 85 legal variants of split_k and tiled and resident
+// and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E32S1W222K64D4 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes

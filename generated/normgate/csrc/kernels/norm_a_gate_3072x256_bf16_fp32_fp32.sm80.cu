@@ -643,8 +643,8 @@ struct GemvT4E3W12C1 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e16_s6_w4_b4, 5 to 8 tokens: cheapest of 54 legal variants of split_k and tiled and wgmma at 8 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s6_w4_b4, 5 to 8 tokens: cheapest of 54 legal variants of split_k and tiled and resident and wgmma at
+// 8 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -656,8 +656,8 @@ struct SplitKT8E16S6W4B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: cheapest of 98 legal variants of split_k and tiled and wgmma at 16 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: cheapest of 98 legal variants of split_k and tiled and resident and wgmma
+// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W4B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -669,8 +669,8 @@ struct SplitKT16E16S6W4B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t32_e16_s6_w8_b2, 17 to 24 tokens: cheapest of 255 legal variants of split_k and tiled and wgmma at 24 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t32_e16_s6_w8_b2, 17 to 24 tokens: cheapest of 255 legal variants of split_k and tiled and resident and wgmma
+// at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E16S6W8B2 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -682,8 +682,8 @@ struct SplitKT32E16S6W8B2 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e16_s6_w214_k128_d3, 25 to 32 tokens: cheapest of 255 legal variants of split_k and tiled and wgmma at 32
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e16_s6_w214_k128_d3, 25 to 32 tokens: cheapest of 255 legal variants of split_k and tiled and resident and
+// wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E16S6W214K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 16;       // experts that a CTA computes
@@ -699,8 +699,8 @@ struct TiledT32E16S6W214K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e32_s6_w124_k128_d3, 33 to 64 tokens: cheapest of 299 legal variants of split_k and tiled and wgmma at 48
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s6_w124_k128_d3, 33 to 64 tokens: cheapest of 299 legal variants of split_k and tiled and resident and
+// wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W124K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 32;       // experts that a CTA computes
@@ -716,8 +716,8 @@ struct TiledT32E32S6W124K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e64_s8_w124_k128_d3, 65 to 96 tokens: cheapest of 290 legal variants of split_k and tiled and wgmma at 96
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s8_w124_k128_d3, 65 to 96 tokens: cheapest of 290 legal variants of split_k and tiled and resident and
+// wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S8W124K128D3 {
   static constexpr int kTokens = 32;         // tokens that a CTA serves
   static constexpr int kExperts = 64;        // experts that a CTA computes
@@ -733,8 +733,8 @@ struct TiledT32E64S8W124K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t64_e32_s6_w222_k128_d3, 97 to 128 tokens: cheapest of 290 legal variants of split_k and tiled and wgmma at 128
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e32_s6_w222_k128_d3, 97 to 128 tokens: cheapest of 290 legal variants of split_k and tiled and resident and
+// wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E32S6W222K128D3 {
   static constexpr int kTokens = 64;        // tokens that a CTA serves
   static constexpr int kExperts = 32;       // experts that a CTA computes
@@ -750,8 +750,8 @@ struct TiledT64E32S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t128_e32_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 256 legal variants of split_k and tiled and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t128_e32_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 256 legal variants of split_k and tiled and resident
+// and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT128E32S6W222K128D3 {
   static constexpr int kTokens = 128;        // tokens that a CTA serves
   static constexpr int kExperts = 32;        // experts that a CTA computes
@@ -767,10 +767,10 @@ struct TiledT128E32S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t128_e32_s3_w222_k128_d3, 257 to 512 tokens: cheapest of 256 legal variants of split_k and tiled and wgmma at
-// 512 tokens (no tuned table for this SM (python build.py tune); cost model); 1025 to 2048 tokens: cheapest of 256
-// legal variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost
-// model).
+// tiled_t128_e32_s3_w222_k128_d3, 257 to 512 tokens: cheapest of 256 legal variants of split_k and tiled and resident
+// and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model); 1025 to 2048 tokens:
+// cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM
+// (python build.py tune); cost model).
 struct TiledT128E32S3W222K128D3 {
   static constexpr int kTokens = 128;        // tokens that a CTA serves
   static constexpr int kExperts = 32;        // experts that a CTA computes
@@ -786,8 +786,8 @@ struct TiledT128E32S3W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s3_w222_k64_d4, 513 to 1024 tokens: cheapest of 256 legal variants of split_k and tiled and wgmma at
-// 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e128_s3_w222_k64_d4, 513 to 1024 tokens: cheapest of 256 legal variants of split_k and tiled and resident
+// and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S3W222K64D4 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes
@@ -803,8 +803,8 @@ struct TiledT64E128S3W222K64D4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t128_e32_s2_w222_k128_d3, 2049 tokens and more: cheapest of 256 legal variants of split_k and tiled and wgmma
-// at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t128_e32_s2_w222_k128_d3, 2049 tokens and more: cheapest of 256 legal variants of split_k and tiled and
+// resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT128E32S2W222K128D3 {
   static constexpr int kTokens = 128;        // tokens that a CTA serves
   static constexpr int kExperts = 32;        // experts that a CTA computes

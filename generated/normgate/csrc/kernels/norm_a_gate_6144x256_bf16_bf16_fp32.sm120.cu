@@ -802,8 +802,8 @@ struct SplitKT8E16S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w8_b4, 9 to 16 tokens: cheapest of 127 legal variants of split_k and tiled and wgmma at 16 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w8_b4, 9 to 16 tokens: cheapest of 127 legal variants of split_k and tiled and resident and wgmma
+// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W8B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -815,8 +815,8 @@ struct SplitKT16E16S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w6_b4, 17 to 24 tokens: cheapest of 283 legal variants of split_k and tiled and wgmma at 24 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w6_b4, 17 to 24 tokens: cheapest of 283 legal variants of split_k and tiled and resident and wgmma
+// at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W6B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -828,8 +828,8 @@ struct SplitKT8E32S8W6B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s6_w8_b4, 25 to 32 tokens: cheapest of 283 legal variants of split_k and tiled and wgmma at 32 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s6_w8_b4, 25 to 32 tokens: cheapest of 283 legal variants of split_k and tiled and resident and wgmma
+// at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S6W8B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -841,8 +841,8 @@ struct SplitKT16E32S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w6_b4, 33 to 48 tokens: cheapest of 273 legal variants of split_k and tiled and wgmma at 48 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w6_b4, 33 to 48 tokens: cheapest of 273 legal variants of split_k and tiled and resident and wgmma
+// at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W6B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -854,8 +854,8 @@ struct SplitKT16E32S8W6B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: cheapest of 273 legal variants of split_k and tiled and wgmma at 64
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: cheapest of 273 legal variants of split_k and tiled and resident and
+// wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -871,8 +871,8 @@ struct TiledT32E32S6W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: cheapest of 216 legal variants of split_k and tiled and wgmma at 96
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: cheapest of 216 legal variants of split_k and tiled and resident and
+// wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S8W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -888,8 +888,8 @@ struct TiledT32E64S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 97 to 128 tokens: cheapest of 216 legal variants of split_k and tiled and wgmma at 128
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s6_w222_k128_d3, 97 to 128 tokens: cheapest of 216 legal variants of split_k and tiled and resident and
+// wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -905,8 +905,8 @@ struct TiledT32E64S6W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s3_w124_k128_d3, 129 to 256 tokens: cheapest of 183 legal variants of split_k and tiled and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s3_w124_k128_d3, 129 to 256 tokens: cheapest of 183 legal variants of split_k and tiled and resident
+// and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S3W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -922,8 +922,8 @@ struct TiledT32E64S3W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 183 legal variants of split_k and tiled and wgmma at
-// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 183 legal variants of split_k and tiled and resident
+// and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -939,10 +939,10 @@ struct TiledT32E64S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s1_w124_k128_d3, 513 to 1024 tokens: cheapest of 183 legal variants of split_k and tiled and wgmma at
-// 1024 tokens (no tuned table for this SM (python build.py tune); cost model); 2049 tokens and more: cheapest of 183
-// legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost
-// model).
+// tiled_t32_e64_s1_w124_k128_d3, 513 to 1024 tokens: cheapest of 183 legal variants of split_k and tiled and resident
+// and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model); 2049 tokens and more:
+// cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM
+// (python build.py tune); cost model).
 struct TiledT32E64S1W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -958,8 +958,8 @@ struct TiledT32E64S1W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s1_w222_k64_d4, 1025 to 2048 tokens: cheapest of 183 legal variants of split_k and tiled and wgmma at
-// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s1_w222_k64_d4, 1025 to 2048 tokens: cheapest of 183 legal variants of split_k and tiled and resident
+// and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S1W222K64D4 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes

@@ -641,9 +641,10 @@ struct GemvT4E3W7C4 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e32_s8_w7_b4, 5 to 8 tokens: cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no
-// tuned table for this SM (python build.py tune); cost model); 17 to 24 tokens: cheapest of 305 legal variants of
-// split_k and tiled and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w7_b4, 5 to 8 tokens: cheapest of 52 legal variants of split_k and tiled and resident and wgmma at
+// 8 tokens (no tuned table for this SM (python build.py tune); cost model); 17 to 24 tokens: cheapest of 305 legal
+// variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
 struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -655,8 +656,8 @@ struct SplitKT8E32S8W7B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t16_e16_s6_w8_b5, 9 to 16 tokens: cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w8_b5, 9 to 16 tokens: cheapest of 95 legal variants of split_k and tiled and resident and wgmma
+// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W8B5 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -668,8 +669,8 @@ struct SplitKT16E16S6W8B5 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t32_e16_s6_w8_b5, 25 to 32 tokens: cheapest of 305 legal variants of split_k and tiled and wgmma at 32 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t32_e16_s6_w8_b5, 25 to 32 tokens: cheapest of 305 legal variants of split_k and tiled and resident and wgmma
+// at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E16S6W8B5 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -681,8 +682,8 @@ struct SplitKT32E16S6W8B5 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s8_w7_b4, 33 to 48 tokens: cheapest of 394 legal variants of split_k and tiled and wgmma at 48 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w7_b4, 33 to 48 tokens: cheapest of 394 legal variants of split_k and tiled and resident and wgmma
+// at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -694,8 +695,8 @@ struct SplitKT16E32S8W7B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: cheapest of 394 legal variants of split_k and tiled and wgmma at 64
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: cheapest of 394 legal variants of split_k and tiled and resident and
+// wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 32;       // experts that a CTA computes
@@ -711,8 +712,8 @@ struct TiledT32E32S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: cheapest of 395 legal variants of split_k and tiled and wgmma at 96
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: cheapest of 395 legal variants of split_k and tiled and resident and
+// wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S8W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -728,8 +729,8 @@ struct TiledT32E64S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e96_s8_w222_k128_d3, 97 to 128 tokens: cheapest of 395 legal variants of split_k and tiled and wgmma at 128
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e96_s8_w222_k128_d3, 97 to 128 tokens: cheapest of 395 legal variants of split_k and tiled and resident and
+// wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E96S8W222K128D3 {
   static constexpr int kTokens = 32;         // tokens that a CTA serves
   static constexpr int kExperts = 96;        // experts that a CTA computes
@@ -745,8 +746,8 @@ struct TiledT32E96S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 288;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 374 legal variants of split_k and tiled and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 374 legal variants of split_k and tiled and resident
+// and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 64;        // experts that a CTA computes
@@ -762,8 +763,8 @@ struct TiledT64E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s6_w222_k128_d3, 257 to 512 tokens: cheapest of 374 legal variants of split_k and tiled and wgmma at
-// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e128_s6_w222_k128_d3, 257 to 512 tokens: cheapest of 374 legal variants of split_k and tiled and resident
+// and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S6W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes
@@ -779,8 +780,8 @@ struct TiledT64E128S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s3_w222_k128_d3, 513 tokens and more: cheapest of 374 legal variants of split_k and tiled and wgmma at
-// 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e128_s3_w222_k128_d3, 513 tokens and more: cheapest of 374 legal variants of split_k and tiled and resident
+// and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S3W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes

@@ -813,8 +813,8 @@ struct GemvT4E1W12C1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: cheapest of 79 legal variants of split_k and tiled and wgmma at 8 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: cheapest of 79 legal variants of split_k and tiled and resident and wgmma at
+// 8 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S8W4B3 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -826,8 +826,8 @@ struct SplitKT8E16S8W4B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: cheapest of 154 legal variants of split_k and tiled and wgmma at 16 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: cheapest of 154 legal variants of split_k and tiled and resident and wgmma
+// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W5B3 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -839,8 +839,8 @@ struct SplitKT8E16S6W5B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w4_b3, 17 to 24 tokens: cheapest of 325 legal variants of split_k and tiled and wgmma at 24 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w4_b3, 17 to 24 tokens: cheapest of 325 legal variants of split_k and tiled and resident and wgmma
+// at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W4B3 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -852,8 +852,8 @@ struct SplitKT8E32S8W4B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w5_b3, 25 to 32 tokens: cheapest of 325 legal variants of split_k and tiled and wgmma at 32 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w5_b3, 25 to 32 tokens: cheapest of 325 legal variants of split_k and tiled and resident and wgmma
+// at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W5B3 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -865,8 +865,8 @@ struct SplitKT16E16S6W5B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w4_b3, 33 to 48 tokens: cheapest of 300 legal variants of split_k and tiled and wgmma at 48 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w4_b3, 33 to 48 tokens: cheapest of 300 legal variants of split_k and tiled and resident and wgmma
+// at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W4B3 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -878,8 +878,8 @@ struct SplitKT16E32S8W4B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s6_w5_b3, 49 to 64 tokens: cheapest of 300 legal variants of split_k and tiled and wgmma at 64 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s6_w5_b3, 49 to 64 tokens: cheapest of 300 legal variants of split_k and tiled and resident and wgmma
+// at 64 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S6W5B3 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -891,8 +891,8 @@ struct SplitKT16E32S6W5B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t32_e32_s8_w4_b3, 65 to 96 tokens: cheapest of 227 legal variants of split_k and tiled and wgmma at 96 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t32_e32_s8_w4_b3, 65 to 96 tokens: cheapest of 227 legal variants of split_k and tiled and resident and wgmma
+// at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E32S8W4B3 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -904,8 +904,8 @@ struct SplitKT32E32S8W4B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t32_e32_s6_w5_b3, 97 to 128 tokens: cheapest of 227 legal variants of split_k and tiled and wgmma at 128
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t32_e32_s6_w5_b3, 97 to 128 tokens: cheapest of 227 legal variants of split_k and tiled and resident and
+// wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E32S6W5B3 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -917,8 +917,8 @@ struct SplitKT32E32S6W5B3 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 175 legal variants of split_k and tiled and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 175 legal variants of split_k and tiled and resident
+// and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -934,8 +934,8 @@ struct TiledT32E64S6W222K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e32_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 175 legal variants of split_k and tiled and wgmma at
-// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 175 legal variants of split_k and tiled and resident
+// and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -951,8 +951,8 @@ struct TiledT32E32S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: cheapest of 175 legal variants of split_k and tiled and wgmma at
-// 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: cheapest of 175 legal variants of split_k and tiled and resident
+// and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -968,8 +968,8 @@ struct TiledT32E64S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s1_w124_k128_d3, 1025 to 2048 tokens: cheapest of 175 legal variants of split_k and tiled and wgmma at
-// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s1_w124_k128_d3, 1025 to 2048 tokens: cheapest of 175 legal variants of split_k and tiled and resident
+// and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S1W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -985,8 +985,8 @@ struct TiledT32E64S1W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s1_w222_k64_d4, 2049 tokens and more: cheapest of 175 legal variants of split_k and tiled and wgmma at
-// 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s1_w222_k64_d4, 2049 tokens and more: cheapest of 175 legal variants of split_k and tiled and resident
+// and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S1W222K64D4 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes

@@ -647,8 +647,8 @@ struct GemvT4E2W12C1 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: cheapest of 79 legal variants of split_k and tiled and wgmma at 8 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: cheapest of 79 legal variants of split_k and tiled and resident and wgmma at
+// 8 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S8W4B3 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -660,8 +660,8 @@ struct SplitKT8E16S8W4B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: cheapest of 154 legal variants of split_k and tiled and wgmma at 16 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: cheapest of 154 legal variants of split_k and tiled and resident and wgmma
+// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W5B3 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -673,8 +673,8 @@ struct SplitKT8E16S6W5B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t8_e32_s8_w4_b3, 17 to 24 tokens: cheapest of 350 legal variants of split_k and tiled and wgmma at 24 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w4_b3, 17 to 24 tokens: cheapest of 350 legal variants of split_k and tiled and resident and wgmma
+// at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W4B3 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -686,8 +686,8 @@ struct SplitKT8E32S8W4B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t16_e16_s6_w5_b3, 25 to 32 tokens: cheapest of 350 legal variants of split_k and tiled and wgmma at 32 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w5_b3, 25 to 32 tokens: cheapest of 350 legal variants of split_k and tiled and resident and wgmma
+// at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W5B3 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -699,8 +699,8 @@ struct SplitKT16E16S6W5B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s8_w4_b3, 33 to 48 tokens: cheapest of 368 legal variants of split_k and tiled and wgmma at 48 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w4_b3, 33 to 48 tokens: cheapest of 368 legal variants of split_k and tiled and resident and wgmma
+// at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W4B3 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -712,8 +712,8 @@ struct SplitKT16E32S8W4B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s6_w5_b3, 49 to 64 tokens: cheapest of 368 legal variants of split_k and tiled and wgmma at 64 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s6_w5_b3, 49 to 64 tokens: cheapest of 368 legal variants of split_k and tiled and resident and wgmma
+// at 64 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S6W5B3 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -725,8 +725,8 @@ struct SplitKT16E32S6W5B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t32_e32_s8_w4_b3, 65 to 96 tokens: cheapest of 316 legal variants of split_k and tiled and wgmma at 96 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t32_e32_s8_w4_b3, 65 to 96 tokens: cheapest of 316 legal variants of split_k and tiled and resident and wgmma
+// at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E32S8W4B3 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -738,8 +738,8 @@ struct SplitKT32E32S8W4B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t32_e32_s6_w5_b3, 97 to 128 tokens: cheapest of 316 legal variants of split_k and tiled and wgmma at 128
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t32_e32_s6_w5_b3, 97 to 128 tokens: cheapest of 316 legal variants of split_k and tiled and resident and
+// wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT32E32S6W5B3 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -751,8 +751,8 @@ struct SplitKT32E32S6W5B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 263 legal variants of split_k and tiled and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 263 legal variants of split_k and tiled and resident
+// and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -768,8 +768,8 @@ struct TiledT32E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s6_w222_k128_d3, 257 to 512 tokens: cheapest of 263 legal variants of split_k and tiled and wgmma at
-// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s6_w222_k128_d3, 257 to 512 tokens: cheapest of 263 legal variants of split_k and tiled and resident
+// and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -785,8 +785,8 @@ struct TiledT64E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s3_w222_k128_d3, 513 to 1024 tokens: cheapest of 263 legal variants of split_k and tiled and wgmma at
-// 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s3_w222_k128_d3, 513 to 1024 tokens: cheapest of 263 legal variants of split_k and tiled and resident
+// and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S3W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 64;        // experts that a CTA computes
@@ -802,8 +802,8 @@ struct TiledT64E64S3W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s3_w222_k64_d4, 1025 tokens and more: cheapest of 263 legal variants of split_k and tiled and wgmma at
-// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e128_s3_w222_k64_d4, 1025 tokens and more: cheapest of 263 legal variants of split_k and tiled and resident
+// and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S3W222K64D4 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes

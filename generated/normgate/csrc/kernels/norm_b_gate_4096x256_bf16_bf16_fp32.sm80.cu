@@ -641,8 +641,8 @@ struct GemvT4E3W16C1 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e32_s8_w4_b4, 5 to 8 tokens: cheapest of 43 legal variants of split_k and tiled and wgmma at 8 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w4_b4, 5 to 8 tokens: cheapest of 43 legal variants of split_k and tiled and resident and wgmma at
+// 8 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -654,8 +654,8 @@ struct SplitKT8E32S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s8_w4_b4, 9 to 16 tokens: cheapest of 83 legal variants of split_k and tiled and wgmma at 16 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w4_b4, 9 to 16 tokens: cheapest of 83 legal variants of split_k and tiled and resident and wgmma
+// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W4B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -667,8 +667,8 @@ struct SplitKT16E32S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t8_e32_s4_w8_b4, 17 to 24 tokens: cheapest of 298 legal variants of split_k and tiled and wgmma at 24 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s4_w8_b4, 17 to 24 tokens: cheapest of 298 legal variants of split_k and tiled and resident and wgmma
+// at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S4W8B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -680,8 +680,8 @@ struct SplitKT8E32S4W8B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s5_w7_b4, 25 to 32 tokens: cheapest of 298 legal variants of split_k and tiled and wgmma at 32 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s5_w7_b4, 25 to 32 tokens: cheapest of 298 legal variants of split_k and tiled and resident and wgmma
+// at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S5W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -693,8 +693,8 @@ struct SplitKT16E32S5W7B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s4_w8_b4, 33 to 48 tokens: cheapest of 404 legal variants of split_k and tiled and wgmma at 48 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s4_w8_b4, 33 to 48 tokens: cheapest of 404 legal variants of split_k and tiled and resident and wgmma
+// at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S4W8B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -706,8 +706,8 @@ struct SplitKT16E32S4W8B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: cheapest of 404 legal variants of split_k and tiled and wgmma at 64
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: cheapest of 404 legal variants of split_k and tiled and resident and
+// wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 32;       // experts that a CTA computes
@@ -723,8 +723,8 @@ struct TiledT32E32S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: cheapest of 415 legal variants of split_k and tiled and wgmma at 96
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: cheapest of 415 legal variants of split_k and tiled and resident and
+// wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S8W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -740,8 +740,8 @@ struct TiledT32E64S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t32_e96_s8_w222_k128_d3, 97 to 128 tokens: cheapest of 415 legal variants of split_k and tiled and wgmma at 128
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e96_s8_w222_k128_d3, 97 to 128 tokens: cheapest of 415 legal variants of split_k and tiled and resident and
+// wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E96S8W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 96;       // experts that a CTA computes
@@ -757,8 +757,8 @@ struct TiledT32E96S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 288;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 389 legal variants of split_k and tiled and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s6_w222_k128_d3, 129 to 256 tokens: cheapest of 389 legal variants of split_k and tiled and resident
+// and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -774,8 +774,8 @@ struct TiledT64E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s3_w222_k128_d3, 257 to 512 tokens: cheapest of 389 legal variants of split_k and tiled and wgmma at
-// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s3_w222_k128_d3, 257 to 512 tokens: cheapest of 389 legal variants of split_k and tiled and resident
+// and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S3W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 64;        // experts that a CTA computes
@@ -791,10 +791,10 @@ struct TiledT64E64S3W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s3_w222_k128_d3, 513 to 1024 tokens: cheapest of 389 legal variants of split_k and tiled and wgmma at
-// 1024 tokens (no tuned table for this SM (python build.py tune); cost model); 2049 tokens and more: cheapest of 389
-// legal variants of split_k and tiled and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost
-// model).
+// tiled_t64_e128_s3_w222_k128_d3, 513 to 1024 tokens: cheapest of 389 legal variants of split_k and tiled and resident
+// and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model); 2049 tokens and more:
+// cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM
+// (python build.py tune); cost model).
 struct TiledT64E128S3W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes
@@ -810,8 +810,8 @@ struct TiledT64E128S3W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// tiled_t64_e96_s1_w222_k128_d3, 1025 to 2048 tokens: cheapest of 389 legal variants of split_k and tiled and wgmma at
-// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e96_s1_w222_k128_d3, 1025 to 2048 tokens: cheapest of 389 legal variants of split_k and tiled and resident
+// and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E96S1W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 96;        // experts that a CTA computes

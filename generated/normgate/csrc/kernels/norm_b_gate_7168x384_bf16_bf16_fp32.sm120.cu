@@ -802,8 +802,8 @@ struct SplitKT8E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: cheapest of 95 legal variants of split_k and tiled and resident and wgmma
+// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -815,8 +815,8 @@ struct SplitKT16E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: cheapest of 237 legal variants of split_k and tiled and wgmma at 24
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: cheapest of 237 legal variants of split_k and tiled and resident and
+// wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S8W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -832,8 +832,8 @@ struct TiledT32E32S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: cheapest of 243 legal variants of split_k and tiled and wgmma at 48
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: cheapest of 243 legal variants of split_k and tiled and resident and
+// wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S8W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -849,8 +849,8 @@ struct TiledT32E64S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e96_s8_w222_k64_d4, 65 to 96 tokens: cheapest of 202 legal variants of split_k and tiled and wgmma at 96
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e96_s8_w222_k64_d4, 65 to 96 tokens: cheapest of 202 legal variants of split_k and tiled and resident and
+// wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E96S8W222K64D4 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 96;          // experts that a CTA computes
@@ -866,8 +866,8 @@ struct TiledT32E96S8W222K64D4 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s4_w124_k128_d3, 97 to 128 tokens: cheapest of 202 legal variants of split_k and tiled and wgmma at 128
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s4_w124_k128_d3, 97 to 128 tokens: cheapest of 202 legal variants of split_k and tiled and resident and
+// wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S4W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -883,10 +883,10 @@ struct TiledT32E64S4W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s2_w124_k128_d3, 129 to 256 tokens: cheapest of 181 legal variants of split_k and tiled and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model); 513 to 1024 tokens: cheapest of 181 legal
-// variants of split_k and tiled and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost
-// model).
+// tiled_t32_e64_s2_w124_k128_d3, 129 to 256 tokens: cheapest of 181 legal variants of split_k and tiled and resident
+// and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model); 513 to 1024 tokens: cheapest
+// of 181 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 struct TiledT32E64S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -902,8 +902,8 @@ struct TiledT32E64S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e96_s2_w222_k64_d4, 257 to 512 tokens: cheapest of 181 legal variants of split_k and tiled and wgmma at 512
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e96_s2_w222_k64_d4, 257 to 512 tokens: cheapest of 181 legal variants of split_k and tiled and resident and
+// wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E96S2W222K64D4 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 96;          // experts that a CTA computes
@@ -919,8 +919,8 @@ struct TiledT32E96S2W222K64D4 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e96_s1_w222_k64_d4, 1025 tokens and more: cheapest of 181 legal variants of split_k and tiled and wgmma at
-// 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e96_s1_w222_k64_d4, 1025 tokens and more: cheapest of 181 legal variants of split_k and tiled and resident
+// and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E96S1W222K64D4 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 96;          // experts that a CTA computes

@@ -641,8 +641,8 @@ struct GemvT4E4W7C4 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e32_s8_w7_b4, 5 to 8 tokens: cheapest of 52 legal variants of split_k and tiled and wgmma at 8 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w7_b4, 5 to 8 tokens: cheapest of 52 legal variants of split_k and tiled and resident and wgmma at
+// 8 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -654,8 +654,8 @@ struct SplitKT8E32S8W7B4 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: cheapest of 95 legal variants of split_k and tiled and wgmma at 16 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: cheapest of 95 legal variants of split_k and tiled and resident and wgmma
+// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -667,8 +667,8 @@ struct SplitKT16E32S8W7B4 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: cheapest of 261 legal variants of split_k and tiled and wgmma at 24
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: cheapest of 261 legal variants of split_k and tiled and resident and
+// wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S8W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 32;       // experts that a CTA computes
@@ -684,8 +684,8 @@ struct TiledT32E32S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: cheapest of 296 legal variants of split_k and tiled and wgmma at 48
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: cheapest of 296 legal variants of split_k and tiled and resident and
+// wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S8W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -701,8 +701,8 @@ struct TiledT32E64S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// tiled_t32_e96_s8_w222_k128_d3, 65 to 96 tokens: cheapest of 270 legal variants of split_k and tiled and wgmma at 96
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e96_s8_w222_k128_d3, 65 to 96 tokens: cheapest of 270 legal variants of split_k and tiled and resident and
+// wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E96S8W222K128D3 {
   static constexpr int kTokens = 32;         // tokens that a CTA serves
   static constexpr int kExperts = 96;        // experts that a CTA computes
@@ -718,8 +718,8 @@ struct TiledT32E96S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s8_w222_k128_d3, 97 to 128 tokens: cheapest of 270 legal variants of split_k and tiled and wgmma at 128
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s8_w222_k128_d3, 97 to 128 tokens: cheapest of 270 legal variants of split_k and tiled and resident and
+// wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S8W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 64;        // experts that a CTA computes
@@ -735,8 +735,8 @@ struct TiledT64E64S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s8_w222_k64_d4, 129 to 256 tokens: cheapest of 249 legal variants of split_k and tiled and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e128_s8_w222_k64_d4, 129 to 256 tokens: cheapest of 249 legal variants of split_k and tiled and resident
+// and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S8W222K64D4 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes
@@ -752,10 +752,10 @@ struct TiledT64E128S8W222K64D4 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// tiled_t64_e96_s3_w222_k64_d4, 257 to 512 tokens: cheapest of 249 legal variants of split_k and tiled and wgmma at 512
-// tokens (no tuned table for this SM (python build.py tune); cost model); 1025 to 2048 tokens: cheapest of 249 legal
-// variants of split_k and tiled and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost
-// model).
+// tiled_t64_e96_s3_w222_k64_d4, 257 to 512 tokens: cheapest of 249 legal variants of split_k and tiled and resident and
+// wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model); 1025 to 2048 tokens: cheapest of
+// 249 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 struct TiledT64E96S3W222K64D4 {
   static constexpr int kTokens = 64;        // tokens that a CTA serves
   static constexpr int kExperts = 96;       // experts that a CTA computes
@@ -771,8 +771,8 @@ struct TiledT64E96S3W222K64D4 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s7_w222_k64_d4, 513 to 1024 tokens: cheapest of 249 legal variants of split_k and tiled and wgmma at
-// 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e128_s7_w222_k64_d4, 513 to 1024 tokens: cheapest of 249 legal variants of split_k and tiled and resident
+// and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S7W222K64D4 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes
@@ -788,8 +788,8 @@ struct TiledT64E128S7W222K64D4 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// tiled_t64_e96_s2_w222_k64_d4, 2049 tokens and more: cheapest of 249 legal variants of split_k and tiled and wgmma at
-// 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e96_s2_w222_k64_d4, 2049 tokens and more: cheapest of 249 legal variants of split_k and tiled and resident
+// and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E96S2W222K64D4 {
   static constexpr int kTokens = 64;        // tokens that a CTA serves
   static constexpr int kExperts = 96;       // experts that a CTA computes
