@@ -15,7 +15,7 @@ from ..errors import CheckFailed
 from .record import Measurement, Point, Record
 
 # Two runs of one state of the code differ by more than the rounds of either: normgate's time by 4.3 % at most over 109
-# points, the probe's by more (docs/measured, h200-bench.json against h200-bench-again.json).
+# points, the probe's by more (the two records in docs/measured at commit 6009211).
 BETWEEN_RUNS = 0.05
 
 
