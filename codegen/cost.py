@@ -8,8 +8,8 @@ coefficients beside them say how much of it shows. They were fitted to explorato
 from __future__ import annotations
 
 from .arch import Arch
+from .families import CLUSTERS_AT_ONCE, Gemv, Resident, SplitK, Tiled, Variant, Wgmma, ceil_div, mma_terms
 from .problem import Problem
-from .variants import CLUSTERS_AT_ONCE, Gemv, Resident, SplitK, Tiled, Variant, Wgmma, ceil_div, mma_terms
 
 _CYCLES_PER_US = 1750.0  # an SM's clock under load (H200, nvidia-smi during the sweeps)
 _SCHEDULERS = 4  # of an SM, an instruction of a warp each a cycle (CUDA programming guide)

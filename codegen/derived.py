@@ -8,10 +8,10 @@ from rich import box
 from rich.table import Table
 
 from .arch import ARCHS, Arch
+from .families import Gemv, SplitK, Variant, ceil_div
 from .plan import Group, Kernel, Range
 from .problem import Problem
 from .tuned import LAST_ANCHOR
-from .variants import Gemv, SplitK, Variant, ceil_div
 
 Row = tuple[str, str, str, str]
 """Name, formula, value, meaning."""

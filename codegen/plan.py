@@ -9,10 +9,11 @@ from . import cost, naming, tuned
 from .arch import ARCHS, Arch
 from .errors import BadInput
 from .errors import Problem as InputProblem
+from .families import FAMILIES, Variant, order_of_sums, parse
 from .problem import Problem
 from .spec import RouterSpec
 from .tuned import LAST_ANCHOR, Tuned, TunedTable
-from .variants import FAMILIES, Variant, candidates, objections, order_of_sums, parse
+from .variants import candidates, objections
 
 # Where one range may end and the next begin. Close together where a token more shows in the time, and every tensor-core
 # tile's full counts; the variant of an interval is chosen for its last count, of the open one for tuned.LAST_ANCHOR.

@@ -11,9 +11,9 @@ import jinja2
 
 from . import naming
 from .errors import ToolError
+from .families import FAMILIES, Gemv, Resident, SplitK, Tiled, Variant, Wgmma, ceil_div
 from .plan import Group, Kernel, Plan
 from .problem import Problem
-from .variants import FAMILIES, Gemv, Resident, SplitK, Tiled, Variant, Wgmma, ceil_div
 
 ROOT = Path(__file__).resolve().parent
 _NORM_COMMENTS = {

@@ -27,10 +27,10 @@ from .bench.native import BenchLibrary, Library
 from .bench.rotation import Protocol
 from .compile import LIBRARY, compile_package
 from .errors import BadInput, CheckFailed, ToolError
+from .families import FAMILIES, Variant, ceil_div, parse
 from .plan import BOUNDARIES, Kernel, Plan, make_plan
 from .spec import RouterSpec
 from .tuned import LAST_ANCHOR, Measurement, Tuned, TunedTable
-from .variants import Variant, ceil_div
 
 ANCHORS = (*BOUNDARIES, LAST_ANCHOR)
 INDEX = "tune.json"
@@ -70,7 +70,7 @@ def candidates_at(
     legal = list(variants.candidates(problem, arch, num_tokens))
     ranked = sorted(legal, key=lambda variant: cost.microseconds(problem, arch, variant, num_tokens))
     chosen = ranked[:number]
-    for family in variants.FAMILIES:
+    for family in FAMILIES:
         chosen += [variant for variant in ranked if variant.family == family][:_OF_EACH_FAMILY]
     group = kernel.group_of(arch.sm)
     if group is not None and (served_by := group.range_of(num_tokens).variant):
@@ -295,7 +295,7 @@ def _candidates(work: _Work, index: Index, table: TunedTable, num_tokens: int) -
     if before:
         names.append(tuned.ranges_of(before)[-1].variant)
     for name in dict.fromkeys(names):
-        most = variants.parse(name).max_tokens
+        most = parse(name).max_tokens
         if name in work.functions and (most is None or num_tokens <= most):
             library, function = work.functions[name]
             yield peers.forced(work.spec, library, function, num_tokens, name=name)

@@ -16,9 +16,10 @@ from .arch import ARCHS, SM_TARGETS
 from .bench.record import ProtocolRecord
 from .errors import BadInput
 from .errors import Problem as InputProblem
+from .families import Variant, parse
 from .problem import Problem
 from .spec import RouterSpec
-from .variants import Variant, objections, parse
+from .variants import objections
 
 LAST_ANCHOR = 4096
 """The count that an open range is chosen for; a table that ends before it leaves larger counts to the cost model."""

@@ -17,10 +17,11 @@ from .. import __version__, cost, manifest, naming, output, places, render
 from ..arch import ARCHS, Arch
 from ..compile import LIBRARY, compile_package
 from ..errors import ToolError
+from ..families import Gemv, Variant, ceil_div
 from ..plan import Group, Kernel, Plan, Range
 from ..problem import Problem
 from ..spec import RouterSpec
-from ..variants import Gemv, Variant, candidates, ceil_div
+from ..variants import candidates
 from .peers import SEED_THREADS, SEED_TOKENS, BenchFunctions, seed_allows
 from .probe import kernel_names, template_values
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..variants import mma_terms
+from ..families import mma_terms
 from .record import ChipRates, ModelRecord
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

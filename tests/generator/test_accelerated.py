@@ -4,10 +4,11 @@ import pytest
 
 from codegen import package, places
 from codegen.arch import ARCHS
+from codegen.families import parse
 from codegen.plan import make_plan
 from codegen.problem import Problem
 from codegen.spec import load_specs
-from codegen.variants import candidates, objections, parse
+from codegen.variants import candidates, objections
 
 SPECS = load_specs(places.all_specs())
 

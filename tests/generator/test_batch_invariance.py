@@ -6,9 +6,9 @@ import pytest
 
 from codegen import places, tuned
 from codegen.errors import BadInput
+from codegen.families import order_of_sums, parse
 from codegen.plan import make_plan
 from codegen.spec import load_spec, load_specs
-from codegen.variants import order_of_sums, parse
 
 SPECS = [spec.model_copy(update={"batch_invariant": True}) for spec in load_specs(places.all_specs())]
 TABLES = tuned.load(SPECS, places.home() / "specs" / "tuned")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from codegen import cost, manifest, naming, package, places, tune, tuned, variants
+from codegen import cost, families, manifest, naming, package, places, tune, tuned, variants
 from codegen.arch import ARCHS
 from codegen.bench.chain import Timing
 from codegen.bench.record import ProtocolRecord
@@ -83,7 +83,7 @@ def test_every_candidate_s_name_reads_back(sm):
             problem = Problem.of(spec.model_copy(update={"early_weight_loads": early}))
             for count in (1, 8, 64, 4096):
                 for variant in variants.candidates(problem, ARCHS[sm], count):
-                    assert variants.parse(variant.name) == variant
+                    assert families.parse(variant.name) == variant
                     seen.add(variant.family)
     assert seen == {"gemv", "split_k", "tiled"} | ({"wgmma", "resident"} if sm == 90 else set())
 
@@ -91,7 +91,7 @@ def test_every_candidate_s_name_reads_back(sm):
 @pytest.mark.parametrize("name", ["", "gemv", "gemv_t01_e1_w4_c1", "gemv_t1_e1_w4_c1_x", "split_k_t8_e16_s1_w4_b1_r1"])
 def test_a_name_that_no_variant_has_is_refused(name):
     with pytest.raises(ValueError, match="no variant"):
-        variants.parse(name)
+        families.parse(name)
 
 
 def test_the_fastest_serves_and_the_last_range_is_open():
