@@ -1048,6 +1048,7 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
       sync_threads(2, 128);
 
       // Stage: normed_x. Every tile of experts has the rows, so they share the rows' chunks.
+      if (turn == 0) barrier_wait(&empty[1], 0);  // the norm weights are there too: those that multiply have used them
       constexpr int kChunks = S::kSlice / 8;
       auto* normed_x = static_cast<Activation*>(args.normed_x) + first_token_of(turn) * kHiddenSize + first_k;
 #pragma unroll 4
@@ -1094,6 +1095,7 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
       split2(make_float2(value.x * scale.x, value.y * scale.y), terms);
     }
   }
+  wait_for_copies<0>();     // of one step there is no second part, but it was asked for
   warp_arrives(&empty[1]);  // the weights' place is free for rows
 
   // Stage: products.
