@@ -73,6 +73,7 @@ def bench(
         resume=resume,
         console=console,
     )
+    console.print(f"as a page with a picture: python build.py draw {file}", highlight=False, soft_wrap=True)
     if before is not None:
         changes = against.compare(written, before)
         console.print(against.table(changes))
