@@ -30,7 +30,7 @@ def microseconds(problem: Problem, arch: Arch, variant: Variant, num_tokens: int
     if isinstance(variant, Wgmma):
         return _wgmma(problem, arch, variant, num_tokens)
     if isinstance(variant, Resident):
-        return _resident_weights(problem, arch, variant, num_tokens)
+        return _resident(problem, arch, variant, num_tokens)
     return _tiled(problem, arch, variant, num_tokens)
 
 
@@ -47,7 +47,7 @@ def _waves(arch: Arch, ctas: int, cluster: int, resident: int) -> tuple[float, f
     return ceil_div(clusters, at_once), ceil_div(clusters, at_once * resident)
 
 
-def _resident(arch: Arch, warps: int, registers: int, smem: int) -> int:
+def _fitting(arch: Arch, warps: int, registers: int, smem: int) -> int:
     """CTAs that fit an SM at once."""
     return max(1, min(64 // warps, 65536 // (registers * warps * 32), arch.max_smem_per_sm // (smem + 1024)))
 
@@ -69,7 +69,7 @@ def _gemv(problem: Problem, arch: Arch, variant: Gemv) -> float:
 def _split_k(problem: Problem, arch: Arch, variant: SplitK, num_tokens: int) -> float:
     cluster = variant.split if arch.has_cluster else 1
     registers = min(255, variant.registers(problem))
-    resident = _resident(arch, variant.warps, registers, variant.static_smem(problem, arch.has_cluster))
+    resident = _fitting(arch, variant.warps, registers, variant.static_smem(problem, arch.has_cluster))
     ctas = variant.ctas(problem, num_tokens)
     per_sm, _ = _waves(arch, ctas, cluster, resident)
     expert_tiles, token_tiles = variant.experts // 16, variant.tokens // 8
@@ -96,7 +96,7 @@ def _split_k(problem: Problem, arch: Arch, variant: SplitK, num_tokens: int) -> 
 def _tiled(problem: Problem, arch: Arch, variant: Tiled, num_tokens: int) -> float:
     cluster = variant.split if arch.has_cluster else 1
     smem = variant.dynamic_smem(problem, arch.has_cluster) + variant.static_smem(problem, arch.has_cluster)
-    resident = _resident(arch, variant.warps, max(64, min(255, variant.registers(problem))), smem)
+    resident = _fitting(arch, variant.warps, max(64, min(255, variant.registers(problem))), smem)
     ctas = variant.ctas(problem, num_tokens)
     per_sm, waves = _waves(arch, ctas, cluster, resident)
     slice_ = variant.steps(problem) * variant.step
@@ -141,7 +141,7 @@ def _wgmma(problem: Problem, arch: Arch, variant: Wgmma, num_tokens: int) -> flo
     return 3.9 + 3.56 * (waves - 1) + 1.03 * smem + 0.34 * operands + 5.5 * sums + apart
 
 
-def _resident_weights(problem: Problem, arch: Arch, variant: Resident, num_tokens: int) -> float:
+def _resident(problem: Problem, arch: Arch, variant: Resident, num_tokens: int) -> float:
     groups = min(ceil_div(num_tokens, variant.tokens), variant.token_groups(problem))
     turns = ceil_div(ceil_div(num_tokens, variant.tokens), groups)
     waves = ceil_div(groups * variant.tiles(problem), _clusters_at_once(arch.multiprocessors, variant.split))

@@ -453,7 +453,11 @@ def parse(name: str) -> Variant:
     raise ValueError(f"no variant has the name {name!r}")
 
 
-def order_of_sums(problem: Problem, variant: Variant) -> tuple[int | str | bool, ...]:
+Order = tuple[int | str | bool, ...]
+"""What `order_of_sums` gives; equal ones are the same order."""
+
+
+def order_of_sums(problem: Problem, variant: Variant) -> Order:
     """What decides the order in which a row's products and squares are added: variants that share it give a row the
     same bits, whatever tile it lies in.
     """

@@ -9,7 +9,7 @@ from . import cost, naming, tuned
 from .arch import ARCHS, Arch
 from .errors import BadInput
 from .errors import Problem as InputProblem
-from .families import FAMILIES, Variant, order_of_sums, parse
+from .families import FAMILIES, Order, Variant, order_of_sums, parse
 from .problem import Problem
 from .spec import RouterSpec
 from .tuned import LAST_ANCHOR, Tuned, TunedTable
@@ -142,8 +142,8 @@ def _kernel(problem: Problem, specs: Sequence[RouterSpec], tables: Tuned) -> Ker
     _require_same("token_thresholds", explicit)
     _require_same("batch_invariant", {spec.name: spec.batch_invariant for spec in specs})
     thresholds = next(iter(explicit.values()), None)
-    limits = _Limits(thresholds.gemv, thresholds.split_k) if thresholds else _Limits(None, None)
-    limits = replace(limits, batch_invariant=specs[0].batch_invariant)
+    gemv, split_k = (thresholds.gemv, thresholds.split_k) if thresholds else (None, None)
+    limits = _Limits(gemv, split_k, specs[0].batch_invariant)
     targets = sorted({sm for spec in specs for sm in spec.sm_targets})
     # Targets whose ranges come out equal share a source file. Where no tuned table speaks for a target, one reference
     # chip stands for the multiprocessors of its generation.
@@ -226,7 +226,7 @@ class _Limits:
 
     gemv: int | None
     split_k: int | None
-    batch_invariant: bool = False
+    batch_invariant: bool
 
     @property
     def explicit(self) -> bool:
@@ -259,7 +259,7 @@ def _invariant_ranges(problem: Problem, arch: Arch, table: TunedTable | None) ->
     """
     anchors = (*BOUNDARIES, LAST_ANCHOR)
     timed = {anchor: _timed(problem, arch, table, anchor) for anchor in anchors}
-    by_order: dict[tuple[int | str | bool, ...], dict[int, tuple[float, Variant]]] = {}
+    by_order: dict[Order, dict[int, tuple[float, Variant]]] = {}
     for anchor, found in timed.items():
         for us, variant in found:
             if variant.max_tokens is None and not objections(problem, arch, variant):
@@ -270,7 +270,7 @@ def _invariant_ranges(problem: Problem, arch: Arch, table: TunedTable | None) ->
     if not by_order:
         return (Range(1, None, None, "no variant that serves every count is legal for this shape", ()),)
 
-    def at(order: tuple[int | str | bool, ...], anchor: int) -> tuple[float, Variant]:
+    def at(order: Order, anchor: int) -> tuple[float, Variant]:
         """The order's fastest at a count, or at the next it was timed at: a larger tile serves fewer tokens too. Beyond
         the last count that it was timed at, the time grows as the cost model says.
         """
@@ -281,7 +281,7 @@ def _invariant_ranges(problem: Problem, arch: Arch, table: TunedTable | None) ->
         grown, there = (cost.microseconds(problem, arch, variant, count) for count in (anchor, max(own)))
         return us * grown / there, variant
 
-    def loss(order: tuple[int | str | bool, ...]) -> tuple[float, float]:
+    def loss(order: Order) -> tuple[float, float]:
         ratios = {a: at(order, a)[0] / timed[a][0][0] for a in anchors if timed[a]}
         return max(ratio for a, ratio in ratios.items() if a <= _DECODE_TOKENS), sum(ratios.values())
 

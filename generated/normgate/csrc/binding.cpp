@@ -170,8 +170,7 @@ bool launch(const Problem& problem, const Tensor& x, const Tensor* norm_weight, 
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &args.stream) == TORCH_SUCCESS,
                   "normgate: torch has no current stream for device ", device);
   cudaError_t error = variant->launch(args);
-  if (error ==
-      cudaErrorInvalidClusterSize) {  // a product with fewer multiprocessors side by side than others of its SM
+  if (error == cudaErrorInvalidClusterSize) {  // chips of one SM differ in how large a cluster they have room for
     variant = find_portable_variant(*kernel, device_sm(device), num_tokens);
     if (variant == nullptr) return false;
     error = variant->launch(args);

@@ -59,8 +59,8 @@ cudaError_t launch(const LaunchShape& shape, const normgate_args& args, const Mo
     attributes[config.numAttrs++].val.clusterDim.z = 1;
   }
   if (shape.smem_bytes > 0 || shape.cluster > 8) {
-    static std::atomic<uint64_t> prepared =
-        0;  // a bit for each of the first 64 devices: asking costs the host a microsecond
+    // A bit for each of the first 64 devices: to ask each time costs the host microseconds.
+    static std::atomic<uint64_t> prepared = 0;
     int device = 0;
     cudaError_t error = cudaGetDevice(&device);
     const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
