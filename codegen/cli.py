@@ -24,6 +24,7 @@ _PATH = click.Path(path_type=Path)
 _TABLE_WIDTH = 100
 _BENCH_TOKENS = "1,2,3,4,5,7,8,9,12,16,17,24,32,33,48,64,96,128,192,256,512,1024,2048,4096,8192"
 _UNROUNDED_TOKENS = "1,16,64,512,4096"
+_PATH_TOKENS = "1,2,4,8,12,16,24,32,64,128,512,4096"
 
 
 def main(arguments: Sequence[str], program: str) -> int:
@@ -174,14 +175,14 @@ def plan(spec_or_model: str, sm: int | None) -> None:
     else:
         sharing = _sharing(spec_or_model)
         spec = sharing[0]
-    kernel = make_plan(sharing, tuned.load(sharing, places.tuned_folder())).kernels[0]
-    group = None if sm is None else kernel.group_of(sm)
-    if sm is not None and group is None:
-        targets = ", ".join(str(target) for each in kernel.groups for target in each.sm_targets)
-        raise BadInput([Problem(None, None, f"--sm {sm}: no target of {spec.name} ({targets}) runs there")])
     console = _console()
-    for table in tables(kernel, kernel.groups if group is None else (group,), sm):
-        console.print(table)
+    for kernel in make_plan(sharing, tuned.load(sharing, places.tuned_folder())).all_kernels:
+        group = None if sm is None else kernel.group_of(sm)
+        if sm is not None and group is None:
+            targets = ", ".join(str(target) for each in kernel.groups for target in each.sm_targets)
+            raise BadInput([Problem(None, None, f"--sm {sm}: no target of {spec.name} ({targets}) runs there")])
+        for table in tables(kernel, kernel.groups if group is None else (group,), sm):
+            console.print(table)
 
 
 @cli.command()
@@ -234,6 +235,17 @@ def _numbers(context: click.Context, parameter: click.Parameter, words: str | No
     metavar="T,T,...",
     help="Where torch_compiled_unrounded is timed, the slowest of all, if --tokens has them.",
 )
+@click.option(
+    "--path-tokens",
+    callback=_numbers,
+    metavar="T,T,...",
+    help=f"Where whole paths are timed.  [default: {_PATH_TOKENS}, or --tokens where that is given]",
+)
+@click.option(
+    "--only",
+    type=click.Choice(["gates", "paths"]),
+    help="Norm and gate, or whole paths, with residual add and choice of experts.  [default: both]",
+)
 @click.option("--candidates", metavar="NAME,...", help="What is timed.  [default: everything]")
 @click.option("--record", type=_PATH, metavar="FILE", help="The JSON record.  [default: docs/measured/CHIP-bench.json]")
 @click.option(
@@ -255,10 +267,14 @@ def _numbers(context: click.Context, parameter: click.Parameter, words: str | No
 @click.option("--build-only", is_flag=True, help="Build the benchmark, and run nothing: needs no GPU.")
 @click.option("--no-build", is_flag=True, help="Run what an earlier --build-only built: needs no compilers.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.")
+@click.pass_context
 def bench(
+    context: click.Context,
     specs: tuple[Path, ...],
     out: Path | None,
     tokens: tuple[int, ...],
+    path_tokens: tuple[int, ...] | None,
+    only: str | None,
     unrounded_tokens: tuple[int, ...],
     candidates: str | None,
     record: Path | None,
@@ -280,10 +296,14 @@ def bench(
         raise click.UsageError("--build-only needs --sm N")
     from .bench import verb
 
+    if path_tokens is None:
+        given = context.get_parameter_source("tokens") == ParameterSource.COMMANDLINE
+        path_tokens = tokens if given else tuple(map(int, _PATH_TOKENS.split(",")))
     verb.bench(
         load_specs(specs or places.all_specs()),
-        tokens,
+        () if only == "paths" else tokens,
         out=out or _default_out(),
+        path_tokens=() if only == "gates" else path_tokens,
         unrounded_tokens=unrounded_tokens,
         candidates=None if candidates is None else tuple(candidates.split(",")),
         record_file=record,
@@ -351,6 +371,13 @@ def draw(record: Path | None, page: Path | None, check: bool) -> None:
     help="No count is begun later; run again for the rest.",
 )
 @click.option("--sm", type=int, metavar="N", help="The SM target to tune for.  [default: that of this GPU]")
+@click.option(
+    "--what",
+    type=click.Choice(["all", "gates", "paths"]),
+    default="all",
+    show_default=True,
+    help="Kernels of gates with their norms, or of whole paths, which go around gates as their tables have them.",
+)
 @click.option("--build-only", is_flag=True, help="Build the candidates, and run nothing: needs no GPU.")
 @click.option("--no-build", is_flag=True, help="Run what an earlier --build-only built: needs no compilers.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.")
@@ -362,6 +389,7 @@ def tune(
     tuned_dir: Path | None,
     budget: float,
     sm: int | None,
+    what: str,
     build_only: bool,
     no_build: bool,
     jobs: int | None,
@@ -384,6 +412,7 @@ def tune(
         number=candidates_per_count,
         budget_s=budget,
         sm=sm,
+        what=what,
         build_only=build_only,
         no_build=no_build,
         jobs=jobs,
@@ -409,8 +438,8 @@ def _sharing(model: str) -> list[RouterSpec]:
     from .problem import Problem as Path_
 
     specs = load_specs(places.all_specs())
-    problems = {spec.name: Path_.of(spec) for spec in specs}
-    by_kernel = {naming.kernel_name(problem): name for name, problem in problems.items()}
+    problems = {spec.name: Path_.of(spec).gate_part for spec in specs}
+    by_kernel = {naming.kernel_name(of): spec.name for spec in specs for of in (problems[spec.name], Path_.of(spec))}
     name = by_kernel.get(model, model)
     if name not in problems:
         near = difflib.get_close_matches(model, problems, n=3) or list(problems)

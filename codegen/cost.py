@@ -19,6 +19,9 @@ _HBM_BYTES_PER_US = 4.3e6  # device-to-device copy, H200
 _SMEM_BYTES_PER_CYCLE = 128  # of an SM (CUDA programming guide: 32 banks of 4 bytes)
 _SMEM_CYCLES = 4  # of shared memory for a warp's 16-byte loads
 _ROW_NORM_LAUNCH = 2.0  # a norm in a launch of its own
+# A path's other stages, apart and within the gate's launch (H200, up to 16 tokens, docs/notes/path.md).
+_ADD_LAUNCH, _ADD_FUSED = 2.0, 0.3
+_SELECT_LAUNCH, _SELECT_FUSED = 2.3, 1.5
 
 
 def microseconds(problem: Problem, arch: Arch, variant: Variant, num_tokens: int) -> float:
@@ -32,6 +35,16 @@ def microseconds(problem: Problem, arch: Arch, variant: Variant, num_tokens: int
     if isinstance(variant, Resident):
         return _resident(problem, arch, variant, num_tokens)
     return _tiled(problem, arch, variant, num_tokens)
+
+
+def apart_microseconds(problem: Problem) -> float:
+    """What a path's stages before and after the gate take as launches of their own."""
+    return _ADD_LAUNCH * bool(problem.residual) + _SELECT_LAUNCH * bool(problem.selection)
+
+
+def fused_microseconds(problem: Problem) -> float:
+    """What they take within the gate's launch."""
+    return _ADD_FUSED * bool(problem.residual) + _SELECT_FUSED * bool(problem.selection)
 
 
 def _clusters_at_once(multiprocessors: int, size: int) -> int:

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from .arch import ARCHS, Arch
-from .families import Gemv, SplitK, Variant, ceil_div
+from .families import Apart, Gemv, SplitK, Variant, ceil_div
 from .plan import Group, Kernel, Range
 from .problem import Problem
 from .tuned import LAST_ANCHOR
@@ -80,11 +80,19 @@ def of_problem(problem: Problem) -> list[Row]:
     return rows
 
 
+def _apart_rows(problem: Problem, variant: Apart) -> list[Row]:
+    """What a path does apart has no tile of its own."""
+    stages = ["add"] * bool(problem.residual) + [variant.inner.name] + ["select"] * bool(problem.selection)
+    return [("launches", "stages that are apart", str(len(stages)), " -> ".join(stages))]
+
+
 def of_range(problem: Problem, arch: Arch, served: Range) -> list[Row]:
     """What one range's variant makes of the problem on a chip."""
     variant = served.variant
     if variant is None:
         return [("variant", "", "none", served.why)]
+    if isinstance(variant, Apart):
+        return _apart_rows(problem, variant)
     first = served.first_token
     last = LAST_ANCHOR if served.last_token is None else served.last_token
     ctas = variant.ctas(problem, last)

@@ -14,7 +14,9 @@ _NAME = "normgate_explained"
 
 
 def explained(plan: Plan, model: str, num_tokens: int, sm: int) -> str:
-    """The text of the package's own `explain`: its files are rendered to a temporary folder and imported."""
+    """The text of the package's own `explain`, of a model's gate and of its path. The package's files are rendered to
+    a temporary folder and imported.
+    """
     with tempfile.TemporaryDirectory(prefix="normgate-") as folder:
         package = Path(folder) / _NAME
         package.mkdir()
@@ -25,7 +27,9 @@ def explained(plan: Plan, model: str, num_tokens: int, sm: int) -> str:
         sys.path.insert(0, folder)
         try:
             dispatch = importlib.import_module(f"{_NAME}.dispatch")
-            return str(dispatch.explain(model, num_tokens, sm))
+            table = dispatch.MODELS.get(model)
+            names = [model] if table is None else [name for name in (model, table.path_kernel) if name]
+            return "\n\n".join(str(dispatch.explain(name, num_tokens, sm)) for name in names)
         finally:
             sys.path.remove(folder)
             for name in [name for name in sys.modules if name.partition(".")[0] == _NAME]:

@@ -76,14 +76,15 @@ class Gemv:
         return ceil_div(problem.num_experts, self.experts)
 
     def static_smem(self, problem: Problem, cluster: bool) -> int:
-        return self.warps * self.tokens * (self.experts + 1) * 4
+        selecting = min(self.tokens, self.warps) * problem.selection.scratch_bytes if problem.selection else 0
+        return self.warps * self.tokens * (self.experts + 1) * 4 + selecting
 
     def dynamic_smem(self, problem: Problem, cluster: bool) -> int:
         return 0
 
     def registers(self, problem: Problem) -> int:
         """An estimate of what a thread needs, for pruning; the compiler's report decides."""
-        rows = self.group * self.chunks * 4
+        rows = self.group * self.chunks * 4 + 4 * bool(problem.residual)
         element_bytes, norm_bytes = problem.gate_weight_bytes, 2
         if problem.folds_norm:
             element_bytes = 4  # folded into fp32
@@ -162,6 +163,12 @@ class SplitK(_TensorCoreTile):
         """Elements of hidden_size that a CTA takes."""
         return self.warps * self.rounds * self.blocks * 32
 
+    def own_quads(self, problem: Problem) -> int:
+        """Quads of a tile's logits that a CTA of a cluster finishes: whole tokens where it then chooses experts."""
+        if problem.selection:
+            return ceil_div(self.tokens, self.split) * self.experts // 4
+        return ceil_div(self.tokens * self.experts // 4, self.split)
+
     @property
     def chains(self) -> int:
         """Accumulators that share a sum: with few tiles, one mma would wait for the other."""
@@ -174,8 +181,9 @@ class SplitK(_TensorCoreTile):
     def static_smem(self, problem: Problem, cluster: bool) -> int:
         total = self.warps * self.tokens * (self.experts + 4) * 4
         if cluster:
-            own = ceil_div(self.tokens * self.experts // 4, self.split)
-            total += self.split * own * 16 + problem.gate_bias * self.experts * 4 + _PUSH_BARRIERS
+            total += self.split * self.own_quads(problem) * 16 + problem.gate_bias * self.experts * 4 + _PUSH_BARRIERS
+            if problem.selection:
+                total += min(ceil_div(self.tokens, self.split), self.warps) * problem.selection.scratch_bytes
             if problem.has_norm:
                 total += (self.warps + self.split) * self.tokens * 4
         return total
@@ -185,7 +193,7 @@ class SplitK(_TensorCoreTile):
         expert_tiles, token_tiles = self.experts // 16, self.tokens // 8
         raw = self.blocks * expert_tiles * 2 * 2 * problem.gate_weight_bytes
         terms = self.blocks * expert_tiles * 2 * 4 * problem.gate_terms
-        rows = token_tiles * self.blocks * 4
+        rows = token_tiles * self.blocks * 4 + 4 * bool(problem.residual)
         sums = self.chains * token_tiles * expert_tiles * 4
         norm = self.blocks * 4 if problem.has_norm else 0
         normed = rows // 2 if problem.rounds_rows else 0  # rows on their way from raw to normed
@@ -430,6 +438,24 @@ class Resident(_TensorCoreTile):
 
 Variant = Gemv | SplitK | Tiled | Wgmma | Resident
 
+
+@dataclass(frozen=True, order=True)
+class Apart:
+    """A path whose residual add and selection are launches of their own, around a variant of its gate's kernel."""
+
+    inner: Variant
+
+    family = "apart"
+
+    @property
+    def name(self) -> str:
+        return f"apart_{self.inner.name}"
+
+    @property
+    def accelerated(self) -> bool:
+        return self.inner.accelerated
+
+
 _NAMES: dict[Callable[..., Variant], re.Pattern[str]] = {
     Gemv: re.compile(r"gemv_t(\d+)_e(\d+)_w(\d+)_c(\d+)(_late)?"),
     SplitK: re.compile(r"split_k_t(\d+)_e(\d+)_s(\d+)_w(\d+)_b(\d+)(?:_r(\d+))?(_late)?"),
@@ -442,6 +468,15 @@ FAMILIES = tuple(family.family for family in (Gemv, SplitK, Tiled, Resident, Wgm
 """Names of the families, from the fewest tokens to the most."""
 
 
+FUSING = ("gemv", "split_k")
+"""Families that can take the residual add and the selection into their own launch."""
+
+MOST_TOKENS_FUSED = 64
+"""Tokens of a launch that chooses experts itself. In tiles of 8 tokens, each with a ticket counter for each of up to 8
+CTAs of a cluster, they need half of the counters that templates/include/handover.h has.
+"""
+
+
 def parse(name: str) -> Variant:
     """The variant of that name, legal or not. ValueError for a name that no variant has."""
     for family, pattern in _NAMES.items():
@@ -451,6 +486,12 @@ def parse(name: str) -> Variant:
             if variant.name == name:  # 01 is no way to write 1
                 return variant
     raise ValueError(f"no variant has the name {name!r}")
+
+
+def parse_served(name: str) -> Variant | Apart:
+    """What serves a range by that name, a variant or one with the other stages apart. ValueError as `parse`."""
+    inner = name.removeprefix(f"{Apart.family}_")
+    return parse(name) if inner == name else Apart(parse(inner))
 
 
 Order = tuple[int | str | bool, ...]

@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, Problem
-from .hf_families import FAMILIES, KEYS, Family
-from .spec import NAME_PATTERN, RIGHT, RouterSpec, spec_from_data
+from .hf_families import FAMILIES, KEYS, SCORING_WORDS, Family
+from .spec import NAME_PATTERN, RIGHT, SCORINGS, RouterSpec, spec_from_data
 from .strict_yaml import plain_value, read_text, shown, shown_key
 
 MAX_CONFIG_BYTES = 16 << 20
 
 _TID2EID = "routing.tid2eid.vocab_size"
 _CORRECTION = "routing.e_score_correction_bias"
+_RENORMALIZE = "routing.renormalize"
+_N_GROUP = "routing.groups.n_group"
+_TOPK_GROUP = "routing.groups.topk_group"
+_GROUP_SCORE = "routing.groups.score"
+_SOFTCAP = "routing.softcap"
 _FAMILY = "family"
 
 
@@ -31,13 +36,19 @@ class Answer:
     """A flag of `add`.
 
     key: the spec's key it answers; help: for the command line; choices: the words it takes and their meaning,
-    or None where it takes a number of type `number`.
+    or None where it takes a number of type `number`; needed: whether it is asked for where nothing says it.
     """
 
     key: str
     help: str
     choices: Mapping[str, object] | None = None
     number: type[int | float] = int
+    needed: bool = True
+
+    @property
+    def kind(self) -> type:
+        """Type of the values that a config's keys give for it, other than words."""
+        return bool if self.choices else self.number
 
     @property
     def metavar(self) -> str:
@@ -59,6 +70,10 @@ ANSWERS: dict[str, Answer] = {
         {"A": "A", "B": "B", "G": "G", "none": None},
     ),
     "norm-eps": Answer("norm.eps", "added to the mean square, such as 1e-6", number=float),
+    "residual": Answer("residual", "whether x is to be added to a residual before the norm", _YES_NO),
+    "residual-multiplier": Answer(
+        "residual.multiplier", "multiplies x before that add (1 when left out)", number=float, needed=False
+    ),
     "activation-dtype": Answer("dtypes.activation", "dtype of x and normed_x", _DTYPES),
     "gate-weight-dtype": Answer(
         "dtypes.gate_weight",
@@ -69,14 +84,70 @@ ANSWERS: dict[str, Answer] = {
         "dtypes.logits",
         "dtype of router_logits (float32 when left out)",
         {"float32": "float32", "bfloat16": "bfloat16"},
+        needed=False,
     ),
     "gate-bias": Answer("gate_bias", "whether the gate is a Linear with a bias", _YES_NO),
     "e-score-correction-bias": Answer(_CORRECTION, "whether a bias per expert takes part in choosing", _YES_NO),
     "tid2eid-vocab-size": Answer(_TID2EID, "rows of the hash layers' tid2eid table; 0, or left out: no hash layers"),
+    "scoring": Answer(
+        "routing.scoring",
+        "an expert's score: softmax over all, then top k; softmax_of_chosen: top k of the logits, then softmax over "
+        "these; none: the engine chooses experts itself, from the logits",
+        {"none": None} | {scoring: scoring for scoring in SCORINGS},
+    ),
+    "n-group": Answer(_N_GROUP, "groups of experts, of which only the best are chosen from; 1: no groups"),
+    "topk-group": Answer(_TOPK_GROUP, "groups chosen from"),
+    "group-score": Answer(
+        _GROUP_SCORE,
+        "a group's own score: the sum of its two best experts' or the best one's",
+        {"top2_sum": "top2_sum", "max": "max"},
+    ),
+    "renormalize": Answer(_RENORMALIZE, "whether the chosen experts' weights are divided by their sum", _YES_NO),
+    "renormalize-epsilon": Answer(
+        f"{_RENORMALIZE}.epsilon", "added to that sum, such as 1e-20 (0 when left out)", number=float, needed=False
+    ),
+    "renormalize-floor": Answer(
+        f"{_RENORMALIZE}.floor",
+        "that sum is at least this, such as 1e-12 (0 when left out)",
+        number=float,
+        needed=False,
+    ),
+    "routed-scaling-factor": Answer("routing.routed_scaling_factor", "multiplies the weights, such as 1", number=float),
+    "softcap": Answer(
+        _SOFTCAP,
+        "logits become N * tanh(logits / N) before the scoring; 0, or left out: they do not",
+        number=float,
+        needed=False,
+    ),
+    "router-logits": Answer(
+        "routing.router_logits",
+        "whether logits are an output beside the chosen (no when left out)",
+        _YES_NO,
+        needed=False,
+    ),
+    "ids-dtype": Answer(
+        "routing.ids_dtype",
+        "dtype of the chosen ids (int32 when left out)",
+        {"int32": "int32", "int64": "int64"},
+        needed=False,
+    ),
+    "weights-dtype": Answer(
+        "routing.weights_dtype",
+        "dtype of the chosen weights (float32 when left out)",
+        {"float32": "float32", "bfloat16": "bfloat16"},
+        needed=False,
+    ),
 }
 """The flags of `add` by name, without dashes in front: the answers to what a config does not say."""
 
 _FLAGS = {answer.key: flag for flag, answer in ANSWERS.items()}
+
+_OF_SELECTION = frozenset(
+    key
+    for key in _FLAGS
+    if key.startswith("routing.") and key not in ("routing.top_k", _CORRECTION, _TID2EID, "routing.scoring")
+)
+"""Keys that say how experts are chosen, and so nothing where the engine does it itself."""
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
@@ -190,6 +261,14 @@ class _Config:
         for prefix, place in self.places:
             yield from ((prefix + key, place[key]) for key in keys if place.get(key) is not None)
 
+    def claim(self, at: str, value: object) -> str:
+        """That the key `at` says `value`, for a message: with the key's own word where that is another."""
+        for prefix, place in self.places:
+            word = place.get(at.removeprefix(prefix))
+            if isinstance(word, str) and word != value:
+                return f"{at} {shown_key(word)}, which means {_word(value)}"
+        return f"{at} {_word(value)}"
+
     def nulls(self, *keys: str) -> list[str]:
         return [prefix + key for prefix, place in self.places for key in keys if key in place and place[key] is None]
 
@@ -209,6 +288,8 @@ def _answered(answers: Mapping[str, str], problems: list[str]) -> dict[str, obje
             problems.append(f"--{flag}: unknown, one of --{', --'.join(ANSWERS)} would be right")
             continue
         value = answer.choices.get(word, ...) if answer.choices else plain_value(word)
+        if answer.number is float and type(value) is int:
+            value = float(value)
         if answer.choices is None and type(value) is not answer.number:
             value = ...
         if value is ...:
@@ -229,9 +310,13 @@ class _Facts:
 
     def settle_all(self, answered: Mapping[str, object], name: str | None) -> None:
         """Settle every key and the name. With a problem among them, say too when the family is not known."""
-        for key in _FLAGS:
-            no_norm = key == "norm.eps" and self.values.get("norm.order", ...) is None
-            if no_norm or answered.get(key) is ...:
+        for key, flag in _FLAGS.items():
+            if answered.get(key) is ...:
+                continue
+            if moot := self._moot(key):
+                if answered.get(key, False) is not False:
+                    given = f"--{flag}: {_word(answered[key])} given"
+                    self.problems.append(f"{given}, leaving it out would be right where {moot}")
                 continue
             try:
                 self._settle(key, answered)
@@ -251,15 +336,16 @@ class _Facts:
         ask = f"answer with {flag} {ANSWERS[_FLAGS[key]].metavar}"
         said = self._said(key)
         implied = self._implied(key)
-        claims = [f"{at} {_word(value)}" for at, value in said.items()]
+        claims = [self.config.claim(at, value) for at, value in said.items()]
         values = list(said.values())
         if implied is not None and not said:
             claims = [f"model_type {self.config.model_type}, which means {_word(implied[0])} ({implied[1]})"]
             values = [implied[0]]
         if key in answered:
             value = answered[key]
-            no_norm = key == "norm.order" and value is None  # says nothing about the model, so it contradicts nothing
-            if values and value not in values and not no_norm:
+            # that another kernel does it says nothing about the model, so it contradicts nothing
+            elsewhere = value is None and key != _TID2EID or value is False and key == "residual"
+            if values and value not in values and not elsewhere:
                 edit = "leave the flag out, or edit the spec once it is written"
                 self.problems.append(
                     f"{flag}: {_word(value)} given, but the config says {' and '.join(claims)}; {edit}"
@@ -291,8 +377,17 @@ class _Facts:
             if all(count == 0 for _, count in layers):
                 return {at: None for at, _ in layers}
             return {at: _typed(at, size, int) for at, size in config.given("vocab_size")}
-        kind = float if key == "norm.eps" else bool if key in ("gate_bias", _CORRECTION) else int
+        if key == "residual":
+            return {at: True for at, _ in config.given(*KEYS["residual.multiplier"])}
+        if key == "routing.scoring":
+            return {at: scoring for at, scoring in self._scorings().items() if scoring in SCORINGS}
+        if key == _GROUP_SCORE:
+            scores = {"noaux_tc": "top2_sum", "group_limited_greedy": "max"}
+            return {at: scores[str(method)] for at, method in config.given("topk_method") if str(method) in scores}
+        kind = ANSWERS[_FLAGS[key]].kind
         said = {at: _typed(at, value, kind) for at, value in config.given(*KEYS.get(key, ()))}
+        if key == _N_GROUP:
+            return said | {at: 1 for at, method in config.given("topk_method") if method == "greedy"}
         if key == "num_experts":
             for at, more in config.given("zero_expert_num"):  # experts without weights have rows in the gate too
                 said = {f"{one} + {at}": count + _typed(at, more, int) for one, count in said.items()}
@@ -309,17 +404,44 @@ class _Facts:
     def _is_needed(self, key: str) -> bool:
         if key == _TID2EID:
             return any(self.config.given("num_hash_layers")) or self.config.model_type == "deepseek_v4"
-        return key != "dtypes.logits"
+        if key in (_TOPK_GROUP, _GROUP_SCORE):
+            return _N_GROUP in self.values  # else that is asked for, and may well be answered with 1
+        return ANSWERS[_FLAGS[key]].needed
+
+    def _moot(self, key: str) -> str:
+        """Why `key` says nothing, by what is settled already; "" where it does say something."""
+        settled = self.values.get
+        if key in ("norm.eps", "residual", "residual.multiplier") and settled("norm.order", ...) is None:
+            return "there is no norm"
+        if key == "residual.multiplier" and settled("residual") is False:
+            return "there is no residual"
+        if key in _OF_SELECTION and settled("routing.scoring", ...) is None:
+            return "scoring is none"
+        if key.startswith(("routing.groups", _RENORMALIZE)) and settled("routing.scoring") == "softmax_of_chosen":
+            return "scoring is softmax_of_chosen"
+        if key in (_TOPK_GROUP, _GROUP_SCORE) and settled(_N_GROUP) == 1:
+            return "there is one group"
+        if key.startswith(f"{_RENORMALIZE}.") and settled(_RENORMALIZE) is False:
+            return "weights are not renormalized"
+        return ""
+
+    def _scorings(self) -> dict[str, str]:
+        """What the config's keys for the scoring say: in the spec's words where they are known."""
+        said = {at: str(word) for at, word in self.config.given(*KEYS["routing.scoring"])}
+        return {at: SCORING_WORDS.get(at.split(".")[-1], {}).get(word, word) for at, word in said.items()}
 
     def _why(self, key: str) -> str:
         nulls = self.config.nulls(*KEYS.get(key, ()))
         dtypes = [f"{at} is {dtype}" for at, dtype in self.config.dtypes().items()] if key.startswith("dtypes") else []
         why = [f"{at} is null" for at in nulls] + dtypes
+        if key == "routing.scoring":
+            why += [f"{at} is {shown_key(word)}" for at, word in self._scorings().items()]
         return f" ({', '.join(why)})" if why else ""
 
     def data(self) -> dict[str, Any]:
         """The spec in the shape of its YAML."""
         values = {**self.values, "name": self.name, "sources": self._sources()}
+        residual, renormalize = values.pop("residual", False), values.pop(_RENORMALIZE, False)
         data: dict[str, Any] = {}
         for key, value in values.items():
             *path, last = key.split(".")
@@ -331,6 +453,14 @@ class _Facts:
             data["norm"] = "none"
         if self.values.get(_TID2EID) is None:
             data["routing"].pop("tid2eid", None)
+        if residual:  # its mapping may be all defaults, as that of renormalize
+            data.setdefault("residual", {})
+        if renormalize:
+            data["routing"].setdefault("renormalize", {})
+        if self.values.get(_N_GROUP) == 1:
+            del data["routing"]["groups"]
+        if self.values.get(_SOFTCAP) == 0:
+            del data["routing"]["softcap"]
         return data
 
     def _model_type(self) -> str:

@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 from .problem import Problem
 
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-_CUDA_TYPE = {"bfloat16": "bf16", "float16": "fp16", "float32": "float"}
+_CUDA_TYPE = {"bfloat16": "bf16", "float16": "fp16", "float32": "float", "int32": "int32_t", "int64": "int64_t"}
+_GROUP_SCORE = {"top2_sum": "top2", "max": "max"}
 
 
 def short_dtype(dtype: str) -> str:
@@ -16,13 +17,21 @@ def short_dtype(dtype: str) -> str:
 
 
 def cuda_type(dtype: str) -> str:
-    """The name that `numbers.cuh` gives the type, as in `bf16`."""
+    """The name of the type in CUDA sources, for floats that of `numbers.cuh`, as in `bf16`."""
     return _CUDA_TYPE[dtype]
 
 
 def kernel_name(problem: Problem) -> str:
-    """As in `norm_b_gate_7168x384_bf16_bf16_fp32`: path, shape, dtypes of activation, gate weight and logits."""
+    """As in `norm_b_gate_7168x384_bf16_bf16_fp32`: path, shape, dtypes of activation, gate weight and logits.
+
+    What comes before and after the gate stands at its place in the path, and its particulars at the end:
+    `add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded`.
+    """
     path = f"norm_{problem.norm_order.lower()}_gate" if problem.has_norm else "gate"
+    if problem.residual:
+        path = f"{problem.residual}_{path}"
+    if chosen := problem.selection:
+        path += f"_{chosen.scoring}_top{chosen.top_k}"
     dtypes = (problem.activation_dtype, problem.gate_weight_dtype, problem.logits_dtype)
     name = f"{path}_{problem.hidden_size}x{problem.num_experts}_" + "_".join(map(short_dtype, dtypes))
     if problem.gate_bias:
@@ -31,6 +40,20 @@ def kernel_name(problem: Problem) -> str:
         name += "_rounded"
     if not problem.early_weight_loads:
         name += "_late_weights"
+    if chosen:
+        groups = f"_groups{chosen.n_group}x{chosen.topk_group}{_GROUP_SCORE.get(chosen.group_score, '')}"
+        said = {
+            "_corrected": chosen.correction_bias,
+            groups: chosen.n_group > 1,
+            "_normalized": chosen.renormalize == "sum",
+            "_bounded": chosen.renormalize == "bounded",
+            "_softcap": chosen.softcaps,
+            "_hash": chosen.hashes,
+            "_logits": chosen.returns_logits,
+            "_int64": chosen.ids_dtype == "int64",
+            "_bf16": chosen.weights_dtype == "bfloat16",
+        }
+        name += "".join(word for word, holds in said.items() if holds)
     return name
 
 

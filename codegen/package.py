@@ -39,9 +39,12 @@ def manifest_of(plan: Plan, files: Mapping[str, output.Content], inputs: Mapping
             functions=render.functions(kernel, group),
             accelerated=group.accelerated,
         )
-        for kernel in plan.kernels
+        for kernel in plan.all_kernels
         for group in kernel.groups
     ]
+    if render.HANDOVER in files:
+        targets = sorted({sm for path in plan.paths for group in path.groups for sm in group.sm_targets})
+        sources.append(manifest.Source(path=render.HANDOVER, sm_targets=tuple(targets)))
     sources += [
         manifest.Source(path=path, torch=path == "csrc/binding.cpp") for path in sorted(files) if path.endswith(".cpp")
     ]
@@ -50,7 +53,7 @@ def manifest_of(plan: Plan, files: Mapping[str, output.Content], inputs: Mapping
         inputs=inputs,
         outputs=manifest.hashes(files),
         sources=tuple(sources),
-        kernels={kernel.name: _kernel(kernel) for kernel in plan.kernels},
+        kernels={kernel.name: _kernel(kernel) for kernel in plan.all_kernels},
         models={spec.name: kernel.name for kernel in plan.kernels for spec in kernel.specs},
     )
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from . import cost, naming, tuned
 from .arch import ARCHS, Arch
 from .errors import BadInput
 from .errors import Problem as InputProblem
-from .families import FAMILIES, Order, Variant, order_of_sums, parse
+from .families import FAMILIES, FUSING, MOST_TOKENS_FUSED, Apart, Order, Variant, order_of_sums, parse, parse_served
 from .problem import Problem
 from .spec import RouterSpec
 from .tuned import LAST_ANCHOR, Tuned, TunedTable
@@ -29,11 +29,14 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True)
 class Range:
-    """first_token..last_token (None: no end) are served by a variant (None: by the reference composition)."""
+    """first_token..last_token (None: no end) are served by a variant (None: by the reference composition).
+
+    Apart is for kernels of a whole path.
+    """
 
     first_token: int
     last_token: int | None
-    variant: Variant | None
+    variant: Variant | Apart | None
     why: str
     rejected: tuple[tuple[str, str], ...]
 
@@ -51,7 +54,7 @@ class Group:
 
     sm_targets: tuple[int, ...]
     ranges: tuple[Range, ...]
-    extra_variants: tuple[Variant, ...] = ()  # compiled beside those that serve, for tuners and benchmarks
+    extra_variants: tuple[Variant | Apart, ...] = ()  # compiled beside those that serve, for tuners and benchmarks
     # The same without what only these very targets can run, for chips to come, which run PTX; empty where that is all.
     portable_ranges: tuple[Range, ...] = ()
 
@@ -65,14 +68,24 @@ class Group:
         return ARCHS[self.sm]
 
     @property
-    def variants(self) -> tuple[Variant, ...]:
-        """Each compiled variant once, in order of use."""
+    def served_by(self) -> tuple[Variant | Apart, ...]:
+        """What can be launched by name, each once, in order of use."""
         serving = [r.variant for r in (*self.ranges, *self.portable_ranges) if r.variant]
         return tuple(dict.fromkeys([*serving, *self.extra_variants]))
 
     @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Each compiled variant once, in order of use."""
+        return tuple(variant for variant in self.served_by if not isinstance(variant, Apart))
+
+    @property
+    def apart(self) -> tuple[Apart, ...]:
+        """Those of a path that launch its stages one by one."""
+        return tuple(variant for variant in self.served_by if isinstance(variant, Apart))
+
+    @property
     def accelerated(self) -> bool:
-        """Whether a variant needs instructions that no later chip has."""
+        """Whether a compiled variant needs instructions that no later chip has."""
         return any(variant.accelerated for variant in self.variants)
 
     def range_of(self, num_tokens: int) -> Range:
@@ -107,14 +120,31 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Plan:
+    """Kernels of the gates, with their norms, and of the whole paths that have a residual add or a selection besides:
+    each model has one of the first, and where its path goes on one of the second.
+    """
+
     kernels: tuple[Kernel, ...]
+    paths: tuple[Kernel, ...] = ()
+
+    @property
+    def all_kernels(self) -> tuple[Kernel, ...]:
+        return (*self.kernels, *self.paths)
 
     def kernel_of(self, model: str) -> Kernel:
-        """KeyError for a model that no spec names."""
+        """The kernel of a model's gate. KeyError for a model that no spec names."""
         for kernel in self.kernels:
             if any(spec.name == model for spec in kernel.specs):
                 return kernel
         raise KeyError(model)
+
+    def path_of(self, model: str) -> Kernel | None:
+        """The kernel of a model's whole path; None where that is no more than the gate with its norm."""
+        return next((path for path in self.paths if any(spec.name == model for spec in path.specs)), None)
+
+    def gate_of(self, path: Kernel) -> Kernel:
+        """The kernel of the gate in a path."""
+        return next(kernel for kernel in self.kernels if kernel.problem == path.problem.gate_part)
 
 
 def make_plan(specs: Iterable[RouterSpec], tables: Tuned = {}) -> Plan:  # noqa: B006  nothing writes to it
@@ -122,19 +152,31 @@ def make_plan(specs: Iterable[RouterSpec], tables: Tuned = {}) -> Plan:  # noqa:
 
     BadInput when sharing specs want different thresholds or batch invariance, or a tuned range cannot serve its kernel.
     """
-    by_problem: dict[Problem, list[RouterSpec]] = {}
-    for spec in sorted(specs, key=lambda s: s.name):
-        by_problem.setdefault(Problem.of(spec), []).append(spec)
+    specs = sorted(specs, key=lambda s: s.name)
+    gates = _by_problem(specs, lambda spec: Problem.of(spec).gate_part)
+    paths = {path: sharing for path, sharing in _by_problem(specs, Problem.of).items() if path not in gates}
     wrong = [
         problem
-        for path in by_problem
+        for path in (*gates, *paths)
         for (kernel, _), table in sorted(tables.items())
         if kernel == naming.kernel_name(path)
         for problem in tuned.illegal(table, path)
     ]
     if wrong:
         raise BadInput(wrong)
-    return Plan(tuple(_kernel(problem, sharing, tables) for problem, sharing in sorted(by_problem.items())))
+    kernels = {problem: _kernel(problem, sharing, tables) for problem, sharing in gates.items()}
+    return Plan(
+        tuple(kernels.values()),
+        tuple(_path(problem, sharing, kernels[problem.gate_part], tables) for problem, sharing in paths.items()),
+    )
+
+
+def _by_problem(specs: Iterable[RouterSpec], of: Callable[[RouterSpec], Problem]) -> dict[Problem, list[RouterSpec]]:
+    """Specs that share a problem, in the order of the kernels' names."""
+    found: dict[Problem, list[RouterSpec]] = {}
+    for spec in specs:
+        found.setdefault(of(spec), []).append(spec)
+    return dict(sorted(found.items(), key=lambda item: naming.kernel_name(item[0])))
 
 
 def _kernel(problem: Problem, specs: Sequence[RouterSpec], tables: Tuned) -> Kernel:
@@ -167,6 +209,89 @@ def _kernel(problem: Problem, specs: Sequence[RouterSpec], tables: Tuned) -> Ker
             for (_, ranges), sms in groups.items()
         ),
     )
+
+
+def _path(problem: Problem, specs: Sequence[RouterSpec], gate: Kernel, tables: Tuned) -> Kernel:
+    """The kernel of a whole path. The gate's kernel does what is apart, so each group lies within one of that's."""
+    groups = []
+    for gate_group in gate.groups:
+        by_ranges: dict[tuple[Range, ...], list[int]] = {}
+        for sm in gate_group.sm_targets:
+            table = tables.get((naming.kernel_name(problem), sm))
+            ranges = _path_ranges(problem, gate_group.arch, gate, gate_group.ranges, table)
+            by_ranges.setdefault(ranges, []).append(sm)
+        for ranges, sms in by_ranges.items():
+            portable: tuple[Range, ...] = ()
+            if gate_group.portable_ranges:
+                table = tables.get((naming.kernel_name(problem), sms[0]))
+                portable = _path_ranges(problem, gate_group.arch, gate, gate_group.portable_ranges, table)
+            groups.append(Group(tuple(sms), ranges, portable_ranges=portable))
+    return Kernel(problem, tuple(specs), tuple(groups))
+
+
+def _path_ranges(
+    problem: Problem, arch: Arch, gate: Kernel, gate_ranges: Sequence[Range], table: TunedTable | None
+) -> tuple[Range, ...]:
+    """One launch or several for each of the gate's ranges, and for what a table tells apart within them."""
+    ends = {served.last_token for served in gate_ranges if served.last_token} | {MOST_TOKENS_FUSED}
+    if table:
+        ends |= {served.last_token for served in table.ranges if served.last_token}
+    ranges: list[Range] = []
+    for last in (*sorted(ends), None):
+        first = ranges[-1].last_token + 1 if ranges and ranges[-1].last_token else 1
+        inner = next(served for served in gate_ranges if first in served)
+        chosen = _path_range(problem, arch, gate, inner, table, first, last)
+        if ranges and ranges[-1].variant == chosen.variant:
+            ranges[-1] = replace(ranges[-1], last_token=last)
+        else:
+            ranges.append(chosen)
+    return tuple(ranges)
+
+
+def _path_range(
+    problem: Problem, arch: Arch, gate: Kernel, inner: Range, table: TunedTable | None, first: int, last: int | None
+) -> Range:
+    """What serves an interval within one of the gate's ranges."""
+    if inner.variant is None or isinstance(inner.variant, Apart):
+        return Range(first, last, None, inner.why, ())
+    apart = Range(
+        first, last, Apart(inner.variant), f"between launches of the other stages, the gate's: {inner.why}", ()
+    )
+    if last is None or last > MOST_TOKENS_FUSED:
+        return apart
+    if gate.specs[0].batch_invariant or any(spec.token_thresholds != "auto" for spec in gate.specs):
+        # The gate's own variant is what the spec asks for: its order of sums, or its family.
+        if inner.variant.family in FUSING and not objections(problem, arch, inner.variant):
+            return Range(
+                first, last, inner.variant, f"the gate's, with the other stages in its launch: {inner.why}", ()
+            )
+        return apart
+    if table and (served := table.range_of(last)):
+        counts = [count for count in table.measured if first <= count <= last]
+        at = max(counts, default=last)
+        # Apart, it is the gate's table that says which of its variants serves.
+        variant = parse_served(served.variant)
+        chosen = apart.variant if isinstance(variant, Apart) else variant
+        return _measured(first, last, chosen, table, at, tuned.measured(table, at))
+    source = "no tuned table for this SM (python build.py tune); cost model"
+    own = inner.variant.family in FUSING and not objections(problem, arch, inner.variant)
+    ranked = _ranked(problem, arch, last, _fusing(last))
+    if own:
+        fused, why = inner.variant, f"the gate's, with the other stages in its launch ({source}); {inner.why}"
+    elif ranked:
+        fused, why = ranked[0][1], f"cheapest of {len(ranked)} legal variants in one launch at {last} tokens ({source})"
+    else:
+        return apart
+    fused_us = cost.microseconds(problem, arch, fused, last) + cost.fused_microseconds(problem)
+    apart_us = cost.microseconds(gate.problem, arch, inner.variant, last) + cost.apart_microseconds(problem)
+    if fused_us > apart_us and not own:
+        why = f"in launches of their own the stages cost less than in one, at {last} tokens ({source})"
+        return replace(apart, why=why, rejected=((fused.name, f"{fused_us / apart_us:.2f} times the estimate"),))
+    return Range(first, last, fused, why, ((apart.name, f"{apart_us / fused_us:.2f} times the estimate"),))
+
+
+def _fusing(num_tokens: int) -> tuple[str, ...]:
+    return tuple(family for family in _families(num_tokens, None, None) if family in FUSING)
 
 
 def _require_same(key: str, values: Mapping[str, object]) -> None:
@@ -339,10 +464,10 @@ def _chosen(
 def _measured(
     first: int,
     last: int | None,
-    variant: Variant,
+    variant: Variant | Apart | None,
     table: TunedTable,
     num_tokens: int,
-    timed: list[tuple[float, Variant]],
+    timed: Sequence[tuple[float, Variant | Apart]],
 ) -> Range:
     """A range that a measurement decided; `timed` are the variants measured at that count, fastest first."""
     own = next((us for us, other in timed if other == variant), None)

@@ -2,16 +2,79 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .spec import RouterSpec
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
+class Selection:
+    """How experts are chosen from logits. What is a number of the model's (scale, epsilon, softcap) is an argument of
+    the call.
+
+    scoring: softmax, softmax_of_chosen, sigmoid or sqrtsoftplus; n_group: 1 without groups, and then group_score is "";
+    renormalize: "", "sum" (weights over their sum) or "bounded" (an epsilon or a floor in it); hashes: layers may take
+    their experts from tid2eid; returns_logits: router_logits are an output too.
+    """
+
+    scoring: str
+    top_k: int
+    correction_bias: bool
+    n_group: int
+    topk_group: int
+    group_score: str
+    renormalize: str
+    softcaps: bool
+    hashes: bool
+    returns_logits: bool
+    ids_dtype: str
+    weights_dtype: str
+
+    @classmethod
+    def of(cls, spec: RouterSpec) -> Selection | None:
+        """None where the engine chooses the experts itself."""
+        routing = spec.routing
+        if routing.scoring is None:
+            return None
+        groups, renormalize = routing.groups, ""
+        if routing.renormalize:
+            renormalize = "bounded" if routing.renormalize.epsilon or routing.renormalize.floor else "sum"
+        return cls(
+            scoring=routing.scoring,
+            top_k=routing.top_k,
+            correction_bias=routing.e_score_correction_bias,
+            n_group=groups.n_group if groups else 1,
+            topk_group=groups.topk_group if groups else 1,
+            group_score=groups.score if groups else "",
+            renormalize=renormalize,
+            softcaps=routing.softcap is not None,
+            hashes=routing.tid2eid is not None,
+            returns_logits=routing.router_logits,
+            ids_dtype=routing.ids_dtype,
+            weights_dtype=routing.weights_dtype,
+        )
+
+    @property
+    def candidates(self) -> int:
+        """Experts that a warp ranks at once, 0: none, it looks for one after the other.
+
+        As many as are no smaller than the top_k-th largest of the largest of 32 lanes: -32 ln(1 - top_k / 32) on
+        average, whatever the number of experts, 15 for 12 and 44 for 24.
+        """
+        return 32 if self.top_k <= 12 else 64 if self.top_k <= 24 else 0
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Shared memory of a warp that selects, as Select::Scratch of templates/kernels/select.cu.j2 lays it out."""
+        return 8 * self.candidates + 128 if self.candidates else 1
+
+
+@dataclass(frozen=True)
 class Problem:
     """Key of a kernel. eps is left out: it is an argument of the call.
 
-    norm_order is "A", "B", "G", or "" for a gate whose producer has normed its rows.
+    norm_order is "A", "B", "G", or "" for a gate whose producer has normed its rows. residual is "" where x is what the
+    norm reads, "add" where x is added to the residual stream first, "scaled_add" where it is multiplied before that.
     """
 
     hidden_size: int
@@ -23,9 +86,15 @@ class Problem:
     gate_bias: bool
     logits_from: str
     early_weight_loads: bool
+    residual: str = ""
+    selection: Selection | None = None
 
     @classmethod
     def of(cls, spec: RouterSpec) -> Problem:
+        """The whole path of a model; `gate_part` is that of its gate, with the norm if it has one."""
+        residual = ""
+        if spec.residual:
+            residual = "add" if spec.residual.multiplier == 1.0 else "scaled_add"
         return cls(
             hidden_size=spec.hidden_size,
             num_experts=spec.num_experts,
@@ -36,7 +105,19 @@ class Problem:
             gate_bias=spec.gate_bias,
             logits_from=spec.logits_from if spec.norm else "unrounded",
             early_weight_loads=spec.early_weight_loads,
+            residual=residual,
+            selection=Selection.of(spec),
         )
+
+    @property
+    def gate_part(self) -> Problem:
+        """The same without what comes before the norm and after the gate."""
+        return replace(self, residual="", selection=None)
+
+    @property
+    def returns_logits(self) -> bool:
+        """Whether the logits are an output: without a selection they always are."""
+        return self.selection is None or self.selection.returns_logits
 
     @property
     def has_norm(self) -> bool:

@@ -3,9 +3,13 @@
 The YAML uses these keys (see `RIGHT` for what each may be); those with a default may be left out:
 
     name, sources, hidden_size, num_experts, gate_bias, early_weight_loads, batch_invariant, allow_spills, sm_targets,
-    logits_from, dtypes: {activation, gate_weight, logits}, norm: {order, eps} or none,
-    routing: {top_k, e_score_correction_bias, tid2eid: {vocab_size}},
+    logits_from, dtypes: {activation, gate_weight, logits}, residual: {multiplier} or none, norm: {order, eps} or none,
+    routing: {top_k, e_score_correction_bias, tid2eid: {vocab_size}, scoring or none, groups: {n_group, topk_group,
+    score}, renormalize: {epsilon, floor}, routed_scaling_factor, softcap, router_logits, ids_dtype, weights_dtype},
     token_thresholds: {gemv, split_k} or auto
+
+The path is [residual add] -> [norm] -> gate -> [scoring and top k]; `residual`, `norm` and `routing.scoring` switch
+its stages on and off.
 """
 
 from __future__ import annotations
@@ -46,6 +50,8 @@ RIGHT: dict[str, str] = {
     "dtypes.activation": "bfloat16 or float16",
     "dtypes.gate_weight": "bfloat16, float16 or float32",
     "dtypes.logits": "float32 or bfloat16",
+    "residual": "none, or a mapping with multiplier",
+    "residual.multiplier": "a number from 1e-6 to 1e6, or from -1e6 to -1e-6",
     "norm": "none, or a mapping with order and eps",
     "norm.order": "A, B or G",
     "norm.eps": "a number from 1e-30 to 0.1, such as 1e-6",
@@ -56,6 +62,19 @@ RIGHT: dict[str, str] = {
     "routing.e_score_correction_bias": "true or false",
     "routing.tid2eid": "none, or a mapping with vocab_size",
     "routing.tid2eid.vocab_size": "a whole number from 1 to 2147483647",
+    "routing.scoring": "none, softmax, softmax_of_chosen, sigmoid or sqrtsoftplus",
+    "routing.groups": "none, or a mapping with n_group, topk_group and score",
+    "routing.groups.n_group": "a whole number from 2 to 32",
+    "routing.groups.topk_group": "a whole number from 1 to n_group",
+    "routing.groups.score": "top2_sum or max",
+    "routing.renormalize": "none, or a mapping with epsilon or floor",
+    "routing.renormalize.epsilon": "a number from 0 to 1, such as 1e-20",
+    "routing.renormalize.floor": "a number from 0 to 1, such as 1e-12",
+    "routing.routed_scaling_factor": "a number from 1e-6 to 1e6",
+    "routing.softcap": "none, or a number from 1e-6 to 1e6",
+    "routing.router_logits": "true or false",
+    "routing.ids_dtype": "int32 or int64",
+    "routing.weights_dtype": "float32 or bfloat16",
     "token_thresholds": "auto, or a mapping with gemv and split_k",
     "token_thresholds.gemv": "the last token count it serves, a whole number from 0 (never) to 1048576",
     "token_thresholds.split_k": "the last token count it serves, a whole number from 0 (never) to 1048576",
@@ -65,6 +84,17 @@ RIGHT: dict[str, str] = {
     "allow_spills": "true or false",
 }
 """What would be right for each key, by its dotted path: the error messages and the list of known keys."""
+
+_SELECTION = (
+    "groups",
+    "renormalize",
+    "routed_scaling_factor",
+    "softcap",
+    "router_logits",
+    "ids_dtype",
+    "weights_dtype",
+)
+"""Keys of routing that say how the selection goes, and so nothing where there is none."""
 
 _FLAT = {"activation": "activation_dtype", "gate_weight": "gate_weight_dtype", "logits": "logits_dtype"}
 """`dtypes` of the YAML is flat in `RouterSpec`."""
@@ -76,6 +106,17 @@ ORDERS = {
 }
 """The norm orders, for readers of a spec; xhat = x * rsqrt(mean(x^2) + eps)."""
 
+SCORINGS = {
+    "softmax": "over all experts, then top k",
+    "softmax_of_chosen": "top k of the logits, then softmax over these",
+    "sigmoid": "1 / (1 + exp(-logit))",
+    "sqrtsoftplus": "sqrt(log(1 + exp(logit)))",
+}
+"""The scoring functions, for readers of a spec."""
+
+MOST_CHOSEN = 32
+"""Experts that a selection may choose for a token: a lane of a warp holds each."""
+
 
 def _source(text: str) -> str:
     if not text.isprintable() or not text.strip():
@@ -85,6 +126,25 @@ def _source(text: str) -> str:
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+def _not_nearly_zero(value: float) -> float:
+    if abs(value) < 1e-6:
+        raise ValueError("too near to zero")
+    return value
+
+
+_Factor = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
+_Bound = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Residual(_Frozen):
+    """The add before the norm: h = round(residual + round(multiplier * x)), each rounding to the activation dtype.
+
+    h is an output, and what the norm reads.
+    """
+
+    multiplier: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False), AfterValidator(_not_nearly_zero)] = 1.0
 
 
 class Norm(_Frozen):
@@ -100,12 +160,45 @@ class Tid2Eid(_Frozen):
     vocab_size: int = Field(ge=1, le=2**31 - 1)
 
 
+class Groups(_Frozen):
+    """Experts are chosen out of the best topk_group of n_group equal groups only.
+
+    score: a group's own score, the sum of its two best experts' or the best one's, correction bias included.
+    """
+
+    n_group: int = Field(ge=2, le=32)
+    topk_group: int = Field(ge=1, le=32)
+    score: Literal["top2_sum", "max"]
+
+
+class Renormalize(_Frozen):
+    """The chosen experts' weights are divided by max(their sum + epsilon, floor)."""
+
+    epsilon: _Bound = 0.0
+    floor: _Bound = 0.0
+
+
 class Routing(_Frozen):
-    """What the layer owns beside the gate: experts a token, the correction bias, the hash table."""
+    """How experts are chosen, and what the layer owns for it beside the gate: the correction bias, the hash table.
+
+    scoring None means that the engine chooses them itself, from the logits; all keys below scoring then have no
+    meaning. Else the path is: logits, softcapped (softcap * tanh(logit / softcap)) where softcap is given; scores as in
+    `SCORINGS`; the top k of score + correction bias, within `groups`, or tid2eid's ids; weights from the scores without
+    the bias, renormalized, times routed_scaling_factor. The outputs are ids of ids_dtype and weights of weights_dtype,
+    [num_tokens, top_k], and the logits if router_logits says so.
+    """
 
     top_k: int = Field(ge=1, le=1024)
     e_score_correction_bias: bool
     tid2eid: Tid2Eid | None = None
+    scoring: Literal["softmax", "softmax_of_chosen", "sigmoid", "sqrtsoftplus"] | None = None
+    groups: Groups | None = None
+    renormalize: Renormalize | None = None
+    routed_scaling_factor: _Factor = 1.0
+    softcap: _Factor | None = None
+    router_logits: bool = False
+    ids_dtype: Literal["int32", "int64"] = "int32"
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class TokenThresholds(_Frozen):
@@ -126,7 +219,8 @@ class RouterSpec(_Frozen):
 
     x and normed_x are [num_tokens, hidden_size] of activation_dtype, the gate weight is
     [num_experts, hidden_size] of gate_weight_dtype (as is the gate bias, [num_experts]), router_logits are
-    [num_tokens, num_experts] of logits_dtype. norm None means the gate alone: x is normed already.
+    [num_tokens, num_experts] of logits_dtype. norm None means the gate alone: x is normed already; residual None that
+    x holds the sum already.
     batch_invariant: whether a row's bits must not depend on the other rows of a call.
     logits_from: whether the gate reads the norm as kept in fp32 (unrounded) or as written in activation_dtype
     (rounded). Building one by hand from impossible values raises pydantic's ValidationError.
@@ -141,6 +235,7 @@ class RouterSpec(_Frozen):
     activation_dtype: Literal["bfloat16", "float16"]
     gate_weight_dtype: Literal["bfloat16", "float16", "float32"]
     logits_dtype: Literal["float32", "bfloat16"] = "float32"
+    residual: Residual | None = None
     norm: Norm | None
     gate_bias: bool
     logits_from: Literal["unrounded", "rounded"] = "unrounded"
@@ -154,8 +249,10 @@ class RouterSpec(_Frozen):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> RouterSpec:
         data = self.model_dump()
-        if self.logits_from == "unrounded":
-            del data["logits_from"]  # the default, and meaningless without a norm
+        for part, of in ((data, self), (data["routing"], self.routing)):  # a default counts as not given
+            for key, field in type(of).model_fields.items():
+                if not field.is_required() and getattr(of, key) == field.default:
+                    del part[key]
         for key, message in _disagreements(data):
             raise ValueError(f"{key}: {message}")
         return self
@@ -246,7 +343,8 @@ def _meant(key: str, where: tuple[str, ...], known: list[str]) -> str:
         if parent != ".".join(where):
             elsewhere[last] = f"{last} under {parent}" if parent else f"{last} at the top level"
     last = key.split(".")[-1]
-    if last in elsewhere:
+    shorter = [name for name in here if where and (name.startswith(last) or last.startswith(name))]  # eps, epsilon
+    if last in elsewhere and not shorter:
         return elsewhere[last]
     for names, cutoff in ((here, 0.5), (elsewhere, 0.6)):
         if near := difflib.get_close_matches(key, names, n=1, cutoff=cutoff):
@@ -264,13 +362,17 @@ def _flattened(data: dict[str, Any]) -> tuple[dict[str, Any], dict[Where, str]]:
     else:
         given = f"{shown(dtypes)} given" if "dtypes" in data else "missing"
         said["dtypes",] = f"dtypes: {given}, {RIGHT['dtypes']} would be right"
-    if flat.get("norm") == "none":
-        flat["norm"] = None
+    for key in ("residual", "norm"):
+        if flat.get(key) == "none":
+            flat[key] = None
     if flat.get("sm_targets") == "all":
         flat["sm_targets"] = SM_TARGETS
     routing = flat.get("routing")
-    if isinstance(routing, dict) and routing.get("tid2eid") == "none":
-        flat["routing"] = {**routing, "tid2eid": None}
+    if isinstance(routing, dict):
+        flat["routing"] = {
+            key: None if value == "none" and RIGHT[f"routing.{key}"].startswith("none") else value
+            for key, value in routing.items()
+        }
     for key in ("sources", "sm_targets"):
         if isinstance(flat.get(key), list):
             flat[key] = tuple(flat[key])
@@ -310,6 +412,18 @@ def _disagreements(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "logits_from",
             f"{shown(data['logits_from'])} given, leaving it out would be right where norm is none",
         )
+    if data.get("norm", ...) is None and isinstance(data.get("residual"), Mapping):
+        yield "residual", "a mapping given, none would be right where norm is none"
+    routing = data.get("routing")
+    if isinstance(routing, Mapping):
+        yield from _routing_disagreements(routing, num_experts)
+        selects = isinstance(routing.get("scoring"), str)
+        if selects and routing.get("router_logits") is not True and "logits_dtype" in data:
+            yield (
+                "dtypes.logits",
+                f"{shown(data['logits_dtype'])} given, leaving it out would be right where routing.router_logits is "
+                "false",
+            )
     gemv, split_k = number("token_thresholds", "gemv"), number("token_thresholds", "split_k")
     if gemv is not None and split_k is not None and gemv > split_k > 0:
         yield "token_thresholds.gemv", f"{gemv} given, at most split_k ({split_k}) would be right"
@@ -328,6 +442,55 @@ def _disagreements(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "sm_targets", f"{shown(targets)} given, {RIGHT['sm_targets']} would be right"
 
 
+def _routing_disagreements(routing: Mapping[str, Any], num_experts: int | None) -> Iterator[tuple[str, str]]:
+    """Those within `routing`, as `_disagreements` gives them."""
+
+    def leave_out(key: str, where: str) -> tuple[str, str]:
+        value = shown("none" if routing[key] is None else routing[key])
+        return f"routing.{key}", f"{value} given, leaving it out would be right where {where}"
+
+    scoring = routing.get("scoring")
+    if scoring is None:
+        for key in routing:
+            if key in _SELECTION:
+                yield leave_out(key, "scoring is none")
+        return
+    top_k = routing.get("top_k")
+    if type(top_k) is int and top_k > MOST_CHOSEN and isinstance(scoring, str):
+        yield "routing.top_k", f"{top_k} given, at most {MOST_CHOSEN} would be right where scoring is {scoring}"
+    if scoring == "softmax_of_chosen":
+        for key in ("groups", "renormalize"):
+            if routing.get(key) is not None:
+                yield leave_out(key, f"scoring is {scoring}")
+        if routing.get("e_score_correction_bias") is True:
+            yield "routing.e_score_correction_bias", f"true given, false would be right where scoring is {scoring}"
+    groups = routing.get("groups")
+    if isinstance(groups, Mapping):
+        if routing.get("tid2eid") is not None:
+            yield leave_out("groups", "tid2eid is given")
+        yield from _group_disagreements(groups, top_k, num_experts)
+
+
+def _group_disagreements(groups: Mapping[str, Any], top_k: Any, num_experts: int | None) -> Iterator[tuple[str, str]]:
+    """Those of the experts' groups with the experts there are and the number to choose."""
+    n_group, topk_group = groups.get("n_group"), groups.get("topk_group")
+    if type(n_group) is not int or n_group < 2:
+        return
+    if type(topk_group) is int and topk_group > n_group:
+        yield "routing.groups.topk_group", f"{topk_group} given, at most n_group ({n_group}) would be right"
+    if num_experts is None:
+        return
+    if num_experts % n_group:
+        yield "routing.groups.n_group", f"{n_group} given, a divisor of num_experts ({num_experts}) would be right"
+        return
+    size = num_experts // n_group
+    if size == 1 and groups.get("score") == "top2_sum":
+        yield "routing.groups.score", "'top2_sum' given, max would be right where a group is one expert"
+    if type(topk_group) is int and type(top_k) is int and 0 < topk_group * size < top_k <= num_experts:
+        most = f"topk_group * num_experts / n_group ({topk_group * size})"
+        yield "routing.top_k", f"{top_k} given, at most {most} would be right"
+
+
 def dump_spec(spec: RouterSpec, comment: str = "") -> str:
     """The YAML of `spec`, defaults left out, `comment` on top; `load_spec` reads back an equal spec."""
     lines = [f"# {line}" for line in textwrap.wrap(comment, 108)]
@@ -338,6 +501,8 @@ def dump_spec(spec: RouterSpec, comment: str = "") -> str:
     lines += ["dtypes:", f"  activation: {spec.activation_dtype}", f"  gate_weight: {spec.gate_weight_dtype}"]
     if spec.logits_dtype != "float32":
         lines.append(f"  logits: {spec.logits_dtype}")
+    if spec.residual is not None:
+        lines += ["residual:", f"  multiplier: {_number(spec.residual.multiplier)}"]
     if spec.norm is None:
         lines.append("norm: none")
     else:
@@ -351,6 +516,7 @@ def dump_spec(spec: RouterSpec, comment: str = "") -> str:
     lines.append(f"  e_score_correction_bias: {shown(routing.e_score_correction_bias)}")
     if routing.tid2eid is not None:
         lines += ["  tid2eid:", f"    vocab_size: {routing.tid2eid.vocab_size}"]
+    lines += [f"  {line}" for line in _selection(routing)]
     if isinstance(spec.token_thresholds, TokenThresholds):
         lines.append("token_thresholds:")
         given = spec.token_thresholds.model_dump(exclude_none=True)
@@ -364,6 +530,33 @@ def dump_spec(spec: RouterSpec, comment: str = "") -> str:
     if spec.allow_spills:
         lines.append("allow_spills: true")
     return "\n".join(lines) + "\n"
+
+
+def _selection(routing: Routing) -> Iterator[str]:
+    """The lines of the stage that chooses experts, defaults left out."""
+    if routing.scoring is None:
+        return
+    yield f"scoring: {routing.scoring}  # {SCORINGS[routing.scoring]}"
+    groups, renormalize = routing.groups, routing.renormalize
+    if groups is not None:
+        yield from ("groups:", f"  n_group: {groups.n_group}", f"  topk_group: {groups.topk_group}")
+        yield f"  score: {groups.score}"
+    if renormalize is not None:
+        yield "renormalize:"
+        if renormalize.epsilon or not renormalize.floor:  # a mapping of nothing would be hard to read
+            yield f"  epsilon: {_number(renormalize.epsilon)}"
+        if renormalize.floor:
+            yield f"  floor: {_number(renormalize.floor)}"
+    if routing.routed_scaling_factor != 1:
+        yield f"routed_scaling_factor: {_number(routing.routed_scaling_factor)}"
+    if routing.softcap is not None:
+        yield f"softcap: {_number(routing.softcap)}"
+    if routing.router_logits:
+        yield "router_logits: true"
+    if routing.ids_dtype != "int32":
+        yield f"ids_dtype: {routing.ids_dtype}"
+    if routing.weights_dtype != "float32":
+        yield f"weights_dtype: {routing.weights_dtype}"
 
 
 def _number(value: float) -> str:

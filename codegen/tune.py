@@ -20,14 +20,14 @@ from rich.table import Table
 
 from . import cost, naming, output, places, tuned, variants
 from .arch import ARCHS, Arch
-from .bench import agreement, peers, record, run, verb
+from .bench import agreement, path_inputs, peers, record, run, verb
 from .bench.build import launched_by_name, package_files
 from .bench.chain import Candidate, Chain, Outputs, Timing
-from .bench.native import BenchLibrary, Library
+from .bench.native import BenchLibrary, Library, PathArgs
 from .bench.rotation import Protocol
 from .compile import LIBRARY, compile_package
 from .errors import BadInput, CheckFailed, ToolError
-from .families import FAMILIES, Variant, ceil_div, parse
+from .families import FAMILIES, MOST_TOKENS_FUSED, Apart, Variant, ceil_div, parse_served
 from .plan import BOUNDARIES, Kernel, Plan, make_plan
 from .spec import RouterSpec
 from .tuned import LAST_ANCHOR, Measurement, Tuned, TunedTable
@@ -35,6 +35,7 @@ from .tuned import LAST_ANCHOR, Measurement, Tuned, TunedTable
 ANCHORS = (*BOUNDARIES, LAST_ANCHOR)
 INDEX = "tune.json"
 _OF_EACH_FAMILY = 4  # candidates at least, where so many are legal: the model may be wrong about a family
+_OF_ONE_WAVE = 6  # candidates whose CTAs an SM has one of each, for paths that select
 _OF_BEFORE = 3  # candidates that a table of before found fastest
 _PART = 70  # variants that share a library: more would leave processors idle, each costs a megabyte of CUDA run time
 
@@ -72,8 +73,13 @@ def candidates_at(
     chosen = ranked[:number]
     for family in FAMILIES:
         chosen += [variant for variant in ranked if variant.family == family][:_OF_EACH_FAMILY]
+    if problem.selection:
+        # What selects needs more registers than the cost model thinks, so that often one CTA fills an SM.
+        one_wave = [v for v in ranked if v.ctas(problem, num_tokens) <= arch.multiprocessors]
+        chosen += one_wave[:_OF_ONE_WAVE]
     group = kernel.group_of(arch.sm)
-    if group is not None and (served_by := group.range_of(num_tokens).variant):
+    served_by = group.range_of(num_tokens).variant if group is not None else None
+    if served_by is not None and not isinstance(served_by, Apart):
         chosen.append(served_by)
     if before is not None:
         anchor = min((count for count in before.measured if count >= num_tokens), default=num_tokens)
@@ -97,17 +103,28 @@ def build(
     before: tables whose fastest variants are candidates again.
     """
     arch = ARCHS[sm]
-    wanted: dict[str, dict[int, list[Variant]]] = {}
+    wanted: dict[str, dict[int, list[Variant | Apart]]] = {}
     todo: list[tuple[str, str, Plan, RouterSpec]] = []
-    for kernel in plan.kernels:
+    for kernel in plan.all_kernels:
         table = before.get((kernel.name, sm))
-        at = {count: candidates_at(kernel, arch, count, number, table) for count in tokens}
-        wanted[kernel.name] = at
+        counts = counts_of(kernel, tokens)
+        at = {count: candidates_at(kernel, arch, count, number, table) for count in counts}
+        if kernel in plan.paths and (gates := before.get((naming.kernel_name(kernel.problem.gate_part), sm))):
+            for count, ranked in at.items():
+                ranked += [variant for variant in _fusing(kernel, gates, count) if variant not in ranked]
         union = sorted({variant for found in at.values() for variant in found}, key=lambda variant: variant.name)
         parts = ceil_div(len(union), _PART)
+        apart = {count: _apart(kernel, before, sm, count) for count in counts} if kernel in plan.paths else {}
+        wanted[kernel.name] = {count: [*found, *apart.get(count, ())] for count, found in at.items()}
         for index in range(parts):
             own = launched_by_name(kernel.problem, kernel.specs[0], union[index::parts], arch)
-            todo.append((kernel.name, f"{kernel.name}.{index}", Plan((own,)), kernel.specs[0]))
+            alone = Plan((own,)) if not apart else Plan((), (own,))
+            todo.append((kernel.name, f"{kernel.name}.{index}", alone, kernel.specs[0]))
+        if apart:
+            aparts = list(dict.fromkeys(variant for found in apart.values() for variant in found))
+            inner = launched_by_name(kernel.problem.gate_part, kernel.specs[0], [v.inner for v in aparts], arch)
+            own = launched_by_name(kernel.problem, kernel.specs[0], aparts, arch)
+            todo.append((kernel.name, f"{kernel.name}.{parts}", Plan((inner,), (own,)), kernel.specs[0]))
     functions: dict[str, dict[str, dict[str, str]]] = {name: {} for name in wanted}
 
     def compile_part(name: str, part: str, of: Plan, spec: RouterSpec) -> dict[str, str]:
@@ -115,7 +132,8 @@ def build(
         objects = folder.with_name(f"{folder.name}-objects") / part
         report = compile_package(folder / part, sms=(sm,), build_dir=objects, jobs=1)
         spilling = {row.usage.function for row in report.rows if row.usage.spill or row.usage.stack}
-        names = {v.name: naming.function_name(name, v.name, sm) for v in of.kernels[0].groups[0].variants}
+        kernel = next(each for each in of.all_kernels if each.name == name)
+        names = {v.name: naming.function_name(name, v.name, sm) for v in kernel.groups[0].served_by}
         return {variant: function for variant, function in names.items() if function not in spilling}
 
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool, run.progress(console, "building", len(todo)) as step:
@@ -133,6 +151,31 @@ def build(
     built = Index(sm=sm, kernels=found)
     output.replace_whole(folder / INDEX, (built.model_dump_json(indent=1) + "\n").encode())
     return built
+
+
+def counts_of(kernel: Kernel, tokens: Sequence[int]) -> list[int]:
+    """The counts at which there is something to choose: beyond some, a path's stages are always apart."""
+    is_path = kernel.problem != kernel.problem.gate_part
+    return [count for count in tokens if not is_path or count <= MOST_TOKENS_FUSED]
+
+
+def _fusing(path: Kernel, gates: TunedTable, num_tokens: int) -> list[Variant]:
+    """What a gate's table found fastest of those that can take the path's other stages into their launch."""
+    at = min((count for count in gates.measured if count >= num_tokens), default=num_tokens)
+    return [variant for _, variant in tuned.legal_measured(gates, path.problem, at)][:_OF_BEFORE]
+
+
+def _chosen(plan: Plan, what: str) -> Plan:
+    """The kernels to tune: all, only the gates, or only the whole paths."""
+    return plan if what == "all" else Plan(plan.kernels) if what == "gates" else Plan((), plan.paths)
+
+
+def _apart(path: Kernel, gates: Tuned, sm: int, num_tokens: int) -> list[Apart]:
+    """A path's stages apart, around what serves its gate by the gate's own table."""
+    gate = make_plan(path.specs[:1], gates).kernels[0]
+    group = gate.group_of(sm)
+    inner = group.range_of(num_tokens).variant if group is not None else None
+    return [] if inner is None or isinstance(inner, Apart) else [Apart(inner)]
 
 
 def built_before(folder: Path) -> Index:
@@ -157,6 +200,7 @@ def tune(
     number: int,
     budget_s: float,
     sm: int | None,
+    what: str = "all",
     build_only: bool,
     no_build: bool,
     jobs: int | None,
@@ -165,7 +209,7 @@ def tune(
     """See the verb's --help. Raises ToolError without a GPU (unless build_only), CheckFailed for a wrong result."""
     if not build_only and not torch.cuda.is_available():
         raise ToolError("tuning needs a GPU and a CUDA build of torch; to build for it here: tune --build-only --sm N")
-    plan = make_plan(specs)
+    plan = _chosen(make_plan(specs), what)
     folder = places.build_folder(out) / "tune"
     if no_build:
         index = built_before(folder)
@@ -176,7 +220,7 @@ def tune(
         total = sum(len(part) for built in index.kernels.values() for part in built.parts.values())
         console.print(f"{total} candidates are built for sm_{index.sm} in {folder}; on the GPU: tune --no-build")
         return
-    if lacking := [kernel.name for kernel in plan.kernels if kernel.name not in index.kernels]:
+    if lacking := [kernel.name for kernel in plan.all_kernels if kernel.name not in index.kernels]:
         raise ToolError(f"{folder}: built without {', '.join(lacking)}; build it anew, or name others with --spec")
     package = verb.package_of(out)
     run_all(plan, index, folder, tokens, package=package, tuned_dir=tuned_dir, budget_s=budget_s, console=console)
@@ -223,13 +267,14 @@ def run_all(
     begin, protocol, machine = time.monotonic(), protocol or Protocol(), record.machine()
     tuned_dir.mkdir(parents=True, exist_ok=True)
     left = 0
-    with run.progress(console, "tuning", len(plan.kernels) * len(tokens)) as step:
-        for kernel in plan.kernels:
-            path = tuned_dir / tuned.file_name(kernel.name, index.sm)
-            table = _begin(path, kernel.name, index.sm, machine, protocol)
+    total = sum(len(counts_of(kernel, tokens)) for kernel in plan.all_kernels)
+    with run.progress(console, "tuning", total) as step:
+        for kernel in plan.all_kernels:
+            file = tuned_dir / tuned.file_name(kernel.name, index.sm)
+            table = _begin(file, kernel.name, index.sm, machine, protocol)
             work = _open(kernel, index.kernels[kernel.name], folder)
             weights = run.weight_sets(work.spec, machine.l2_bytes, protocol)
-            for count in tokens:
+            for count in counts_of(kernel, tokens):
                 step(f"{kernel.name}, {count} tokens")
                 if count in table.measured:
                     continue
@@ -237,20 +282,25 @@ def run_all(
                     left += 1
                     continue
                 chain = run.chain_of(work.marks, work.spec, count, weights)
-                candidates = list(_candidates(work, index, table, count))
+                path = path_inputs.path_args(work.spec, count) if kernel in plan.paths else None
+                candidates = list(_candidates(work, index, table, count, path))
                 if not candidates:
                     continue  # nothing is legal there: the reference serves
-                right = agreement.expected(work.spec, package.reference, *agreement.last_inputs(chain))
-                if problems := _disagreements(candidates, chain, work.spec, right, count):
+                if path is not None:
+                    problems = _path_disagreements(candidates, chain, work.spec, package, path)
+                else:
+                    right = agreement.expected(work.spec, package.reference, *agreement.last_inputs(chain))
+                    problems = _disagreements(candidates, chain, work.spec, right, count)
+                if problems:
                     wrong += problems
                     continue
                 timings = chain.measure(candidates, protocol).timings
                 table = table.with_measured(count, {name: _rounded(one) for name, one in timings.items()})
-                output.replace_whole(path, table.text().encode())
-    for kernel in plan.kernels:
-        path = tuned_dir / tuned.file_name(kernel.name, index.sm)
-        if path.is_file():
-            _show(tuned.read(path), console)
+                output.replace_whole(file, table.text().encode())
+    for kernel in plan.all_kernels:
+        file = tuned_dir / tuned.file_name(kernel.name, index.sm)
+        if file.is_file():
+            _show(tuned.read(file), console)
     if left:
         console.print(f"{left} counts were not begun within {budget_s:g} s: run again for them")
     if wrong:
@@ -286,8 +336,12 @@ def _open(kernel: Kernel, built: Built, folder: Path) -> _Work:
     return _Work(kernel, BenchLibrary(folder / first / LIBRARY), functions)
 
 
-def _candidates(work: _Work, index: Index, table: TunedTable, num_tokens: int) -> Iterator[Candidate]:
-    """What was built for this count (or the nearest), and what won the count before, so that it may go on."""
+def _candidates(
+    work: _Work, index: Index, table: TunedTable, num_tokens: int, path: PathArgs | None
+) -> Iterator[Candidate]:
+    """What was built for this count (or the nearest), and what won the count before, so that it may go on. path: what a
+    whole path takes and gives beside the gate's.
+    """
     built = index.kernels[work.kernel.name]
     anchor = min((count for count in built.candidates if count >= num_tokens), default=max(built.candidates))
     names = list(built.candidates[anchor])
@@ -295,10 +349,31 @@ def _candidates(work: _Work, index: Index, table: TunedTable, num_tokens: int) -
     if before:
         names.append(tuned.ranges_of(before)[-1].variant)
     for name in dict.fromkeys(names):
-        most = parse(name).max_tokens
+        variant = parse_served(name)
+        most = variant.inner.max_tokens if isinstance(variant, Apart) else variant.max_tokens
         if name in work.functions and (most is None or num_tokens <= most):
             library, function = work.functions[name]
-            yield peers.forced(work.spec, library, function, num_tokens, name=name)
+            yield peers.forced(work.spec, library, function, num_tokens, name=name, path=path)
+
+
+def _path_disagreements(
+    candidates: Sequence[Candidate], chain: Chain, spec: RouterSpec, package: ModuleType, path: PathArgs
+) -> list[str]:
+    """What is wrong with a candidate's result, a line each."""
+    weights, x = chain.weights[0], chain.sources[0]
+    right = path_inputs.expected(spec, package, weights, x, path)
+    found = []
+    for candidate in candidates:
+        path_inputs.poison(path)
+        try:
+            candidate.launch(weights, x, chain.outputs, torch.cuda.current_stream().cuda_stream)
+            torch.cuda.synchronize()
+            problem = path_inputs.problem_of(path, right)
+        except RuntimeError as error:  # it could not be launched
+            problem = str(error)
+        if problem:
+            found.append(f"{spec.name}, {x.shape[0]} tokens, {candidate.variant}: {problem}")
+    return found
 
 
 def _disagreements(

@@ -16,7 +16,7 @@ from .arch import ARCHS, SM_TARGETS
 from .bench.record import ProtocolRecord
 from .errors import BadInput
 from .errors import Problem as InputProblem
-from .families import Variant, parse
+from .families import Apart, Variant, parse_served
 from .problem import Problem
 from .spec import RouterSpec
 from .variants import objections
@@ -123,7 +123,8 @@ def load(specs: Iterable[RouterSpec], folder: Path) -> dict[tuple[str, int], Tun
 
 def paths(specs: Iterable[RouterSpec], folder: Path) -> tuple[Path, ...]:
     """The files of `folder` that tune a kernel of `specs`."""
-    kernels = sorted({naming.kernel_name(Problem.of(spec)) for spec in specs})
+    problems = {problem for spec in specs for problem in (Problem.of(spec), Problem.of(spec).gate_part)}
+    kernels = sorted(map(naming.kernel_name, problems))
     named = (folder / file_name(kernel, sm) for kernel in kernels for sm in SM_TARGETS)
     return tuple(path for path in named if path.is_file())
 
@@ -143,7 +144,7 @@ def read(path: Path) -> TunedTable:
         wrong.append(f"is of {table.kernel} on sm_{table.sm}; its name would be {table.file_name}")
     for name in dict.fromkeys([*(r.variant for r in table.ranges), *(n for at in table.measured.values() for n in at)]):
         try:
-            parse(name)
+            parse_served(name)
         except ValueError as error:
             wrong.append(f"{error}; tune anew: python build.py tune")
     ends = [r.last_token for r in table.ranges]
@@ -159,20 +160,29 @@ def illegal(table: TunedTable, problem: Problem) -> list[InputProblem]:
     file = f"specs/tuned/{table.file_name}"
     wrong = []
     for served in table.ranges:
-        for objection in _objections(problem, table.sm, parse(served.variant), served.last_token):
+        for objection in _objections(problem, table.sm, parse_served(served.variant), served.last_token):
             wrong.append(InputProblem(file, None, f"{served.variant}: {objection}; tune anew: python build.py tune"))
     return wrong
 
 
 def legal_measured(table: TunedTable, problem: Problem, num_tokens: int) -> list[tuple[float, Variant]]:
-    """The variants measured at a token count that can serve it, fastest first."""
-    at = table.measured.get(num_tokens, {})
-    timed = [(one.median_us, parse(name)) for name, one in at.items()]
-    legal = [(us, variant) for us, variant in timed if not _objections(problem, table.sm, variant, num_tokens)]
-    return sorted(legal, key=lambda one: (one[0], one[1].name))
+    """The variants measured at a token count that can serve it in one launch, fastest first."""
+    return [
+        (us, variant)
+        for us, variant in measured(table, num_tokens)
+        if not isinstance(variant, Apart) and not _objections(problem, table.sm, variant, num_tokens)
+    ]
 
 
-def _objections(problem: Problem, sm: int, variant: Variant, last_token: int | None) -> list[str]:
+def measured(table: TunedTable, num_tokens: int) -> list[tuple[float, Variant | Apart]]:
+    """All that was measured at a token count, fastest first."""
+    timed = [(one.median_us, parse_served(name)) for name, one in table.measured.get(num_tokens, {}).items()]
+    return sorted(timed, key=lambda one: (one[0], one[1].name))
+
+
+def _objections(problem: Problem, sm: int, variant: Variant | Apart, last_token: int | None) -> list[str]:
+    if isinstance(variant, Apart):  # that of the gate's kernel, whose own table says what serves
+        return [] if problem != problem.gate_part else ["a gate alone has no stages to launch apart"]
     out = objections(problem, ARCHS[sm], variant)
     if variant.max_tokens is not None and (last_token is None or last_token > variant.max_tokens):
         out.append(f"serves {variant.max_tokens} tokens at most")

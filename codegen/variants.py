@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from .arch import Arch
 from .families import (
     CLUSTERS_AT_ONCE,
+    FUSING,
     MAX_CHAIN,
     REGISTERS_PER_SM,
     Gemv,
@@ -31,6 +32,8 @@ def objections(problem: Problem, arch: Arch, variant: Variant) -> list[str]:
     out: list[str] = []
     if not 1 <= variant.warps <= 32:
         out.append(f"{variant.warps} warps: a CTA has 1 to 32")
+    if problem != problem.gate_part and variant.family not in FUSING:
+        out.append(f"{variant.family} has no residual add and no selection; they are launches of their own around it")
     if isinstance(variant, Gemv):
         width = variant.threads * variant.chunks * 8
         if width < problem.hidden_size:

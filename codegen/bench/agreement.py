@@ -13,6 +13,7 @@ from ..spec import RouterSpec
 from .chain import Candidate, Chain, Outputs, Weights
 
 _PAIRS = 4  # both sources and, with it, a stale x would be noticed
+_NO_ID = -1
 
 UNROUNDED_TOLERANCE = 2e-6
 ROUNDED_TOLERANCE = 5e-3
@@ -70,33 +71,39 @@ def last_inputs(chain: Chain) -> tuple[Weights, Tensor]:
     return chain.inputs_of_last(_PAIRS, len(chain.weights))
 
 
-def agree(candidate: Candidate, chain: Chain, spec: RouterSpec, right: Outputs) -> Agreement:
-    """Run a short chain and hold its last result against `right`, which is `expected` of `last_inputs`.
+def replayed(candidate: Candidate, chain: Chain) -> tuple[Outputs, str]:
+    """The last result of a short chain, and what is wrong with its form.
 
     x and the result are poisoned first: an element that is not written, or an x read too early, shows as NaN.
     """
-    if candidate.checks == "nothing":
-        return Agreement()
     captured = chain.capture(candidate, _PAIRS, len(chain.weights))
     got = captured.last
     assert got is not None
-    for tensor, like, dtype in (
-        (got.normed_x, chain.outputs.normed_x, None),
-        (got.router_logits, chain.outputs.router_logits, candidate.logits_dtype),
-    ):
+    for tensor, like in zip(got.all, chain.outputs.all, strict=True):
         if tensor is None or like is None:
             continue
+        dtype = candidate.logits_dtype if like is chain.outputs.router_logits else None
         found, wanted = (tensor.dtype, tuple(tensor.shape)), (dtype or like.dtype, tuple(like.shape))
         if found != wanted:
-            return Agreement(problem=f"the result is {found[0]} {found[1]}, not {wanted[0]} {wanted[1]}")
-    tensors = [tensor for tensor in (got.normed_x, got.router_logits, chain.x) if tensor is not None]
-    for tensor in tensors:
-        tensor.fill_(float("nan"))
+            return got, f"the result is {found[0]} {found[1]}, not {wanted[0]} {wanted[1]}"
+    written = [tensor for tensor in (*got.all, chain.x) if tensor is not None]
+    for tensor in written:
+        tensor.fill_(float("nan") if tensor.is_floating_point() else _NO_ID)
     _synchronize()
     captured.graph.replay()
     _synchronize()
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        return Agreement(problem="not every element of the result is written and finite")
+    if not all(bool(tensor.isfinite().all()) for tensor in written):
+        return got, "not every element of the result is written and finite"
+    return got, ""
+
+
+def agree(candidate: Candidate, chain: Chain, spec: RouterSpec, right: Outputs) -> Agreement:
+    """Run a short chain and hold its last result against `right`, which is `expected` of `last_inputs`."""
+    if candidate.checks == "nothing":
+        return Agreement()
+    got, problem = replayed(candidate, chain)
+    if problem:
+        return Agreement(problem=problem)
     if candidate.checks == "copy":
         same = got.normed_x is None or torch.equal(got.normed_x, chain.x)
         return Agreement(problem="" if same else "normed_x is not the x that was read")
@@ -104,17 +111,28 @@ def agree(candidate: Candidate, chain: Chain, spec: RouterSpec, right: Outputs) 
 
 
 def _compare(candidate: Candidate, spec: RouterSpec, got: Outputs, right: Outputs) -> Agreement:
-    error = float((got.router_logits.double() - right.router_logits).norm() / right.router_logits.norm())
+    assert got.router_logits is not None and right.router_logits is not None
+    error = relative_error(got.router_logits, right.router_logits)
     problem = (
         "" if error <= candidate.tolerance else f"logits are off by {error:.1e}, allowed {candidate.tolerance:.1e}"
     )
     ulps: int | None = None
     if right.normed_x is not None:
         assert got.normed_x is not None
-        ulps = int((_ordered(got.normed_x) - _ordered(right.normed_x)).abs().max())
+        ulps = ulps_between(got.normed_x, right.normed_x)
         if ulps > ulp_limit(spec):
             problem = problem or f"normed_x is off by {ulps} units in the last place, allowed {ulp_limit(spec)}"
     return Agreement(error, ulps, problem)
+
+
+def relative_error(found: Tensor, right: Tensor) -> float:
+    """||found - right|| / ||right||."""
+    return float((found.double() - right.double()).norm() / right.double().norm())
+
+
+def ulps_between(found: Tensor, right: Tensor) -> int:
+    """The largest distance of two elements, in units of the last place of their two-byte dtype."""
+    return int((_ordered(found) - _ordered(right)).abs().max())
 
 
 def _ordered(values: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..spec import RouterSpec
-from . import peers
+from . import path_inputs, paths, peers
 from .chain import Outputs
 from .inputs import dtype, random_rows, random_weights
 
@@ -33,11 +33,12 @@ _PROCESS_BYTES = 2 << 30  # of the GPU's memory: a CUDA context, cuBLAS's worksp
 
 @dataclass(frozen=True)
 class Job:
-    """One graph to compile: `peer` is a name out of `peers.COMPILED`."""
+    """One graph to compile: `peer` is a name out of `peers.COMPILED`, for a whole path out of `peers.PATH_COMPILED`."""
 
     spec: RouterSpec
     peer: str
     num_tokens: int
+    whole: bool = False
 
 
 def share_cache(folder: Path) -> None:
@@ -68,9 +69,14 @@ def compiled(jobs: Sequence[Job], processes: int, device: str = "cuda") -> Itera
 def compile_one(job: Job, device: str) -> None:
     """Compile and run one graph."""
     spec = job.spec
+    weights, x = random_weights(spec, device), random_rows(spec, job.num_tokens, device)
+    if job.whole:
+        path = path_inputs.path_args(spec, job.num_tokens, device)
+        function = paths.torch_functions(spec, (job.peer,))[job.peer]
+        paths.torch_candidate(job.peer, function, path).launch(weights, x, Outputs(None, None), 0)
+        return
     logits = torch.empty(job.num_tokens, spec.num_experts, dtype=dtype(spec.logits_dtype), device=device)
-    peer = peers.TORCH[job.peer](spec)
-    peer.launch(random_weights(spec, device), random_rows(spec, job.num_tokens, device), Outputs(None, logits), 0)
+    peers.TORCH[job.peer](spec).launch(weights, x, Outputs(None, logits), 0)
 
 
 def from_cache() -> tuple[int, int]:

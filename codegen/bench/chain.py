@@ -42,14 +42,26 @@ class Weights:
 
 @dataclass(frozen=True)
 class Outputs:
-    """normed_x [num_tokens, hidden_size], None for a gate alone; router_logits [num_tokens, num_experts]."""
+    """normed_x [num_tokens, hidden_size], None for a gate alone; router_logits [num_tokens, num_experts], None for a
+    whole path that keeps them to itself.
+
+    Of whole paths besides, where they have them: residual_out [num_tokens, hidden_size], topk_weights and topk_ids
+    [num_tokens, top_k].
+    """
 
     normed_x: Tensor | None
-    router_logits: Tensor
+    router_logits: Tensor | None
+    residual_out: Tensor | None = None
+    topk_weights: Tensor | None = None
+    topk_ids: Tensor | None = None
+
+    @property
+    def all(self) -> tuple[Tensor | None, ...]:
+        return (self.normed_x, self.router_logits, self.residual_out, self.topk_weights, self.topk_ids)
 
     @property
     def bytes(self) -> int:
-        return _bytes(self.normed_x) + _bytes(self.router_logits)
+        return sum(map(_bytes, self.all))
 
 
 Launch = Callable[[Weights, Tensor, Outputs, int], Outputs]
@@ -62,18 +74,20 @@ class Candidate:
     launch(weights, x, outputs, stream) puts the op on the current stream, whose cudaStream_t is `stream`, and
     returns the tensors that hold the result: `outputs`, or tensors of its own.
     variant: which kernel it runs, for the record.
-    checks: what must hold before it is timed: the router path, a copy of x (the probe), or nothing.
-    tolerance: of the logits, ||out - ref|| / ||ref|| against float64; logits_dtype: what it writes them in, None for
-    the dtype that the outputs have.
+    checks: what must hold before it is timed: the norm and gate, the whole path, a copy of x (the probe), or nothing.
+    tolerance: of the logits, ||out - ref|| / ||ref|| against float64, or of a whole path's choice of experts;
+    logits_dtype: what it writes logits in, None for the dtype that the outputs have.
+    best_of: the name that the fastest of several is timed by; "" for what is timed anyway.
     ours: built from this repository, so that a wrong result is an error and not a peer to leave out.
     """
 
     name: str
     launch: Launch
     variant: str = ""
-    checks: Literal["router", "copy", "nothing"] = "router"
+    checks: Literal["router", "path", "copy", "nothing"] = "router"
     tolerance: float = 0.0
     logits_dtype: torch.dtype | None = None
+    best_of: str = ""
     ours: bool = True
 
 

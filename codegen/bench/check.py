@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from ..errors import CheckFailed
 from . import tables
-from .record import Measurement, ModelRecord, Record
+from .record import Measurement, Point, Record
 
 
 @dataclass(frozen=True)
 class Finding:
     """normgate at one point, and what took less time there by more than the spreads of both; microseconds.
 
-    faster: a peer as tables call it, or normgate itself at the next token count.
+    model: its norm and gate, unless it says that it is the whole path; faster: a peer as tables call it, or normgate
+    itself at the next token count.
     """
 
     model: str
@@ -30,13 +32,13 @@ class Finding:
 
 
 def faster_peers(record: Record) -> list[Finding]:
-    """Every peer that beats normgate, at each point."""
+    """Every peer that beats normgate, at each point; for whole paths also our own kernels launched one by one."""
     return [
-        Finding(name, tokens, ours.median_us, tables.label(peer), point.candidates[peer].median_us)
-        for name, model in record.models.items()
-        for tokens, point in model.points.items()
+        Finding(name, tokens, ours.median_us, label(peer), point.candidates[peer].median_us)
+        for name, points, peers, label in _measured(record)
+        for tokens, point in points.items()
         if (ours := point.candidates.get("ours"))
-        for peer in tables.peers(model, tokens)
+        for peer in peers(tokens)
         if _less(point.candidates[peer], ours)
     ]
 
@@ -45,8 +47,8 @@ def cheaper_counts(record: Record) -> list[Finding]:
     """Every token count that costs more than the next larger one that was measured."""
     return [
         Finding(name, tokens, ours.median_us, f"{more} tokens", next_one.median_us)
-        for name, model in record.models.items()
-        for (tokens, ours), (more, next_one) in pairwise(_ours(model))
+        for name, points, *_ in _measured(record)
+        for (tokens, ours), (more, next_one) in pairwise(_ours(points))
         if _less(next_one, ours)
     ]
 
@@ -61,7 +63,20 @@ def _less(one: Measurement, other: Measurement) -> bool:
     return one.median_us + one.spread_us < other.median_us - other.spread_us
 
 
-def _ours(model: ModelRecord) -> Iterator[tuple[int, Measurement]]:
-    for tokens, point in sorted(model.points.items()):
+def _ours(points: Mapping[int, Point]) -> Iterator[tuple[int, Measurement]]:
+    for tokens, point in sorted(points.items()):
         if "ours" in point.candidates:
             yield tokens, point.candidates["ours"]
+
+
+_Names = Callable[[int], list[str]]
+_Label = Callable[[str], str]
+
+
+def _measured(record: Record) -> Iterator[tuple[str, Mapping[int, Point], _Names, _Label]]:
+    """What was measured of each model, of norm and gate, then of whole paths: the peers at a count, their names."""
+    for name, model in record.models.items():
+        yield name, model.points, partial(tables.peers, model), tables.label
+    for name, model in record.models.items():
+        if model.path:
+            yield f"{name}, whole path", model.path.points, partial(tables.path_peers, model.path), tables.path_label

@@ -37,7 +37,7 @@ def candidate(spec: RouterSpec, num_tokens: int, sm: int) -> Candidate:
 
     def launch(weights: Weights, x: Tensor, outputs: Outputs, stream: int) -> Outputs:
         norm, gate = _import("flashinfer.norm"), _import("flashinfer.gemm")
-        if spec.norm is None or outputs.normed_x is None:
+        if spec.norm is None or outputs.normed_x is None or outputs.router_logits is None:
             raise ValueError("there is no norm to run")
         if gemm == _TINYGEMM and num_tokens > _TINYGEMM_TOKENS:
             raise ValueError(f"its GEMM is for few tokens, timed up to {_TINYGEMM_TOKENS}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,49 @@ class LaunchArgs(ctypes.Structure):
         ("num_tokens", ctypes.c_int64),
         ("eps", ctypes.c_float),
         ("stream", ctypes.c_void_p),
+        ("residual_out", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("residual_row_stride", ctypes.c_int64),
+        ("residual_multiplier", ctypes.c_float),
+        ("topk_weights", ctypes.c_void_p),
+        ("topk_ids", ctypes.c_void_p),
+        ("e_score_correction_bias", ctypes.c_void_p),
+        ("tid2eid", ctypes.c_void_p),
+        ("input_ids", ctypes.c_void_p),
+        ("vocab_size", ctypes.c_int64),
+        ("softcap", ctypes.c_float),
+        ("renormalize_epsilon", ctypes.c_float),
+        ("renormalize_floor", ctypes.c_float),
+        ("routed_scaling_factor", ctypes.c_float),
+        ("tickets", ctypes.c_void_p),
+        ("places", ctypes.c_void_p),
     )
+
+
+@dataclass(frozen=True)
+class PathArgs:
+    """What a whole path's kernel takes and gives beside the gate's, as the header says; None for stages it has not.
+
+    residual may have a row stride; every other tensor is contiguous.
+    """
+
+    residual: Tensor | None = None
+    residual_out: Tensor | None = None
+    residual_multiplier: float = 1.0
+    topk_weights: Tensor | None = None
+    topk_ids: Tensor | None = None
+    e_score_correction_bias: Tensor | None = None
+    tid2eid: Tensor | None = None
+    input_ids: Tensor | None = None
+    softcap: float = 0.0
+    renormalize_epsilon: float = 0.0
+    renormalize_floor: float = 0.0
+    routed_scaling_factor: float = 1.0
+
+    @property
+    def dense(self) -> tuple[Tensor | None, ...]:
+        chosen = (self.topk_weights, self.topk_ids, self.e_score_correction_bias, self.tid2eid, self.input_ids)
+        return (self.residual_out, *chosen)
 
 
 def launch_args(
@@ -43,6 +86,7 @@ def launch_args(
     eps: float,
     stream: int,
     workspace: Tensor | None = None,
+    path: PathArgs | None = None,
 ) -> LaunchArgs:
     """The arguments of one call; what a kernel does not use may be None.
 
@@ -50,9 +94,13 @@ def launch_args(
     a row stride; `stream` is a cudaStream_t. The caller keeps the tensors alive until the kernel has run.
     ValueError for a tensor that is laid out in another way: the C interface could not notice.
     """
-    dense = (router_logits, normed_x, norm_weight, gate_weight, gate_bias, workspace)
-    if x.dim() != 2 or x.stride(1) != 1 or not all(tensor is None or tensor.is_contiguous() for tensor in dense):
-        raise ValueError("x must have contiguous rows, and every other tensor must be contiguous")
+    path = path or PathArgs()
+    dense = (router_logits, normed_x, norm_weight, gate_weight, gate_bias, workspace, *path.dense)
+    rows = [tensor for tensor in (x, path.residual) if tensor is not None]
+    if any(tensor.dim() != 2 or tensor.stride(1) != 1 for tensor in rows):
+        raise ValueError("x and residual must have contiguous rows")
+    if not all(tensor is None or tensor.is_contiguous() for tensor in dense):
+        raise ValueError("every tensor but x and residual must be contiguous")
 
     def address(tensor: Tensor | None) -> int | None:
         return None if tensor is None else tensor.data_ptr()
@@ -69,6 +117,20 @@ def launch_args(
         num_tokens=x.shape[0],
         eps=eps,
         stream=stream,
+        residual_out=address(path.residual_out),
+        residual=address(path.residual),
+        residual_row_stride=path.residual.stride(0) if path.residual is not None else 0,
+        residual_multiplier=path.residual_multiplier,
+        topk_weights=address(path.topk_weights),
+        topk_ids=address(path.topk_ids),
+        e_score_correction_bias=address(path.e_score_correction_bias),
+        tid2eid=address(path.tid2eid),
+        input_ids=address(path.input_ids),
+        vocab_size=path.tid2eid.shape[0] if path.tid2eid is not None else 0,
+        softcap=path.softcap,
+        renormalize_epsilon=path.renormalize_epsilon,
+        renormalize_floor=path.renormalize_floor,
+        routed_scaling_factor=path.routed_scaling_factor,
     )
 
 
@@ -159,6 +221,10 @@ class BenchLibrary(Library):
     def row_norm(self, args: LaunchArgs) -> None:
         """Launch a kernel that only norms rows, x into normed_x; for specs with a norm."""
         self._check(self._c.bench_row_norm(ctypes.byref(args)), "bench_row_norm")
+
+    def add_row_norm(self, args: LaunchArgs) -> None:
+        """The same behind a residual add, x and residual into residual_out and normed_x; for specs with both."""
+        self._check(self._c.bench_add_row_norm(ctypes.byref(args)), "bench_add_row_norm")
 
     def producer(self, x: Tensor, source: Tensor, stream: int) -> None:
         """Copy `source` to `x`, both contiguous and of the same size, a multiple of 16 bytes."""

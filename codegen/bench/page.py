@@ -15,6 +15,7 @@ from .record import ModelRecord, Record
 FEW_TOKENS = 64
 """Up to so many, a decoding batch, and above, a prefilling one, are averaged apart."""
 
+_PATH_PEERS = ("one_by_one", "torch_eager", "torch_compiled")
 _PEERS = ("seed", "flashinfer", "torch_compiled", "torch_compiled_unrounded")
 _PICTURE = Path("measured", "latency.png")
 
@@ -48,7 +49,8 @@ def text(found: Record, record_file: str) -> str:
         *_host(found),
         "## Microseconds",
         "In bold the fastest of what does the work.",
-        *(part for name, model in found.models.items() for part in _model(name, model, found)),
+        *(part for name, model in found.models.items() if model.points for part in _model(name, model, found)),
+        *_paths(found),
         *_left_out(found),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
@@ -168,18 +170,62 @@ def _model(name: str, model: ModelRecord, found: Record) -> Iterator[str]:
     yield tables.markdown(headings, rows)
 
 
+_PATHS = f"""\
+Residual add where the model has one, RMSNorm, gate, scoring and choice of experts, as `torch.ops.normgate.route`
+dispatches them. "Over norm + gate" is what that takes more than `norm_gate` on x alone, in microseconds, measured in
+the same rounds. One by one: our own kernels for add and norm, gate, and selection, the faster of two gates up to
+{FEW_TOKENS} tokens, chained by programmatic dependent launch. Apart: the same with norm and gate in one kernel, where
+that is not what is dispatched. The gate of one by one and of torch reads the rounded row. The last column is the
+fastest of these others over normgate."""
+
+
+def _paths(found: Record) -> Iterator[str]:
+    measured = {name: model.path for name, model in found.models.items() if model.path}
+    if not measured:
+        return
+    yield "## The whole path"
+    yield _PATHS
+    yield f"Up to {FEW_TOKENS} tokens, geometric means; in brackets the smallest and the largest:"
+    rows = []
+    for name, path in measured.items():
+        ours = {tokens: us for tokens, us in tables.medians(path, "ours").items() if tokens <= FEW_TOKENS}
+        over = [us for tokens, us in tables.over_norm_gate(path).items() if tokens in ours]
+        ratios = [tables.quotients(tables.medians(path, peer), ours) for peer in _PATH_PEERS]
+        most = f"{min(over):.2f} to {max(over):.2f}" if over else "-"
+        rows.append([name, path.stages, most, *(_mean(list(of_peer.values())) for of_peer in ratios)])
+    peers = [f"{tables.path_label(peer)} / normgate" for peer in _PATH_PEERS]
+    yield tables.markdown(["model", "path", "over norm + gate, us", *peers], rows, left=2)
+    for name, path in measured.items():
+        yield f"### {name}, the whole path"
+        yield f"{_shape(found.models[name])}: {path.stages}"
+        headings, cells = tables.path_rows(path)
+        for row, tokens in zip(cells, path.points, strict=True):
+            point = path.points[tokens].candidates
+            ways = [way for way in ("ours", *tables.path_peers(path, tokens)) if way in point]
+            if ways:
+                fastest = min(ways, key=lambda way: point[way].median_us)
+                column = headings.index(tables.path_label(fastest))
+                row[column] = f"**{row[column]}**"
+        yield tables.markdown(headings, cells)
+
+
 def _left_out(found: Record) -> Iterator[str]:
     reasons = Counter(
-        (name, reason)
+        (tables.label(name), reason)
         for model in found.models.values()
         for point in model.points.values()
         for name, reason in point.left_out.items()
     )
+    reasons.update(
+        (f"{tables.path_label(name)} (whole path)", reason)
+        for model in found.models.values()
+        if model.path
+        for point in model.path.points.values()
+        for name, reason in point.left_out.items()
+    )
     if reasons:
         yield "## What was left out"
-        yield "\n".join(
-            f"- {tables.label(name)}, at {points} points: {reason}" for (name, reason), points in reasons.items()
-        )
+        yield "\n".join(f"- {name}, at {points} points: {reason}" for (name, reason), points in reasons.items())
 
 
 def _shape(model: ModelRecord) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from ..spec import RouterSpec
 from .agreement import tolerance
 from .chain import Candidate, Outputs, Weights
 from .inputs import dtype
-from .native import BenchLibrary, Library, launch_args
+from .native import BenchLibrary, Library, PathArgs, launch_args
 from .probe import geometries
 
 # torch leaves what this file calls of it without annotations.
@@ -32,11 +32,15 @@ class BenchFunctions:
 
     seed: the seed's design; row_norm: whether it can norm rows alone, which needs a spec with a norm;
     gate_gemv: gate alone, reading normed_x as written.
+    apart: the whole path with its other stages in launches around the gate's; after_norm: what follows a norm kernel in
+    launches of its own, gate and selection, several ways.
     """
 
     seed: Mapping[int, str] = field(default_factory=dict)
     row_norm: bool = False
     gate_gemv: Mapping[int, str] = field(default_factory=dict)
+    apart: Mapping[int, str] = field(default_factory=dict)
+    after_norm: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 def seed_allows(spec: RouterSpec) -> bool:
@@ -68,8 +72,12 @@ def forced(
     *,
     name: str = "",
     logits_from: str = "",
+    path: PathArgs | None = None,
 ) -> Candidate:
-    """A function of `library` by its name, through the C interface; `name` is by default the function's."""
+    """A function of `library` by its name, through the C interface; `name` is by default the function's.
+
+    path: of a whole path's function, what it takes and gives beside the gate's.
+    """
     workspace = library.workspace(function, num_tokens)
     eps = spec.norm.eps if spec.norm else 0.0
 
@@ -84,6 +92,7 @@ def forced(
             workspace=workspace,
             eps=eps,
             stream=stream,
+            path=path,
         )
         library.launch(function, args)
         return outputs
@@ -164,7 +173,8 @@ def probes(spec: RouterSpec, library: BenchLibrary) -> list[Candidate]:
     weight_bytes = dtype(spec.gate_weight_dtype).itemsize
     shapes = geometries(spec.hidden_size, spec.num_experts, weight_bytes)
     return [
-        Candidate(f"probe_{shape.name}", at(index), shape.name, checks="copy") for index, shape in enumerate(shapes)
+        Candidate(f"probe_{shape.name}", at(index), shape.name, checks="copy", best_of="probe")
+        for index, shape in enumerate(shapes)
     ]
 
 
@@ -180,19 +190,20 @@ def empty(library: BenchLibrary) -> Candidate:
 
 def torch_eager(spec: RouterSpec) -> Candidate:
     """F.rms_norm and a matrix product, as models are written."""
-    return _torch_candidate("torch_eager", spec, _composition(spec), "rounded")
+    return _torch_candidate("torch_eager", spec, composition(spec), "rounded")
 
 
 def torch_compiled(spec: RouterSpec) -> Candidate:
     """The same under torch.compile."""
-    return _torch_candidate("torch_compiled", spec, _compiled(_composition(spec)), "rounded")
+    return _torch_candidate("torch_compiled", spec, compiled(composition(spec)), "rounded")
 
 
 def torch_compiled_unrounded(spec: RouterSpec) -> Candidate:
     """Our contract under torch.compile: the norm stays in fp32 into an fp32 matrix product."""
-    return _torch_candidate("torch_compiled_unrounded", spec, _compiled(_unrounded(spec)), "unrounded")
+    return _torch_candidate("torch_compiled_unrounded", spec, compiled(_unrounded(spec)), "unrounded")
 
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 _Function = Callable[[Tensor, Tensor | None, Tensor, Tensor | None], tuple[Tensor | None, Tensor]]
 
 
@@ -205,15 +216,16 @@ def _torch_candidate(name: str, spec: RouterSpec, function: _Function, logits_fr
     return Candidate(name, launch, tolerance=tolerance(spec, logits_from), ours=False)
 
 
-def _compiled(function: _Function) -> _Function:
+def compiled(function: _F) -> _F:
+    """Under torch.compile, once for each shape."""
     # One code object serves all models and token counts: by default dynamo gives up after a few.
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(_torch._dynamo.config, limit, 4096)
-    compiled: _Function = torch.compile(function, fullgraph=True, dynamic=False)
-    return compiled
+    return cast(_F, torch.compile(function, fullgraph=True, dynamic=False))
 
 
-def _composition(spec: RouterSpec) -> _Function:
+def composition(spec: RouterSpec) -> _Function:
+    """Norm and gate of x, norm weight, gate weight and bias, as models are written: normed_x and logits."""
     gate_dtype, logits_dtype = dtype(spec.gate_weight_dtype), dtype(spec.logits_dtype)
     norm = spec.norm
 
@@ -280,9 +292,16 @@ NAMES = ("ours", "probe", "empty", "seed", "norm_then_gemv", "flashinfer", *TORC
 """Every candidate that can be asked for, in the order of tables and plots."""
 
 
-def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
-    """`names` in the order of NAMES; ToolError for one that does not exist."""
-    unknown = sorted(set(names) - set(NAMES))
+PATH_NAMES = ("ours", "norm_gate", "apart", "one_by_one", "torch_eager", "torch_compiled")
+"""The same for whole paths; their makers are in paths.py."""
+
+PATH_COMPILED = ("torch_compiled",)
+
+
+def chosen(names: tuple[str, ...], among: tuple[str, ...] = NAMES) -> tuple[str, ...]:
+    """Those of `names` that are `among`, in its order; ToolError for one that does not exist at all."""
+    known = tuple(dict.fromkeys((*NAMES, *PATH_NAMES)))
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        raise ToolError(f"no such candidate: {', '.join(unknown)}; there are {', '.join(NAMES)}: --candidates NAME,...")
-    return tuple(name for name in NAMES if name in names)
+        raise ToolError(f"no such candidate: {', '.join(unknown)}; there are {', '.join(known)}: --candidates NAME,...")
+    return tuple(name for name in among if name in names)

@@ -53,8 +53,9 @@ class Source(_Frozen):
 class Measurement(_Frozen):
     """One candidate at one point: median and interquartile range of the rounds, microseconds an op.
 
-    error: ||logits - ref|| / ||ref|| against float64, and normed_ulps the largest distance of an element of
-    normed_x in units of its last place; None where there is nothing to compare. variant: the kernel that ran.
+    error: ||logits - ref|| / ||ref|| against float64, of a whole path the same of its weights; normed_ulps: the largest
+    distance of an element of normed_x in units of its last place; None where there is nothing to compare. variant: the
+    kernel that ran.
     """
 
     median_us: float
@@ -92,8 +93,18 @@ class Point(_Frozen):
     left_out: dict[str, str] = {}
 
 
+class PathRecord(_Frozen):
+    """A model's whole path: the kernel's name, its stages in words, its points by token count."""
+
+    kernel: str
+    stages: str
+    points: dict[int, Point] = {}
+
+
 class ModelRecord(_Frozen):
-    """One model: what its spec computes, its points and what its calls cost the host by token count."""
+    """One model: what its spec computes, points and what calls cost the host by token count, all of norm and gate; and
+    its whole path, where that was measured.
+    """
 
     hidden_size: int
     num_experts: int
@@ -105,10 +116,11 @@ class ModelRecord(_Frozen):
     logits_from: str
     points: dict[int, Point] = {}
     host: dict[int, HostCost] = {}
+    path: PathRecord | None = None
 
     @property
     def problem(self) -> RouterPath:
-        """What is computed. Whether weights were loaded early the record does not say."""
+        """What norm and gate compute. Whether weights were loaded early the record does not say."""
         return RouterPath(
             hidden_size=self.hidden_size,
             num_experts=self.num_experts,
@@ -160,7 +172,7 @@ class ProtocolRecord(_Frozen):
 
 
 class Record(_Frozen):
-    """A run. Frozen: `with_point` and `with_host` give a new one. Older records have neither rates nor host costs."""
+    """A run. Frozen: `with_point` and its like give a new one. Older records have no rates, host costs or paths."""
 
     schema_version: Literal[1] = 1
     verb: str
@@ -175,6 +187,14 @@ class Record(_Frozen):
         model = self.models.get(spec.name, ModelRecord.of(spec))
         points = dict(sorted({**model.points, num_tokens: point}.items()))
         return self._with_model(spec.name, model.model_copy(update={"points": points}))
+
+    def with_path_point(self, spec: RouterSpec, path: PathRecord, num_tokens: int, point: Point) -> Record:
+        """This record and one more point of a whole path, which is `path` where it has none yet."""
+        model = self.models.get(spec.name, ModelRecord.of(spec))
+        path = model.path or path
+        points = dict(sorted({**path.points, num_tokens: point}.items()))
+        path = path.model_copy(update={"points": points})
+        return self._with_model(spec.name, model.model_copy(update={"path": path}))
 
     def with_host(self, model: str, host: dict[int, HostCost]) -> Record:
         """This record and what the calls of a model that it holds cost the host."""

@@ -18,13 +18,13 @@ from rich.table import Table
 
 from ..errors import CheckFailed, ToolError
 from ..spec import RouterSpec
-from . import agreement, ahead, chip, flashinfer, host, peers, record, tables
+from . import agreement, ahead, chip, flashinfer, host, path_agreement, path_inputs, paths, peers, record, tables
 from .agreement import Agreement
 from .chain import Candidate, Chain, Measured, Outputs, Weights
 from .inputs import dtype, random_rows, random_weights
-from .native import BenchLibrary, Library
+from .native import BenchLibrary, Library, PathArgs
 from .peers import BenchFunctions
-from .record import Measurement, Point, ProtocolRecord, Record
+from .record import Measurement, PathRecord, Point, ProtocolRecord, Record
 from .rotation import Protocol, rotation
 
 # torch leaves what this file calls of it without annotations.
@@ -32,28 +32,40 @@ _cuda: Any = torch.cuda
 
 _AHEAD_SHARE = 0.3  # of the time budget; what is not compiled ahead by then is compiled where it is asked for
 _AGREEMENT_SHARE = 0.6  # of the time budget; points not agreed upon by then are not timed
-_PROBE_REPEATS = 7  # rounds that choose the probe's geometry
+_CHOOSING_REPEATS = 7  # rounds that choose the fastest of several ways
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model to benchmark: its spec, the name of its kernel, and its benchmark package."""
+    """A model to benchmark: its spec, the name of its kernel, its benchmark package, and the name of the kernel of its
+    whole path, "" where that is no more than norm and gate.
+    """
 
     spec: RouterSpec
     kernel: str
     bench: BenchLibrary
     functions: BenchFunctions = field(default_factory=BenchFunctions)
+    path_kernel: str = ""
 
 
 @dataclass
 class _Work:
-    """One point on its way: candidates that agree, how well, and who was left out and why."""
+    """One point on its way: candidates that agree, how well, and who was left out and why.
+
+    path: of a whole path, what it takes and gives beside the gate's.
+    """
 
     model: Model
     num_tokens: int
+    whole: bool = False
+    path: PathArgs | None = None
     candidates: list[Candidate] = field(default_factory=list)
     agreements: dict[str, Agreement] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"{self.model.spec.name}{', whole path' * self.whole}, {self.num_tokens} tokens"
 
 
 def run(
@@ -67,15 +79,17 @@ def run(
     budget_s: float,
     unrounded_tokens: Collection[int],
     candidates: tuple[str, ...] = peers.NAMES,
+    path_tokens: Sequence[int] = (),
+    path_candidates: tuple[str, ...] = peers.PATH_NAMES,
     protocol: Protocol | None = None,
     resume: bool = False,
     console: Console | None = None,
 ) -> Record:
-    """Benchmark `models` at each of `tokens` and write the record to `out`.
+    """Benchmark `models` at each of `tokens`, whole paths at each of `path_tokens`, and write the record to `out`.
 
-    package: the imported normgate package, library: its libnormgate.so; candidates: names out of
-    `peers.NAMES`, of which `peers.UNROUNDED`, the slowest, is asked for at unrounded_tokens only;
-    budget_s: no point is begun after that many seconds; resume: keep the points that `out` already has.
+    package: the imported normgate package, library: its libnormgate.so; candidates: names out of `peers.NAMES`, of
+    which `peers.UNROUNDED`, the slowest, is asked for at unrounded_tokens only; path_candidates: names out of
+    `peers.PATH_NAMES`; budget_s: no point is begun after that many seconds; resume: keep the points that `out` has.
 
     Raises CheckFailed when something of ours gives a wrong result, before anything is timed; a peer that
     cannot run or does not agree is left out with the reason. ToolError: no GPU, or `out` cannot be resumed.
@@ -83,7 +97,7 @@ def run(
     if not torch.cuda.is_available():
         raise ToolError("the benchmark needs a GPU and a CUDA build of torch; with both: python build.py bench")
     begin = time.monotonic()
-    names = peers.chosen(candidates)
+    names, path_names = peers.chosen(candidates), peers.chosen(path_candidates, peers.PATH_NAMES)
     console = console or Console()
     protocol = protocol or Protocol()
     written = _begin(out, repository, protocol, resume)
@@ -92,23 +106,37 @@ def run(
     for work in todo:
         if peers.UNROUNDED in names and work.num_tokens not in unrounded_tokens:
             work.left_out[peers.UNROUNDED] = "not asked for at this count"
-    _compile_ahead(todo, names, begin + _AHEAD_SHARE * budget_s, console)
+    done_paths = {(name, count) for name, model in written.models.items() if model.path for count in model.path.points}
+    todo += [
+        _Work(model, count, whole=True)
+        for model in models
+        for count in path_tokens
+        if model.path_kernel and (model.spec.name, count) not in done_paths
+    ]
+    _compile_ahead(todo, names, path_names, begin + _AHEAD_SHARE * budget_s, console)
     weights = {model.spec.name: weight_sets(model.spec, written.machine.l2_bytes, protocol) for model in models}
 
     wrong: list[str] = []
     agreed: list[_Work] = []
     torch_peers = {model.spec.name: _torch_peers(model.spec, names) for model in models}
+    torch_paths = {model.spec.name: paths.torch_functions(model.spec, path_names) for model in models}
     with progress(console, "agreement", len(todo)) as step:
         for work in todo:
             if time.monotonic() - begin > _AGREEMENT_SHARE * budget_s:
                 break
-            spec = work.model.spec
-            step(f"{spec.name}, {work.num_tokens} tokens")
-            asked = [*_own(work.model, library, names, work.num_tokens, written.machine.sm)]
-            asked += [peer for peer in torch_peers[spec.name] if peer.name not in work.left_out]
-            if "flashinfer" in names:
-                asked.append(flashinfer.candidate(spec, work.num_tokens, written.machine.sm))
-            wrong += _agree(work, asked, chain_of(work.model.bench, spec, work.num_tokens, weights[spec.name]), package)
+            spec, sm = work.model.spec, written.machine.sm
+            step(work.title)
+            if work.whole:
+                work.path = path_inputs.path_args(spec, work.num_tokens)
+                asked = [*_own_of_path(work, library, package, path_names, sm, work.path)]
+                functions = torch_paths[spec.name]
+                asked += [paths.torch_candidate(name, functions[name], work.path) for name in functions]
+            else:
+                asked = [*_own(work.model, library, names, work.num_tokens, sm)]
+                asked += [peer for peer in torch_peers[spec.name] if peer.name not in work.left_out]
+                if "flashinfer" in names:
+                    asked.append(flashinfer.candidate(spec, work.num_tokens, sm))
+            wrong += _agree(work, asked, _chain(work, weights[spec.name]), package)
             agreed.append(work)
     if wrong:
         raise CheckFailed("\n".join(wrong))
@@ -124,16 +152,20 @@ def run(
             if time.monotonic() - begin > budget_s:
                 break
             spec = work.model.spec
-            step(f"{spec.name}, {work.num_tokens} tokens")
-            measured = _measure(work, chain_of(work.model.bench, spec, work.num_tokens, weights[spec.name]), protocol)
-            written = written.with_point(spec, work.num_tokens, _point(work, measured))
+            step(work.title)
+            point = _point(work, _measure(work, _chain(work, weights[spec.name]), protocol))
+            if work.whole:
+                path = PathRecord(kernel=work.model.path_kernel, stages=paths.stages(spec))
+                written = written.with_path_point(spec, path, work.num_tokens, point)
+            else:
+                written = written.with_point(spec, work.num_tokens, point)
             if not written.models[spec.name].host:
                 written = written.with_host(spec.name, host.measure(spec, weights[spec.name][0]))
             record.write(written, out)
             timed += 1
     for model in models:
-        if model.spec.name in written.models:
-            console.print(_table(written, model.spec.name))
+        for table in _tables(written, model.spec.name):
+            console.print(table)
     if timed < len(todo):
         console.print(
             f"{len(todo) - timed} of {len(todo)} points were not begun within {budget_s:g} s: resume for them"
@@ -157,13 +189,15 @@ def _begin(out: Path, repository: Path, protocol: Protocol, resume: bool) -> Rec
     return before
 
 
-def _compile_ahead(todo: Sequence[_Work], names: tuple[str, ...], until: float, console: Console) -> None:
+def _compile_ahead(
+    todo: Sequence[_Work], names: tuple[str, ...], path_names: tuple[str, ...], until: float, console: Console
+) -> None:
     """Have what torch.compile is asked for compiled by processes of its own, until time.monotonic() is `until`."""
     jobs = [
-        ahead.Job(work.model.spec, peer, work.num_tokens)
+        ahead.Job(work.model.spec, peer, work.num_tokens, work.whole)
         for work in todo
-        for peer in peers.COMPILED
-        if peer in names and peer not in work.left_out
+        for peer in (peers.PATH_COMPILED if work.whole else peers.COMPILED)
+        if peer in (path_names if work.whole else names) and peer not in work.left_out
     ]
     if not jobs:
         return
@@ -171,7 +205,7 @@ def _compile_ahead(todo: Sequence[_Work], names: tuple[str, ...], until: float, 
     with progress(console, "torch.compile", len(jobs)) as step:
         step(f"{processes} processes")
         for job in ahead.compiled(jobs, processes):
-            step(f"{job.spec.name}, {job.num_tokens} tokens")
+            step(f"{job.spec.name}{', whole path' * job.whole}, {job.num_tokens} tokens")
             if time.monotonic() > until:
                 break
 
@@ -189,6 +223,13 @@ def chain_of(bench: BenchLibrary, spec: RouterSpec, num_tokens: int, weights: Se
     normed_x = torch.empty_like(sources[0]) if spec.norm else None
     logits = torch.empty((num_tokens, spec.num_experts), dtype=dtype(spec.logits_dtype), device="cuda")
     return Chain(bench, weights, sources, Outputs(normed_x, logits))
+
+
+def _chain(work: _Work, weights: Sequence[Weights]) -> Chain:
+    model = work.model
+    if work.path is None:
+        return chain_of(model.bench, model.spec, work.num_tokens, weights)
+    return paths.chain_of(model.bench, model.spec, weights, work.path, work.num_tokens)
 
 
 def _torch_peers(spec: RouterSpec, names: tuple[str, ...]) -> list[Candidate]:
@@ -209,37 +250,55 @@ def _own(model: Model, library: Library, names: tuple[str, ...], num_tokens: int
             yield found
 
 
+def _own_of_path(
+    work: _Work, library: Library, package: ModuleType, names: tuple[str, ...], sm: int, path: PathArgs
+) -> Iterator[Candidate]:
+    """The same of a whole path; of our own kernels launched one by one all ways."""
+    model, num_tokens = work.model, work.num_tokens
+    kernels = (model.kernel, model.path_kernel)
+    return paths.own(names, model.spec, package, library, model.bench, model.functions, kernels, sm, path, num_tokens)
+
+
 def _agree(work: _Work, asked: Sequence[Candidate], chain: Chain, package: ModuleType) -> list[str]:
     """Sort the candidates into `work`; what is wrong with ours, a line each."""
     spec = work.model.spec
-    right = agreement.expected(spec, package.reference, *agreement.last_inputs(chain))
+    right: Outputs | None = None
+    right_path: path_agreement.Right | None = None
     wrong = []
     for candidate in asked:
         try:
-            found = agreement.agree(candidate, chain, spec, right)
+            if candidate.checks == "path" and work.path is not None:
+                right_path = right_path or path_agreement.Right(spec, package, chain, work.path)
+                found = path_agreement.agree(candidate, chain, right_path)
+            else:
+                right = right or agreement.expected(spec, package.reference, *agreement.last_inputs(chain))
+                found = agreement.agree(candidate, chain, spec, right)
         except Exception as error:
-            if candidate.ours:
+            if candidate.ours and not candidate.best_of:
                 raise
             found = Agreement(problem=_in_short(error))
+            if candidate.ours:  # one way of several: a chip may have no place for its clusters
+                work.left_out[candidate.name] = found.problem
+                continue
         if not found.problem:
             work.candidates.append(candidate)
             work.agreements[candidate.name] = found
         elif candidate.ours:
-            what = f"{candidate.name} ({candidate.variant})"
-            wrong.append(f"{spec.name}, {work.num_tokens} tokens, {what}: {found.problem}")
+            wrong.append(f"{work.title}, {candidate.name} ({candidate.variant}): {found.problem}")
         else:
             work.left_out[candidate.name] = found.problem
     return wrong
 
 
 def _measure(work: _Work, chain: Chain, protocol: Protocol) -> Measured:
-    """Time the candidates of `work`, the probe in its fastest geometry only."""
-    probes = [candidate for candidate in work.candidates if candidate.checks == "copy"]
-    if probes:
-        tried = chain.measure(probes, replace(protocol, repeats=_PROBE_REPEATS)).timings
-        fastest = min(probes, key=lambda probe: tried[probe.name].median_us)
-        others = [candidate for candidate in work.candidates if candidate.checks != "copy"]
-        work.candidates = [*others, replace(fastest, name="probe")]
+    """Time the candidates of `work`; of what can be done in several ways, the fastest way only."""
+    for name in dict.fromkeys(candidate.best_of for candidate in work.candidates if candidate.best_of):
+        ways = [candidate for candidate in work.candidates if candidate.best_of == name]
+        tried = chain.measure(ways, replace(protocol, repeats=_CHOOSING_REPEATS)).timings if ways[1:] else {}
+        fastest = min(ways, key=lambda way: tried[way.name].median_us if tried else 0.0)
+        others = [candidate for candidate in work.candidates if candidate.best_of != name]
+        work.candidates = [*others, replace(fastest, name=name, best_of="")]
+        work.agreements[name] = work.agreements[fastest.name]
     return chain.measure(work.candidates, protocol)
 
 
@@ -287,10 +346,19 @@ def progress(console: Console, what: str, total: int) -> Iterator[Any]:
         yield step
 
 
-def _table(written: Record, name: str) -> Table:
-    model = written.models[name]
-    table = Table(title=f"{name}, {model.hidden_size} x {model.num_experts}, microseconds on {written.machine.chip}")
-    headings, rows = tables.rows(model, written.rates)
+def _tables(written: Record, name: str) -> Iterator[Table]:
+    if (model := written.models.get(name)) is None:
+        return
+    shape = f"{name}, {model.hidden_size} x {model.num_experts}"
+    if model.points:
+        yield _table(f"{shape}, microseconds on {written.machine.chip}", *tables.rows(model, written.rates))
+    if model.path:
+        title = f"{shape}, the whole path: {model.path.stages}; microseconds on {written.machine.chip}"
+        yield _table(title, *tables.path_rows(model.path))
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title)
     for heading in headings:
         table.add_column(heading, justify="right")
     for row in rows:

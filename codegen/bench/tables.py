@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from .record import ChipRates, ModelRecord
+from .record import ChipRates, ModelRecord, PathRecord
 from .roofline import roofline_us
 
 LABELS = {
@@ -21,6 +21,16 @@ LABELS = {
 }
 """What tables and plots call the candidates, in their order."""
 
+PATH_LABELS = {
+    "ours": "normgate route",
+    "norm_gate": "norm + gate",
+    "one_by_one": "one by one",
+    "apart": "apart",
+    "torch_eager": "torch eager",
+    "torch_compiled": "torch.compile",
+}
+"""The same for whole paths."""
+
 MARKS = ("probe", "empty")
 """Candidates that do not do the work, so that no ratio says whether ours is the faster way."""
 
@@ -33,13 +43,18 @@ def label(candidate: str) -> str:
     return LABELS.get(candidate, candidate)
 
 
+def path_label(candidate: str) -> str:
+    """The name of a whole path's candidate for readers."""
+    return PATH_LABELS.get(candidate, candidate)
+
+
 def candidates(model: ModelRecord) -> list[str]:
     """Every candidate that a model has been measured with, in the order of LABELS, others after them."""
     found = {name for point in model.points.values() for name in point.candidates}
     return [name for name in LABELS if name in found] + sorted(found - LABELS.keys())
 
 
-def medians(model: ModelRecord, candidate: str) -> dict[int, float]:
+def medians(model: ModelRecord | PathRecord, candidate: str) -> dict[int, float]:
     """A candidate's medians by token count, ascending; counts where it was not measured are left out."""
     return {
         tokens: point.candidates[candidate].median_us
@@ -48,7 +63,7 @@ def medians(model: ModelRecord, candidate: str) -> dict[int, float]:
     }
 
 
-def ratios(model: ModelRecord, candidate: str, base: str) -> dict[int, float]:
+def ratios(model: ModelRecord | PathRecord, candidate: str, base: str) -> dict[int, float]:
     """`candidate`'s median over `base`'s at each token count that has both; above 1 the base is faster."""
     return quotients(medians(model, candidate), medians(model, base))
 
@@ -84,6 +99,26 @@ def best_peers(model: ModelRecord) -> dict[int, float]:
     }
 
 
+def path_peers(path: PathRecord, num_tokens: int) -> list[str]:
+    """The other ways to the same at a token count: our own kernels launched one after the other, and torch."""
+    return [name for name in path.points[num_tokens].candidates if name not in ("ours", "norm_gate")]
+
+
+def best_path_peers(path: PathRecord) -> dict[int, float]:
+    """The median of the fastest of `path_peers` by token count, microseconds."""
+    found = {}
+    for tokens, point in sorted(path.points.items()):
+        if names := path_peers(path, tokens):
+            found[tokens] = min(point.candidates[name].median_us for name in names)
+    return found
+
+
+def over_norm_gate(path: PathRecord) -> dict[int, float]:
+    """What the whole path takes more than norm and gate alone, by token count, microseconds."""
+    alone = medians(path, "norm_gate")
+    return {tokens: us - alone[tokens] for tokens, us in medians(path, "ours").items() if tokens in alone}
+
+
 def geometric_mean(values: Iterable[float]) -> float | None:
     """None for no values; each must be above 0."""
     found = list(values)
@@ -104,6 +139,16 @@ def rows(model: ModelRecord, rates: ChipRates | None) -> tuple[list[str], list[l
         columns["normgate / roofline"] = quotients(ours, roofline)
     columns["best peer / normgate"] = quotients(best_peers(model), ours)
     cells = [[str(tokens), *(number(column.get(tokens)) for column in columns.values())] for tokens in model.points]
+    return ["tokens", *columns], cells
+
+
+def path_rows(path: PathRecord) -> tuple[list[str], list[list[str]]]:
+    """A whole path as a table, as `rows`: microseconds of each way there, and what ours takes over norm and gate."""
+    ours = medians(path, "ours")
+    columns = {PATH_LABELS["ours"]: ours, "over norm + gate": over_norm_gate(path)}
+    columns |= {name: medians(path, key) for key, name in PATH_LABELS.items() if key not in ("ours", "norm_gate")}
+    columns["best other / normgate"] = quotients(best_path_peers(path), ours)
+    cells = [[str(tokens), *(number(column.get(tokens)) for column in columns.values())] for tokens in path.points]
     return ["tokens", *columns], cells
 
 

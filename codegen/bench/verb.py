@@ -18,7 +18,7 @@ from ..errors import BadInput, Problem, ToolError
 from ..problem import Problem as RouterPath
 from ..spec import RouterSpec
 from . import against, ahead, peers, record, run
-from .build import Index, build, built_before, folder_of
+from .build import Built, Index, build, built_before, folder_of
 from .native import BenchLibrary, Library
 
 
@@ -27,6 +27,7 @@ def bench(
     tokens: Sequence[int],
     *,
     out: Path,
+    path_tokens: Sequence[int],
     unrounded_tokens: Collection[int],
     candidates: tuple[str, ...] | None,
     record_file: Path | None,
@@ -43,14 +44,17 @@ def bench(
     CheckFailed for what became slower than in `against_file`.
     """
     before = None if against_file is None else record.read(against_file)  # a bad file is said before hours of measuring
-    names = peers.NAMES if candidates is None else peers.chosen(candidates)
+    asked = (*peers.NAMES, *peers.PATH_NAMES) if candidates is None else candidates
+    names, path_names = peers.chosen(asked), peers.chosen(asked, peers.PATH_NAMES)
+    # Nothing is timed where nothing that was asked for exists.
+    tokens, path_tokens = tokens if names else (), path_tokens if path_names else ()
     if not build_only:
         _require_gpu_and_library(out)
     folder = folder_of(out)
     if no_build:
         index = built_before(folder)
     else:
-        index = build(specs, tokens, target(sm), folder, jobs=jobs, console=console)
+        index = build(specs, tokens, path_tokens, target(sm), folder, jobs=jobs, console=console)
     if build_only:
         console.print(
             f"{len(specs)} benchmarks are built for sm_{index.sm}; on the GPU: bench --no-build", highlight=False
@@ -69,6 +73,8 @@ def bench(
         repository=places.home(),
         budget_s=budget_s,
         candidates=names,
+        path_tokens=path_tokens,
+        path_candidates=path_names,
         unrounded_tokens=unrounded_tokens,
         resume=resume,
         console=console,
@@ -104,15 +110,18 @@ def _models(specs: Sequence[RouterSpec], index: Index, folder: Path) -> list[run
     lacking = [spec.name for spec in specs if spec.name not in index.models]
     if lacking:
         raise ToolError(f"{folder}: built without {', '.join(lacking)}; build it anew, or name others with --spec")
-    return [
-        run.Model(
-            spec,
-            naming.kernel_name(RouterPath.of(spec)),
-            BenchLibrary(folder / index.models[spec.name].folder / LIBRARY),
-            index.models[spec.name].functions,
-        )
-        for spec in specs
-    ]
+    return [_model(spec, index.models[spec.name], folder) for spec in specs]
+
+
+def _model(spec: RouterSpec, built: Built, folder: Path) -> run.Model:
+    path = RouterPath.of(spec)
+    return run.Model(
+        spec,
+        naming.kernel_name(path.gate_part),
+        BenchLibrary(folder / built.folder / LIBRARY),
+        built.functions,
+        naming.kernel_name(path) if path != path.gate_part else "",
+    )
 
 
 def package_of(out: Path) -> ModuleType:

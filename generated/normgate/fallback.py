@@ -2,16 +2,30 @@
 
 import functools
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import dispatch
+from .table_types import SelectionTable
 
 ALIGNMENT_BYTES = 16  # of what the kernels read at once
 
-# What a kernel is looked up by: the arguments of dispatch.find_kernel.
-RouterPath = tuple[int, int, str, str, str, str | None, bool, str]
+
+class RouterPath(NamedTuple):
+    """What a kernel is looked up by: the arguments of :func:`dispatch.find_kernel`."""
+
+    hidden_size: int
+    num_experts: int
+    activation_dtype: str
+    gate_weight_dtype: str
+    logits_dtype: str
+    norm_order: str | None
+    gate_bias: bool
+    logits_from: str
+    residual: str = ""
+    selection: SelectionTable | None = None
 
 
 def warn(
@@ -23,15 +37,23 @@ def warn(
     norm_order: str | None,
     logits_from: str,
     logits_dtype: torch.dtype,
+    *,
+    residual: Tensor | None = None,
+    residual_multiplier: float = 1.0,
+    selection: SelectionTable | None = None,
 ) -> None:
     """Warn that the reference composition serves this call; nothing happens when it did so before."""
     major, minor = torch.cuda.get_device_capability(x.device)
     num_experts, hidden_size = gate_weight.shape
     dtypes = (_name(x.dtype), _name(gate_weight.dtype), _name(logits_dtype))
-    path = (hidden_size, num_experts, *dtypes, norm_order, gate_bias is not None, logits_from)
-    starts = [tensor.data_ptr() for tensor in (x, norm_weight, gate_weight, gate_bias) if tensor is not None]
+    added = "" if residual is None else "add" if residual_multiplier == 1.0 else "scaled_add"
+    gate = (norm_order, gate_bias is not None, logits_from)
+    path = RouterPath(hidden_size, num_experts, *dtypes, *gate, added, selection)
+    rows = [tensor for tensor in (x, residual) if tensor is not None]
+    weights = [tensor for tensor in (norm_weight, gate_weight, gate_bias) if tensor is not None]
+    starts = [tensor.data_ptr() for tensor in (*rows, *weights)]
     if x.shape[0] > 1:
-        starts.append(x.stride(0) * x.element_size())
+        starts.extend(tensor.stride(0) * tensor.element_size() for tensor in rows)
     aligned = all(start % ALIGNMENT_BYTES == 0 for start in starts)
     _warn_once(path, 10 * major + minor, library_loaded, aligned)
 
@@ -42,12 +64,10 @@ def _warn_once(path: RouterPath, sm: int, library_loaded: bool, aligned: bool) -
 
 
 def message(path: RouterPath, sm: int, library_loaded: bool, aligned: bool) -> str:
-    """The warning's text. ``path`` is what :func:`dispatch.find_kernel` looks a kernel up by."""
-    hidden_size, num_experts, activation, gate_weight, logits, norm_order, gate_bias, logits_from = path
-    norm = "gate" if norm_order is None else f"norm order {norm_order} + gate, logits from {logits_from}"
+    """The warning's text."""
     called = (
-        f"{norm}{' with bias' if gate_bias else ''}, hidden_size {hidden_size}, num_experts {num_experts}, "
-        f"x {activation}, gate weight {gate_weight}, logits {logits}, sm_{sm}"
+        f"{_stages(path)}, hidden_size {path.hidden_size}, num_experts {path.num_experts}, "
+        f"x {path.activation_dtype}, gate weight {path.gate_weight_dtype}, logits {path.logits_dtype}, sm_{sm}"
     )
     table = dispatch.find_kernel(*path)
     if table is None:
@@ -57,10 +77,38 @@ def message(path: RouterPath, sm: int, library_loaded: bool, aligned: bool) -> s
     elif not library_loaded:
         reason = "libnormgate.so is not beside the package; `python build.py` compiles it"
     elif not aligned:
-        reason = f"the weights and each row of x must start at a multiple of {ALIGNMENT_BYTES} bytes"
+        rows = "x and residual" if path.residual else "x"
+        reason = f"the weights and each row of {rows} must start at a multiple of {ALIGNMENT_BYTES} bytes"
     else:
         reason = f"the loaded library holds no code for this SM; `python build.py --sm {sm}` compiles it"
     return f"normgate runs the PyTorch reference composition, right but slower, for {called}: {reason}"
+
+
+def _stages(path: RouterPath) -> str:
+    stages = {"": [], "add": ["residual add"], "scaled_add": ["scaled residual add"]}[path.residual]
+    if path.norm_order is not None:
+        stages.append(f"norm order {path.norm_order}")
+    logits = "" if path.norm_order is None else f", logits from {path.logits_from}"
+    stages.append(f"gate{logits}{' with bias' if path.gate_bias else ''}")
+    if path.selection:
+        stages.append(_choice(path.selection))
+    return " + ".join(stages)
+
+
+def _choice(selection: SelectionTable) -> str:
+    groups = f"from {selection.topk_group} of {selection.n_group} groups by {selection.group_score}"
+    said = {
+        "with correction bias": selection.correction_bias,
+        "experts from tid2eid": selection.hashes,
+        groups: selection.n_group > 1,
+        "renormalized": selection.renormalize == "sum",
+        "renormalized within bounds": selection.renormalize == "bounded",
+        "softcap": selection.softcaps,
+        "logits returned": selection.returns_logits,
+    }
+    particulars = [text for text, holds in said.items() if holds]
+    dtypes = f"ids {selection.ids_dtype}, weights {selection.weights_dtype}"
+    return ", ".join([f"{selection.scoring} top-{selection.top_k}", *particulars, dtypes])
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from . import dispatch, ops, reference
+from .routing import Routed, Routing
+from .table_types import RoutingTable
 
 
 class NormGateLinear(nn.Module):
@@ -19,15 +21,17 @@ class NormGateLinear(nn.Module):
     gate.e_score_correction_bias  [num_experts]               float32; with ``e_score_correction_bias``
     gate.tid2eid                  [vocab_size, top_k]         int64; with ``tid2eid_vocab_size`` (hash layers)
 
-    The last two belong to the scoring that follows; this layer only keeps them. Weights are not
-    initialized: load them with ``load_state_dict`` or :meth:`load_from_checkpoint`.
+    With a ``routing`` it chooses the experts too, with a ``residual_multiplier`` it adds x to the residual
+    stream first, and then :meth:`forward` gives a :class:`Routed`. Without a ``routing`` the last two weights
+    belong to the scoring that follows; the layer then only keeps them. Weights are not initialized: load them
+    with ``load_state_dict`` or :meth:`load_from_checkpoint`.
 
     The kernels may read weights before the previous kernel of the stream has finished. After writing
     weights on the device (loading, an update, a swap), synchronize the whole device before the next
     forward: ``torch.cuda.synchronize()``.
 
     Build it with its dtypes rather than casting it with ``.to(dtype)``, which casts every floating weight
-    alike.
+    alike, the correction bias too, which has to be float32.
     """
 
     def __init__(
@@ -43,6 +47,9 @@ class NormGateLinear(nn.Module):
         e_score_correction_bias: bool = False,
         tid2eid_vocab_size: int | None = None,
         top_k: int | None = None,
+        residual_multiplier: float | None = None,
+        routing: Routing | None = None,
+        returns_logits: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.bfloat16,
         gate_weight_dtype: torch.dtype | None = None,
@@ -50,13 +57,23 @@ class NormGateLinear(nn.Module):
         """Weights are not initialized; ValueError for arguments that do not fit together.
 
         ``norm_order`` None is the gate alone, else ``eps`` is needed. ``tid2eid_vocab_size`` makes it a hash
-        layer and needs ``top_k``. ``gate_weight_dtype`` is ``dtype`` where it is not given.
+        layer and needs ``top_k``, or a ``routing`` that has it. ``residual_multiplier`` is what x is multiplied
+        by on its way into the residual stream, 1.0 for a plain add; None: there is no residual.
+        ``returns_logits`` is whether :meth:`forward` gives logits beside what ``routing`` makes of them.
+        ``gate_weight_dtype`` is ``dtype`` where it is not given.
         """
         super().__init__()
         if norm_order not in (None, *reference.NORM_ORDERS):
             raise ValueError(f"norm_order is {norm_order!r}, expected 'A', 'B', 'G' or None")
         if (norm_order is None) != (eps is None):
             raise ValueError(f"eps is {eps} and norm_order {norm_order!r}, expected both or neither")
+        if routing is not None:
+            routing.check_num_experts(num_experts)
+            if top_k not in (None, routing.top_k):
+                raise ValueError(f"top_k is {top_k}, expected that of routing, {routing.top_k}")
+            top_k = routing.top_k
+            if e_score_correction_bias and tid2eid_vocab_size is not None:
+                raise ValueError("e_score_correction_bias is True, expected False in a hash layer that routes")
         if tid2eid_vocab_size is not None and top_k is None:
             raise ValueError("top_k is None, expected the width of tid2eid")
         self.hidden_size = hidden_size
@@ -66,6 +83,9 @@ class NormGateLinear(nn.Module):
         self.logits_from = logits_from
         self.logits_dtype = logits_dtype
         self.top_k = top_k
+        self.residual_multiplier = residual_multiplier
+        self.routing = routing
+        self.returns_logits = returns_logits
 
         def weight(*shape: int, dtype: torch.dtype) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=False)
@@ -87,19 +107,28 @@ class NormGateLinear(nn.Module):
         model: str,
         *,
         hash_layer: bool = False,
+        routes: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "NormGateLinear":
         """The layer of a model in the tables, which :func:`normgate.models` lists.
 
-        ``hash_layer`` gives a layer that owns ``tid2eid`` instead of ``e_score_correction_bias``. ``dtype``
-        replaces the model's activation dtype, and the gate's where that is the same. ValueError for an
-        unknown model, and for a hash layer of a model that has none.
+        By default the layer is the norm and the gate, for an engine that adds the residual and chooses the
+        experts itself; ``routes`` gives the model's whole path, with its residual add and its choice of
+        experts. ``hash_layer`` gives a layer that owns ``tid2eid`` instead of ``e_score_correction_bias``.
+        ``dtype`` replaces the model's activation dtype, and the gate's where that is the same. ValueError for
+        an unknown model, for a hash layer of a model that has none, and for ``routes`` of a model whose spec
+        says neither what is added nor how experts are chosen.
         """
         table = dispatch.model_table(model)
         kernel = dispatch.kernel_table(table.kernel)
         if hash_layer and table.tid2eid_vocab_size is None:
             raise ValueError(f"hash_layer is True, expected False: {model} has no hash layers")
+        if routes and table.path_kernel is None:
+            raise ValueError(
+                f"routes is True, expected False: the spec of {model} has no residual and no routing.scoring"
+            )
+        routing = table.routing if routes else None
         same = kernel.gate_weight_dtype == kernel.activation_dtype
         activation = dtype or _dtype(kernel.activation_dtype)
         return cls(
@@ -113,13 +142,29 @@ class NormGateLinear(nn.Module):
             e_score_correction_bias=table.e_score_correction_bias and not hash_layer,
             tid2eid_vocab_size=table.tid2eid_vocab_size if hash_layer else None,
             top_k=table.top_k,
+            residual_multiplier=table.residual_multiplier if routes else None,
+            routing=None if routing is None else _routing(routing),
+            returns_logits=routing is not None and routing.returns_logits,
             device=device,
             dtype=activation,
             gate_weight_dtype=activation if same else _dtype(kernel.gate_weight_dtype),
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | Tensor:
-        """``x`` [..., hidden_size] to ``(normed_x, router_logits)``; without a norm the logits alone."""
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, input_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | Tensor | Routed:
+        """``x`` [..., hidden_size] to ``(normed_x, router_logits)``; without a norm the logits alone.
+
+        A layer with ``routing`` or ``residual_multiplier`` gives a :class:`Routed` instead. ``residual``, like
+        x, is for layers with a ``residual_multiplier``, which need it. ``input_ids`` [...] int64 are read by
+        hash layers with ``routing``, which need them; other layers may be given them too. ValueError for a
+        residual too many or too few, and for missing input_ids.
+        """
+        if (residual is None) != (self.residual_multiplier is None):
+            given = "a tensor, expected None" if self.residual_multiplier is None else "None, expected a tensor"
+            raise ValueError(f"residual is {given}: residual_multiplier is {self.residual_multiplier}")
+        if self.residual_multiplier is not None or self.routing is not None:
+            return self._route(x, residual, input_ids)
         if self.norm is None or self.norm_order is None or self.eps is None:
             return ops.gate(x, self.gate.weight, self.gate.bias, logits_dtype=self.logits_dtype)
         return ops.norm_gate(
@@ -131,6 +176,29 @@ class NormGateLinear(nn.Module):
             norm_order=self.norm_order,
             logits_from=self.logits_from,
             logits_dtype=self.logits_dtype,
+        )
+
+    def _route(self, x: Tensor, residual: Tensor | None, input_ids: Tensor | None) -> Routed:
+        routes = self.routing is not None
+        tid2eid = self.gate.tid2eid if routes else None
+        if tid2eid is not None and input_ids is None:
+            raise ValueError("input_ids is None, expected the tokens of x: a hash layer takes experts by token")
+        return ops.route(
+            x,
+            self.gate.weight,
+            norm_weight=None if self.norm is None else self.norm.weight,
+            eps=self.eps,
+            norm_order=self.norm_order,
+            residual=residual,
+            residual_multiplier=1.0 if self.residual_multiplier is None else self.residual_multiplier,
+            gate_bias=self.gate.bias,
+            e_score_correction_bias=self.gate.e_score_correction_bias if routes else None,
+            tid2eid=tid2eid,
+            input_ids=None if tid2eid is None else input_ids,
+            routing=self.routing,
+            logits_from=self.logits_from,
+            logits_dtype=self.logits_dtype,
+            returns_logits=self.returns_logits,
         )
 
     def load_from_checkpoint(
@@ -181,7 +249,10 @@ class NormGateLinear(nn.Module):
 
     def extra_repr(self) -> str:
         norm = "no norm" if self.norm_order is None else f"norm_order={self.norm_order}, eps={self.eps}"
-        return f"{self.hidden_size} -> {self.num_experts}, {norm}, logits_from={self.logits_from}"
+        path = f"{self.hidden_size} -> {self.num_experts}, {norm}, logits_from={self.logits_from}"
+        if self.residual_multiplier is not None:
+            path += f", residual_multiplier={self.residual_multiplier}"
+        return path if self.routing is None else f"{path}, {self.routing}"
 
 
 class _Weights(nn.Module):
@@ -193,6 +264,13 @@ class _Weights(nn.Module):
         self.bias = bias
         self.e_score_correction_bias: nn.Parameter | None = None
         self.tid2eid: nn.Parameter | None = None
+
+
+def _routing(table: RoutingTable) -> Routing:
+    fields = table._asdict()
+    del fields["returns_logits"]
+    fields |= {name: _dtype(fields[name]) for name in ("ids_dtype", "weights_dtype")}
+    return Routing(**fields)
 
 
 def _misfit(tensor: Tensor, parameter: nn.Parameter) -> str | None:

@@ -54,7 +54,7 @@ const Variant* variant_of(const Span<Range>& ranges, int64_t num_tokens) {
 
 const Kernel* find_kernel(const Problem& problem) {
   const auto found =
-      std::find_if(kKernels.begin(), kKernels.end(), [&](const Kernel& kernel) { return kernel.problem == problem; });
+      std::find_if(kKernels.begin(), kKernels.end(), [&](const Kernel& kernel) { return kernel.problem.serves(problem); });
   return found == kKernels.end() ? nullptr : found;
 }
 

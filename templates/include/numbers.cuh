@@ -88,6 +88,19 @@ __device__ __forceinline__ uint32_t fma2_bf16(uint32_t a, uint32_t b, uint32_t c
   return d;
 }
 
+// Packed pairs added, rounded once. For bf16 as a product with 1: sm_80 has no packed bf16 sum.
+template <class T>
+__device__ __forceinline__ uint32_t add2(uint32_t a, uint32_t b);
+template <>
+__device__ __forceinline__ uint32_t add2<bf16>(uint32_t a, uint32_t b) {
+  return fma2_bf16(a, 0x3f803f80u, b);
+}
+template <>
+__device__ __forceinline__ uint32_t add2<fp16>(uint32_t a, uint32_t b) {
+  const __half2 r = __hadd2_rn(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&r);
+}
+
 // The product of two bf16 has at most 16 significant bits, so two bf16 terms hold it exactly: the rounded product, and
 // what the rounding left (one fused multiply-add). Adding -0 makes the first a plain product: sm_80 has no packed bf16
 // multiply.

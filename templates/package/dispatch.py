@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ._tables import KERNELS, MODELS
-from .table_types import GroupTable, KernelTable, ModelTable, VariantRange
+from .table_types import GroupTable, KernelTable, ModelTable, SelectionTable, VariantRange
 
 ADD_COMMAND = "python build.py add CONFIG.json && python build.py"
 
@@ -150,15 +150,32 @@ def find_kernel(
     norm_order: str | None,
     gate_bias: bool,
     logits_from: str,
+    residual: str = "",
+    selection: tuple[object, ...] | None = None,
 ) -> KernelTable | None:
-    """The kernel that computes exactly this, if one was generated; without a norm, whatever logits_from."""
+    """The kernel that computes exactly this, if one was generated; without a norm, whatever logits_from.
+
+    ``residual`` and ``selection`` as in :class:`KernelTable`.
+    """
     sizes = (hidden_size, num_experts)
     dtypes = (activation_dtype, gate_weight_dtype, logits_dtype)
     for table in KERNELS.values():
         same_logits = norm_order is None or table.logits_from == logits_from
-        if same_logits and table[1:8] == (*sizes, *dtypes, norm_order, gate_bias):
+        same_stages = table.residual == residual and _selects(table.selection, selection)
+        if same_logits and same_stages and table[1:8] == (*sizes, *dtypes, norm_order, gate_bias):
             return table
     return None
+
+
+def _selects(kernel: SelectionTable | None, call: tuple[object, ...] | None) -> bool:
+    """Whether a kernel's selection serves a call's. One kernel serves a model's hash layers, whose experts come from a
+    table without a correction bias, and its other layers.
+    """
+    if kernel is None or call is None:
+        return kernel is None and call is None
+    wanted = SelectionTable(*call)  # type: ignore[arg-type]
+    same_choice = kernel.hashes if wanted.hashes else kernel.correction_bias == wanted.correction_bias
+    return same_choice and wanted._replace(hashes=kernel.hashes, correction_bias=kernel.correction_bias) == kernel
 
 
 def why_unserved(table: KernelTable, sm: int) -> str:

@@ -5,18 +5,20 @@ this file (or the file that the environment variable NORMGATE_LIBRARY names) reg
 implementations; where it is missing, CUDA calls run the reference composition and warn, once, with the
 command that compiles it.
 
-The library calls ``norm_gate_reference`` and ``gate_reference`` where no generated kernel serves a shape or
-SM.
+The library calls ``norm_gate_reference``, ``gate_reference`` and ``route_reference`` where no generated kernel
+serves a shape or SM.
 """
 
 import os
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import fallback, reference
+from .routing import Routed, Routing, selection_key
 
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16)
 GATE_WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -73,8 +75,143 @@ def gate(
     return router_logits.view(*x.shape[:-1], gate_weight.shape[0])
 
 
+def route(
+    x: Tensor,
+    gate_weight: Tensor,
+    *,
+    routing: Routing | None,
+    norm_weight: Tensor | None = None,
+    eps: float | None = None,
+    norm_order: str | None = None,
+    residual: Tensor | None = None,
+    residual_multiplier: float = 1.0,
+    gate_bias: Tensor | None = None,
+    e_score_correction_bias: Tensor | None = None,
+    tid2eid: Tensor | None = None,
+    input_ids: Tensor | None = None,
+    logits_from: str = "unrounded",
+    logits_dtype: torch.dtype = torch.float32,
+    returns_logits: bool = False,
+) -> Routed:
+    """The router path: residual add, RMSNorm, gate, scoring and top-k, in one launch where a kernel has them all.
+
+    Each stage is there when its arguments are: ``residual``; ``norm_weight``, ``eps`` and ``norm_order``;
+    ``routing``. Arguments beside those of :func:`norm_gate`:
+
+    residual                 like x: what x is added to, ``residual + residual_multiplier * x``, rounded as
+                             decoder layers round it. It is left as it is: the sum is ``residual_out``, and
+                             what the norm (or the gate) reads
+    routing                  how experts are chosen from the logits; None: they are not
+    e_score_correction_bias  [num_experts] float32, added to the scores for the choice, not in the weights
+    tid2eid, input_ids       [vocab_size, top_k] and [...], int64: a hash layer's experts come from the table,
+                             by token, and the logits give only their weights. There is no correction bias.
+                             An id out of range reads row 0 of the table
+    returns_logits           whether logits are wanted besides; without a ``routing`` they always are
+
+    Of equal choices the lower expert id comes first. A choice that is NaN comes last and weighs 0, so ids are
+    distinct and in range whatever x holds. Outputs are contiguous; see :class:`Routed`. There is no
+    backward. RuntimeError names the argument that does not fit.
+    """
+    if not (norm_weight is None) == (eps is None) == (norm_order is None):
+        weight = None if norm_weight is None else "a tensor"
+        found = f"norm_weight is {weight}, eps {eps} and norm_order {norm_order!r}"
+        raise RuntimeError(f"normgate::route: {found}, expected all or none")
+    chooses = _NO_SELECTION if routing is None else _selection(routing)
+    normed_x, residual_out, topk_weights, topk_ids, router_logits = torch.ops.normgate.route.default(
+        _rows(x),
+        None if residual is None else _rows(residual),
+        norm_weight,
+        gate_weight,
+        gate_bias,
+        e_score_correction_bias,
+        tid2eid,
+        None if input_ids is None else input_ids.reshape(-1),
+        0.0 if eps is None else eps,
+        "" if norm_order is None else norm_order,
+        logits_from,
+        logits_dtype,
+        returns_logits or routing is None,
+        residual_multiplier,
+        *chooses,
+    )
+    rows = x.shape[:-1]
+    return Routed(
+        None if norm_weight is None else normed_x.view(x.shape),
+        None if residual is None else residual_out.view(x.shape),
+        None if routing is None else topk_weights.view(*rows, routing.top_k),
+        None if routing is None else topk_ids.view(*rows, routing.top_k),
+        router_logits.view(*rows, gate_weight.shape[0]) if returns_logits or routing is None else None,
+    )
+
+
 def _rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+# The arguments of `route` that say how experts are chosen, in the order of its schema; its scoring is "" where
+# they are not.
+_Selection = tuple[str, int, int, int, str, bool, float, float, float, float, torch.dtype, torch.dtype]
+_NO_SELECTION: _Selection = ("", 0, 1, 1, "", False, 0.0, 0.0, 1.0, 0.0, torch.int32, torch.float32)
+
+
+def _selection(routing: Routing) -> _Selection:
+    return (
+        routing.scoring,
+        routing.top_k,
+        routing.n_group,
+        routing.topk_group,
+        routing.group_score,
+        routing.renormalize,
+        routing.renormalize_epsilon,
+        routing.renormalize_floor,
+        routing.routed_scaling_factor,
+        routing.softcap,
+        routing.ids_dtype,
+        routing.weights_dtype,
+    )
+
+
+class _RouteCall(NamedTuple):
+    """The arguments of the operator ``route``, in the order of its schema. What is not asked for has shape [0]."""
+
+    x: Tensor
+    residual: Tensor | None
+    norm_weight: Tensor | None
+    gate_weight: Tensor
+    gate_bias: Tensor | None
+    e_score_correction_bias: Tensor | None
+    tid2eid: Tensor | None
+    input_ids: Tensor | None
+    eps: float
+    norm_order: str
+    logits_from: str
+    logits_dtype: torch.dtype
+    returns_logits: bool
+    residual_multiplier: float
+    scoring: str
+    top_k: int
+    n_group: int
+    topk_group: int
+    group_score: str
+    renormalize: bool
+    renormalize_epsilon: float
+    renormalize_floor: float
+    routed_scaling_factor: float
+    softcap: float
+    ids_dtype: torch.dtype
+    weights_dtype: torch.dtype
+
+    @property
+    def routing(self) -> Routing | None:
+        """RuntimeError where it does not fit the experts."""
+        if not self.scoring:
+            return None
+        try:
+            routing = Routing(**{field.name: getattr(self, field.name) for field in fields(Routing)})
+            routing.check_num_experts(self.gate_weight.shape[0])
+        except ValueError as error:
+            raise RuntimeError(f"normgate::route: {error}") from error
+        return routing
 
 
 def _norm_gate_composition(
@@ -103,6 +240,63 @@ def _gate_composition(x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None, 
     return reference.gate(x, gate_weight, gate_bias, logits_dtype)
 
 
+def _route_composition(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    call = _RouteCall(*arguments, **named)
+    routing = _check_route(call)
+    if call.x.is_cuda:
+        selection = None
+        if routing is not None:
+            biased, hashes = call.e_score_correction_bias is not None, call.tid2eid is not None
+            selection = selection_key(routing, biased, hashes, call.returns_logits)
+        fallback.warn(
+            LIBRARY is not None,
+            call.x,
+            call.norm_weight,
+            call.gate_weight,
+            call.gate_bias,
+            call.norm_order or None,
+            call.logits_from,
+            call.logits_dtype,
+            residual=call.residual,
+            residual_multiplier=call.residual_multiplier,
+            selection=selection,
+        )
+    routed = reference.route(
+        call.x,
+        call.gate_weight,
+        call.gate_bias,
+        norm_weight=call.norm_weight,
+        eps=call.eps,
+        norm_order=call.norm_order,
+        residual=call.residual,
+        residual_multiplier=call.residual_multiplier,
+        e_score_correction_bias=call.e_score_correction_bias,
+        tid2eid=call.tid2eid,
+        input_ids=call.input_ids,
+        routing=routing,
+        logits_from=call.logits_from,
+        logits_dtype=call.logits_dtype,
+    )
+    return _route_outputs(call, routed)
+
+
+def _route_outputs(call: _RouteCall, routed: Routed) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the operator gives: an operator has no optional outputs, so what is not asked for is empty."""
+    logits = routed.router_logits if call.returns_logits else None
+    activation = call.x.dtype
+
+    def given(tensor: Tensor | None, dtype: torch.dtype) -> Tensor:
+        return call.x.new_empty(0, dtype=dtype) if tensor is None else tensor
+
+    return (
+        given(routed.normed_x, activation),
+        given(routed.residual_out, activation),
+        given(routed.topk_weights, call.weights_dtype),
+        given(routed.topk_ids, call.ids_dtype),
+        given(logits, call.logits_dtype),
+    )
+
+
 def _norm_gate_fake(
     x: Tensor,
     norm_weight: Tensor,
@@ -123,7 +317,26 @@ def _gate_fake(x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None, logits_
     return x.new_empty(x.shape[0], gate_weight.shape[0], dtype=logits_dtype)
 
 
-# The checks never look at the number of tokens or the stride of rows: torch.compile keeps those symbolic.
+def _route_fake(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    call = _RouteCall(*arguments, **named)
+    routing = _check_route(call)
+    num_tokens, num_experts = call.x.shape[0], call.gate_weight.shape[0]
+
+    def rows(width: int, dtype: torch.dtype) -> Tensor:
+        return call.x.new_empty(num_tokens, width, dtype=dtype)
+
+    routed = Routed(
+        normed_x=None if call.norm_weight is None else call.x.new_empty(call.x.shape),
+        residual_out=None if call.residual is None else call.x.new_empty(call.x.shape),
+        topk_weights=None if routing is None else rows(routing.top_k, routing.weights_dtype),
+        topk_ids=None if routing is None else rows(routing.top_k, routing.ids_dtype),
+        router_logits=rows(num_experts, call.logits_dtype),
+    )
+    return _route_outputs(call, routed)
+
+
+# The checks never look at the number of tokens or the stride of rows, but for whether two are the same:
+# torch.compile keeps those symbolic.
 
 
 def _check_gate(op: str, x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None, logits_dtype: torch.dtype) -> None:
@@ -140,12 +353,67 @@ def _check_norm(op: str, x: Tensor, norm_weight: Tensor, eps: float, norm_order:
     _require_weight(op, "norm_weight", norm_weight, (x.shape[1],), (x.dtype,), x)
     _require(op, eps >= 0, f"eps is {eps}", "0 or more")
     _require(op, norm_order in reference.NORM_ORDERS, f"norm_order is {norm_order!r}", "'A', 'B' or 'G'")
+    _check_logits_from(op, logits_from)
+
+
+def _check_logits_from(op: str, logits_from: str) -> None:
     _require(
         op,
         logits_from in reference.LOGITS_FROM,
         f"logits_from is {logits_from!r}",
         "'unrounded' or 'rounded'",
     )
+
+
+def _check_route(call: _RouteCall) -> Routing | None:
+    """How experts are chosen, as far as they are."""
+    _check_gate("route", call.x, call.gate_weight, call.gate_bias, call.logits_dtype)
+    if call.norm_weight is None:
+        _require("route", call.norm_order == "", f"norm_order is {call.norm_order!r}", "'' without a norm_weight")
+        _check_logits_from("route", call.logits_from)
+    else:
+        _check_norm("route", call.x, call.norm_weight, call.eps, call.norm_order, call.logits_from)
+    if call.residual is None:
+        scale = call.residual_multiplier
+        _require("route", scale == 1.0, f"residual_multiplier is {scale}", "1.0 without a residual")
+    else:
+        _check_rows_like_x("route", "residual", call.residual, call.x)
+    routing = call.routing
+    _check_selection(call)
+    return routing
+
+
+def _check_rows_like_x(op: str, name: str, rows: Tensor, x: Tensor) -> None:
+    found = f"{name} has shape {tuple(rows.shape)}"
+    fits = rows.dim() == 2 and rows.shape[1] == x.shape[1]
+    _require(op, fits, found, f"{tuple(x.shape)}, that of x")
+    _require(op, rows.shape[0] == x.shape[0], found, f"{tuple(x.shape)}, that of x")
+    _require_dtype(op, name, rows.dtype, (x.dtype,))
+    _require_device(op, name, rows, x)
+    _require(op, rows.stride(1) == 1, f"{name} has strides {rows.stride()}", "1 in the last dimension")
+
+
+def _check_selection(call: _RouteCall) -> None:
+    bias, tid2eid, input_ids = call.e_score_correction_bias, call.tid2eid, call.input_ids
+    if not call.scoring:
+        _require("route", call.top_k == 0, f"top_k is {call.top_k}", "0 without a scoring")
+        _require("route", call.returns_logits, "returns_logits is False", "True without a scoring")
+        _require_absent("route", "e_score_correction_bias", bias, "without a scoring")
+        _require_absent("route", "tid2eid", tid2eid, "without a scoring")
+    if bias is not None:
+        shape = (call.gate_weight.shape[0],)
+        _require_weight("route", "e_score_correction_bias", bias, shape, (torch.float32,), call.x)
+        _require_absent("route", "tid2eid", tid2eid, "beside e_score_correction_bias")
+    if tid2eid is None:
+        _require_absent("route", "input_ids", input_ids, "without tid2eid")
+        return
+    _require("route", input_ids is not None, "input_ids is None", "a tensor beside tid2eid")
+    assert input_ids is not None
+    _require_weight("route", "tid2eid", tid2eid, ("vocab_size", call.top_k), (torch.int64,), call.x)
+    _require("route", tid2eid.shape[0] > 0, f"tid2eid has shape {tuple(tid2eid.shape)}", "one row or more")
+    _require_weight("route", "input_ids", input_ids, ("num_tokens",), (torch.int64,), call.x)
+    found = f"input_ids has shape {tuple(input_ids.shape)}"
+    _require("route", input_ids.shape[0] == call.x.shape[0], found, f"[{call.x.shape[0]}], the rows of x")
 
 
 def _require(op: str, holds: bool, found: str, expected: str) -> None:
@@ -170,8 +438,16 @@ def _require_weight(
     fits = weight.dim() == len(shape) and all(same)
     _require(op, fits, f"{name} has shape {tuple(weight.shape)}", f"[{', '.join(map(str, shape))}]")
     _require_dtype(op, name, weight.dtype, dtypes)
-    _require(op, weight.device == x.device, f"{name} is on {weight.device}", f"{x.device}, where x is")
+    _require_device(op, name, weight, x)
     _require(op, weight.is_contiguous(), f"{name} has strides {weight.stride()}", "a contiguous tensor")
+
+
+def _require_device(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
+    _require(op, tensor.device == x.device, f"{name} is on {tensor.device}", f"{x.device}, where x is")
+
+
+def _require_absent(op: str, name: str, tensor: Tensor | None, where: str) -> None:
+    _require(op, tensor is None, f"{name} is a tensor", f"None {where}")
 
 
 def _load_library() -> Path | None:
@@ -206,14 +482,25 @@ def _define(library: Any) -> None:
             "-> Tensor router_logits",
             tags=tags,
         )
+        library.define(
+            f"route{suffix}(Tensor x, Tensor? residual, Tensor? norm_weight, Tensor gate_weight, "
+            "Tensor? gate_bias, Tensor? e_score_correction_bias, Tensor? tid2eid, Tensor? input_ids, float eps, "
+            "str norm_order, str logits_from, ScalarType logits_dtype, bool returns_logits, "
+            "float residual_multiplier, str scoring, int top_k, int n_group, int topk_group, str group_score, "
+            "bool renormalize, float renormalize_epsilon, float renormalize_floor, float routed_scaling_factor, "
+            "float softcap, ScalarType ids_dtype, ScalarType weights_dtype) -> (Tensor normed_x, "
+            "Tensor residual_out, Tensor topk_weights, Tensor topk_ids, Tensor router_logits)",
+            tags=tags,
+        )
         torch.library.register_fake(f"normgate::norm_gate{suffix}", _norm_gate_fake, lib=library)
         torch.library.register_fake(f"normgate::gate{suffix}", _gate_fake, lib=library)
+        torch.library.register_fake(f"normgate::route{suffix}", _route_fake, lib=library)
     for op, composition in _COMPOSITIONS:
         library.impl(op, composition, "CPU")
         library.impl(f"{op}_reference", composition, "CompositeExplicitAutograd")
 
 
-_COMPOSITIONS = (("norm_gate", _norm_gate_composition), ("gate", _gate_composition))
+_COMPOSITIONS = (("norm_gate", _norm_gate_composition), ("gate", _gate_composition), ("route", _route_composition))
 _definitions = _torch.library.Library("normgate", "DEF")
 _define(_definitions)
 

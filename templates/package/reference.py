@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .routing import Routed, Routing
+
 NORM_ORDERS = ("A", "B", "G")
 LOGITS_FROM = ("unrounded", "rounded")
 
@@ -80,6 +82,145 @@ def norm_gate(
     unrounded, normed_x = rms_norm(x, norm_weight, eps, norm_order, compute_dtype)
     row = normed_x if logits_from == "rounded" else unrounded
     return normed_x, gate(row, gate_weight, gate_bias, logits_dtype, compute_dtype)
+
+
+def add_residual(x: Tensor, residual: Tensor, multiplier: float = 1.0) -> Tensor:
+    """The residual stream with ``x`` [num_tokens, hidden_size] in it, in the dtype of ``x``.
+
+    ``round(residual + round(multiplier * x))``, as decoder layers write it; a multiplier of 1 rounds once.
+    The arithmetic is float32 always: this gives bits, not an approximation of them.
+    """
+    wide = x.to(torch.float32, memory_format=torch.contiguous_format)
+    if multiplier != 1.0:
+        wide = (multiplier * wide).to(x.dtype).to(torch.float32)
+    return (residual.to(torch.float32, memory_format=torch.contiguous_format) + wide).to(x.dtype)
+
+
+def score(logits: Tensor, scoring: str) -> Tensor:
+    """Each expert's score, of logits [num_tokens, num_experts] in the dtype they have.
+
+    "softmax_of_chosen" has none before experts are chosen: those are its logits.
+    """
+    if scoring == "softmax":
+        return logits.softmax(-1)
+    if scoring == "sigmoid":
+        return logits.sigmoid()
+    if scoring == "sqrtsoftplus":
+        # log(1 + exp(logit)), without overflow for large logits or loss of bits for small.
+        return (logits.clamp(min=0) + logits.abs().neg().exp().log1p()).sqrt()
+    return logits
+
+
+def choose_experts(
+    logits: Tensor,
+    routing: Routing,
+    e_score_correction_bias: Tensor | None = None,
+    tid2eid: Tensor | None = None,
+    input_ids: Tensor | None = None,
+    compute_dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Scoring and top-k of logits [num_tokens, num_experts]: ``(topk_weights, topk_ids)``, [num_tokens, top_k].
+
+    Experts are chosen by score plus ``e_score_correction_bias`` [num_experts], or come from the table
+    ``tid2eid`` [vocab_size, top_k] by ``input_ids`` [num_tokens]; weights are made of the scores alone.
+
+    Of equal choices the lower expert id comes first, of equal groups the lower. A logit that is NaN, as in
+    padding, counts as -inf, and a weight that comes out as NaN as 0: ids are distinct and weights are numbers
+    whatever the logits. An input id that ``tid2eid`` has no row for reads row 0; an expert id in it that is
+    none is the nearest that is one.
+    """
+    logits = logits.to(compute_dtype)
+    logits = torch.where(logits.isnan(), -torch.inf, logits)
+    if routing.softcap > 0:
+        logits = routing.softcap * (logits / routing.softcap).tanh()
+    scores = score(logits, routing.scoring)
+    if tid2eid is None or input_ids is None:
+        topk_ids = _chosen(logits, scores, routing, e_score_correction_bias)
+    else:
+        row = torch.where((input_ids >= 0) & (input_ids < tid2eid.shape[0]), input_ids, 0)
+        topk_ids = tid2eid[row].clamp(0, logits.shape[1] - 1)
+    weights = scores.gather(1, topk_ids)
+    if routing.scoring == "softmax_of_chosen":
+        weights = weights.softmax(-1)
+    weights = torch.where(weights.isnan(), 0, weights)
+    if routing.renormalize:
+        total = weights.sum(-1, keepdim=True) + routing.renormalize_epsilon
+        weights = weights / total.clamp(min=routing.renormalize_floor)
+    weights = weights * routing.routed_scaling_factor
+    weights = torch.where(weights.isnan(), 0, weights)  # 0 / 0, or inf / inf
+    topk_ids = topk_ids.to(routing.ids_dtype).clone(memory_format=torch.contiguous_format)
+    return weights.to(routing.weights_dtype), topk_ids
+
+
+def route(
+    x: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor | None = None,
+    *,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+    norm_order: str = "",
+    residual: Tensor | None = None,
+    residual_multiplier: float = 1.0,
+    e_score_correction_bias: Tensor | None = None,
+    tid2eid: Tensor | None = None,
+    input_ids: Tensor | None = None,
+    routing: Routing | None = None,
+    logits_from: str = "unrounded",
+    logits_dtype: torch.dtype = torch.float32,
+    compute_dtype: torch.dtype = torch.float32,
+) -> Routed:
+    """The whole path of ``x`` [num_tokens, hidden_size]: residual add, norm, gate, scoring and top-k.
+
+    Stages whose arguments are not given are left out, and their fields are ``None``. Logits are always
+    given: they are what the experts were chosen by, in ``logits_dtype``.
+    """
+    residual_out = None if residual is None else add_residual(x, residual, residual_multiplier)
+    h = x if residual_out is None else residual_out
+    normed_x, topk_weights, topk_ids = None, None, None
+    if norm_weight is None:
+        logits = gate(h, gate_weight, gate_bias, logits_dtype, compute_dtype)
+    else:
+        arguments = (eps, norm_order, logits_from, logits_dtype, compute_dtype)
+        normed_x, logits = norm_gate(h, norm_weight, gate_weight, gate_bias, *arguments)
+    if routing is not None:
+        experts = (e_score_correction_bias, tid2eid, input_ids)
+        topk_weights, topk_ids = choose_experts(logits, routing, *experts, compute_dtype)
+    return Routed(normed_x, residual_out, topk_weights, topk_ids, logits)
+
+
+def _chosen(logits: Tensor, scores: Tensor, routing: Routing, correction_bias: Tensor | None) -> Tensor:
+    """Ids of the experts with the largest choices, within the best groups."""
+    choices = scores
+    if correction_bias is not None:
+        choices = scores + correction_bias.to(scores.dtype)
+    elif routing.scoring == "softmax" and (routing.n_group == 1 or routing.group_score == "max"):
+        # Softmax keeps the order of the logits, but where it rounds or underflows it makes equals of them.
+        choices = logits
+    keys = _ordered(choices)
+    if routing.n_group > 1:
+        group_size = choices.shape[1] // routing.n_group
+        by_group = (choices.shape[0], routing.n_group, group_size)
+        best = _largest(keys.reshape(by_group), 1 if routing.group_score == "max" else 2)
+        group_scores = choices.reshape(by_group).gather(2, best).sum(-1)
+        groups = _largest(_ordered(group_scores), routing.topk_group)
+        is_out = torch.ones_like(group_scores, dtype=torch.bool).scatter(1, groups, False)
+        keys = keys.masked_fill(is_out.repeat_interleave(group_size, 1), torch.iinfo(keys.dtype).min)
+    return _largest(keys, routing.top_k)
+
+
+def _largest(keys: Tensor, count: int) -> Tensor:
+    """Where the largest are in the last dimension, in descending order, of equals the first; topk promises no order."""
+    return keys.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+
+
+def _ordered(values: Tensor) -> Tensor:
+    """Integers in the order of floats, equal for equals (0 and -0 too); NaN is below -inf, the least left free."""
+    as_integer = {torch.float32: torch.int32, torch.float64: torch.int64}[values.dtype]
+    bits = (values + 0.0).view(as_integer)
+    limits = torch.iinfo(as_integer)
+    keys = torch.where(bits < 0, bits ^ limits.max, bits)
+    return torch.where(values.isnan(), limits.min + 1, keys)
 
 
 @contextmanager

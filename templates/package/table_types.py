@@ -30,8 +30,31 @@ class GroupTable(NamedTuple):
         return self.variants if sm in self.sm_targets else self.portable_variants or self.variants
 
 
+class SelectionTable(NamedTuple):
+    """How a kernel chooses experts; ``renormalize`` is "", "sum", or "bounded" by an epsilon or a floor.
+
+    Without groups ``n_group`` is 1 and ``group_score`` "". ``hashes``: layers may take their experts from tid2eid.
+    """
+
+    scoring: str
+    top_k: int
+    correction_bias: bool
+    n_group: int
+    topk_group: int
+    group_score: str
+    renormalize: str
+    softcaps: bool
+    hashes: bool
+    returns_logits: bool
+    ids_dtype: str
+    weights_dtype: str
+
+
 class KernelTable(NamedTuple):
-    """What one kernel computes, and its groups. ``norm_order`` is ``None`` for the gate alone."""
+    """What one kernel computes, and its groups. ``norm_order`` is ``None`` for the gate alone.
+
+    ``residual`` is "", "add", or "scaled_add" where x is multiplied before it is added to the residual stream.
+    """
 
     kernel: str
     hidden_size: int
@@ -44,10 +67,32 @@ class KernelTable(NamedTuple):
     logits_from: str
     groups: tuple[GroupTable, ...]
     batch_invariant: bool = False  # a row's bits do not depend on the other rows of a call
+    residual: str = ""
+    selection: SelectionTable | None = None
+
+
+class RoutingTable(NamedTuple):
+    """A model's :class:`Routing`, dtypes by name, and whether the logits are returned too."""
+
+    top_k: int
+    scoring: str
+    n_group: int
+    topk_group: int
+    group_score: str
+    renormalize: bool
+    renormalize_epsilon: float
+    renormalize_floor: float
+    routed_scaling_factor: float
+    softcap: float
+    ids_dtype: str
+    weights_dtype: str
+    returns_logits: bool
 
 
 class ModelTable(NamedTuple):
-    """A model: the kernel of its router path, and what :class:`NormGateLinear` owns beside it."""
+    """A model: the kernel of its norm and gate, what :class:`NormGateLinear` owns beside it, and the kernel of the
+    whole path where that has a residual add or a selection too.
+    """
 
     model: str
     kernel: str
@@ -55,3 +100,6 @@ class ModelTable(NamedTuple):
     top_k: int
     e_score_correction_bias: bool
     tid2eid_vocab_size: int | None
+    path_kernel: str | None = None
+    residual_multiplier: float | None = None  # None: the path has no residual add
+    routing: RoutingTable | None = None

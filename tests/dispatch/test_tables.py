@@ -75,7 +75,7 @@ def tables(generated: Path) -> ModuleType:
 def objects(generated: Path) -> Path:
     """Stubs of every launcher, compiled once: each build has its own table."""
     csrc = generated / "tabled" / "csrc"
-    launchers = re.findall(r"^cudaError_t (launch_\w+)\(", (csrc / "dispatch_table.cpp").read_text(), re.MULTILINE)
+    launchers = re.findall(r"^cudaError_t\s+(launch_\w+)\(", (csrc / "dispatch_table.cpp").read_text(), re.MULTILINE)
     assert launchers
     lines = [f"cudaError_t {name}(const normgate_args&) {{ return cudaSuccess; }}" for name in launchers]
     (csrc / "stubs.cpp").write_text('#include "dispatch.h"\nnamespace normgate {\n' + "\n".join(lines) + "\n}\n")
@@ -150,10 +150,11 @@ def test_a_whole_build_is_what_explain_says(build, tables):
         pytest.skip("explain tells of the plan, which a library for fewer SMs does not hold whole")
     for model, table in tables.MODELS.items():
         for device in DEVICES:
-            for count in counts(tables.KERNELS[table.kernel]):
-                said = tables.explain(model, count, device)
-                found = library.normgate_select(table.kernel.encode(), device, count)
-                assert (found.decode() if found else None) == said.function, (model, device, count)
+            for name, kernel in ((model, table.kernel), *([(table.path_kernel,) * 2] if table.path_kernel else [])):
+                for count in counts(tables.KERNELS[kernel]):
+                    said = tables.explain(name, count, device)
+                    found = library.normgate_select(kernel.encode(), device, count)
+                    assert (found.decode() if found else None) == said.function, (model, device, count)
 
 
 def test_built_sms_and_strange_names(build):

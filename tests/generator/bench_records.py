@@ -4,8 +4,18 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from codegen.bench.peers import NAMES
-from codegen.bench.record import ChipRates, HostCost, Machine, Measurement, Point, ProtocolRecord, Record, Source
+from codegen.bench.peers import NAMES, PATH_NAMES
+from codegen.bench.record import (
+    ChipRates,
+    HostCost,
+    Machine,
+    Measurement,
+    PathRecord,
+    Point,
+    ProtocolRecord,
+    Record,
+    Source,
+)
 from codegen.bench.rotation import Protocol
 from codegen.spec import Norm, RouterSpec, Routing
 
@@ -60,3 +70,18 @@ def a_record(candidates: Sequence[str] = NAMES, models: int = 1) -> Record:
         found = found.with_point(spec, tokens, Point(pairs=40, weight_sets=40, cold=True, candidates=times))
         found = found.with_host(spec.name, {1: HostCost(norm_gate_us=12.5, rms_norm_us=14.25)})
     return found.model_copy(update={"rates": RATES})
+
+
+def with_paths(found: Record, candidates: Sequence[str] = PATH_NAMES, **median_us: float) -> Record:
+    """The record with the whole path of each model at 1, 16 and 256 tokens: each candidate takes a microsecond more than
+    the one before it, ours 6 and more; median_us: what one takes instead, at all counts.
+    """
+    path = PathRecord(kernel="a_kernel", stages="add, RMSNorm, gate, sigmoid, top 2")
+    for name, tokens in itertools.product(found.models, (256, 16, 1)):
+        times = {
+            one: Measurement(median_us=median_us.get(one, 6.0 + place + tokens / 50), spread_us=0.1, variant="v")
+            for place, one in enumerate(candidates)
+        }
+        point = Point(pairs=40, weight_sets=40, cold=True, candidates=times)
+        found = found.with_path_point(a_spec(name=name), path, tokens, point)
+    return found

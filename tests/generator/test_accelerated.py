@@ -15,7 +15,7 @@ SPECS = load_specs(places.all_specs())
 
 @pytest.mark.parametrize("sm", [sm for sm in ARCHS if sm != 90])
 def test_no_other_chip_is_offered_them(sm):
-    problem = Problem.of(SPECS[0])
+    problem = Problem.of(SPECS[0]).gate_part
     assert not [v for count in (64, 1024) for v in candidates(problem, ARCHS[sm], count) if v.accelerated]
     for name in ("wgmma_t64_e64_s8_d8", "resident_t64_s16"):
         assert f"sm_{sm} has no wgmma" in objections(problem, ARCHS[sm], parse(name))
@@ -38,12 +38,12 @@ def test_no_other_chip_is_offered_them(sm):
     ],
 )
 def test_what_they_cannot_do_is_said(name, reason):
-    problem = Problem.of(next(spec for spec in SPECS if spec.name == "deepseek-v4-pro"))
+    problem = Problem.of(next(spec for spec in SPECS if spec.name == "deepseek-v4-pro")).gate_part
     assert any(reason in objection for objection in objections(problem, ARCHS[90], parse(name)))
 
 
 def test_float16_rows_go_elsewhere():
-    problem = Problem.of(SPECS[0].model_copy(update={"activation_dtype": "float16", "gate_weight_dtype": "float16"}))
+    problem = Problem.of(SPECS[0].model_copy(update={"activation_dtype": "float16", "gate_weight_dtype": "float16"})).gate_part
     assert not [v for count in (64, 1024) for v in candidates(problem, ARCHS[90], count) if v.accelerated]
 
 

@@ -10,7 +10,7 @@ import pytest
 from codegen.errors import BadInput
 from codegen.hf_config import ANSWERS, comment_for, load_config, spec_from_config
 from codegen.hf_families import FAMILIES
-from codegen.spec import RIGHT, Norm, RouterSpec, Tid2Eid, dump_spec
+from codegen.spec import RIGHT, Groups, Norm, Renormalize, Residual, RouterSpec, Routing, Tid2Eid, dump_spec
 
 ROOT = Path(__file__).parents[2]
 MODELS = [
@@ -37,6 +37,14 @@ ALL_ANSWERS = {
     "gate-weight-dtype": "float16",
     "gate-bias": "no",
     "e-score-correction-bias": "yes",
+    "residual": "no",
+    "scoring": "none",
+}
+SELECTION_ANSWERS = {
+    "scoring": "sigmoid",
+    "n-group": "1",
+    "renormalize": "yes",
+    "routed-scaling-factor": "1",
 }
 
 
@@ -76,6 +84,91 @@ def test_facts_that_no_key_says() -> None:
     assert {model for model, spec in specs.items() if spec.gate_weight_dtype != "bfloat16"} == {"minimax-m2"}
     assert specs["deepseek-v4-pro"].routing.tid2eid == Tid2Eid(vocab_size=129280)
     assert specs["deepseek-v3"].routing.tid2eid is None
+    assert {model for model, spec in specs.items() if spec.residual is None} == {"deepseek-v4-flash", "deepseek-v4-pro"}
+    assert {spec.residual for spec in specs.values()} == {None, Residual(multiplier=1.0)}
+    assert {model for model, spec in specs.items() if spec.routing.groups} == {"deepseek-v3"}
+    assert specs["deepseek-v3"].routing.groups == Groups(n_group=8, topk_group=4, score="top2_sum")
+    assert {model: spec.routing.scoring for model, spec in specs.items() if spec.routing.scoring != "sigmoid"} == {
+        "deepseek-v4-flash": "sqrtsoftplus",
+        "deepseek-v4-pro": "sqrtsoftplus",
+        "gpt-oss-120b": "softmax_of_chosen",
+        "qwen3-235b-a22b": "softmax",
+    }
+    assert {model: spec.routing.renormalize for model, spec in specs.items()} == {
+        **dict.fromkeys(MODELS, Renormalize(epsilon=1e-20)),
+        **dict.fromkeys(("minimax-m2", "qwen3-235b-a22b"), Renormalize()),
+        "gpt-oss-120b": None,
+    }
+    assert {model: spec.routing.routed_scaling_factor for model, spec in specs.items()} == {
+        **dict.fromkeys(("deepseek-v3", "deepseek-v4-pro", "glm-5"), 2.5),
+        **dict.fromkeys(("gpt-oss-120b", "minimax-m2", "qwen3-235b-a22b"), 1.0),
+        "deepseek-v4-flash": 1.5,
+        "kimi-k2": 2.827,
+    }
+
+
+SIZES: dict[str, Any] = {"hidden_size": 4096, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("config", "residual", "routing"),
+    [
+        (
+            {"model_type": "llama4_text", "num_local_experts": 128, "num_experts_per_tok": 1},
+            Residual(),
+            Routing(top_k=1, e_score_correction_bias=False, scoring="sigmoid"),
+        ),
+        (
+            {"model_type": "grok-1", "num_experts": 8, "num_experts_per_tok": 2},
+            Residual(),
+            Routing(
+                top_k=2, e_score_correction_bias=False, scoring="softmax", softcap=30.0, renormalize=Renormalize()
+            ),
+        ),
+        (
+            {
+                "model_type": "deepseek_v2", "n_routed_experts": 160, "num_experts_per_tok": 6, "scoring_func": "softmax",
+                "topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3, "norm_topk_prob": False,
+                "routed_scaling_factor": 16,
+            },
+            Residual(),
+            Routing(
+                top_k=6, e_score_correction_bias=False, scoring="softmax",
+                groups=Groups(n_group=8, topk_group=3, score="max"), routed_scaling_factor=16.0,
+            ),
+        ),
+        (
+            {
+                "model_type": "deepseek_v2", "n_routed_experts": 64, "num_experts_per_tok": 6, "topk_method": "greedy",
+                "n_group": 1, "topk_group": 1, "norm_topk_prob": False, "routed_scaling_factor": 1.0,
+            },
+            Residual(),
+            Routing(top_k=6, e_score_correction_bias=False, scoring="softmax"),
+        ),
+        (
+            {"model_type": "ernie4_5_moe", "moe_num_experts": 64, "moe_k": 6, "moe_norm_min": 1e-12},
+            Residual(),
+            Routing(
+                top_k=6, e_score_correction_bias=True, scoring="softmax", renormalize=Renormalize(floor=1e-12)
+            ),
+        ),
+        (
+            {
+                "model_type": "granitemoehybrid", "num_local_experts": 72, "num_experts_per_tok": 10,
+                "residual_multiplier": 0.22,
+            },
+            Residual(multiplier=0.22),
+            Routing(top_k=10, e_score_correction_bias=False, scoring="softmax_of_chosen"),
+        ),
+    ],
+    ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_families_beyond_the_shipped(config: dict[str, Any], residual: Residual, routing: Routing) -> None:
+    asked = problems_of({**SIZES, **config})
+    assert len(asked) == 1  # what only the checkpoint says
+    assert asked[0].endswith("answer with --gate-weight-dtype bfloat16|float16|float32")
+    spec = spec_of({**SIZES, **config}, gate_weight_dtype="bfloat16")
+    assert (spec.residual, spec.routing, spec.norm) == (residual, routing, Norm(order="A", eps=1e-5))
 
 
 def test_nested_text_config() -> None:
@@ -112,6 +205,7 @@ def test_an_unknown_model_type_asks_for_everything_not_said() -> None:
     known = ", ".join(FAMILIES)
     assert problems_of(UNKNOWN, name=None) == [
         "config.json: norm.order: the config does not say; answer with --norm-order A|B|G|none",
+        "config.json: residual: the config does not say; answer with --residual yes|no",
         (
             "config.json: dtypes.gate_weight: the config does not say (torch_dtype is float16); "
             "answer with --gate-weight-dtype bfloat16|float16|float32"
@@ -121,10 +215,17 @@ def test_an_unknown_model_type_asks_for_everything_not_said() -> None:
             "config.json: routing.e_score_correction_bias: the config does not say; "
             "answer with --e-score-correction-bias yes|no"
         ),
+        (
+            "config.json: routing.scoring: the config does not say; "
+            "answer with --scoring none|softmax|softmax_of_chosen|sigmoid|sqrtsoftplus"
+        ),
+        "config.json: routing.groups.n_group: the config does not say; answer with --n-group N",
+        "config.json: routing.renormalize: the config does not say; answer with --renormalize yes|no",
+        ("config.json: routing.routed_scaling_factor: the config does not say; answer with --routed-scaling-factor N"),
         "config.json: name: the config does not say (no _name_or_path); answer with --name NAME",
         f"config.json: model_type: 'new_moe' given, of which nothing is known beyond its keys ({known} are)",
     ]
-    assert len(problems_of({}, name=None)) == 11
+    assert len(problems_of({}, name=None)) == 16
 
 
 def test_answers_fill_in_and_are_named_as_the_source() -> None:
@@ -136,24 +237,112 @@ def test_answers_fill_in_and_are_named_as_the_source() -> None:
             "(model_type new_moe)"
         ),
         (
-            "norm.order A, dtypes.gate_weight float16, gate_bias false, routing.e_score_correction_bias true: "
-            "said by a flag of add"
+            "norm.order A, residual false, dtypes.gate_weight float16, gate_bias false, "
+            "routing.e_score_correction_bias true, routing.scoring none: said by a flag of add"
         ),
     )
 
 
+def test_answers_for_every_stage() -> None:
+    answers = {
+        **ALL_ANSWERS,
+        "residual": "yes",
+        "residual-multiplier": "0.5",
+        "scoring": "sigmoid",
+        "n-group": "4",
+        "topk-group": "2",
+        "group-score": "max",
+        "renormalize": "yes",
+        "renormalize-epsilon": "1e-20",
+        "renormalize-floor": "1e-12",
+        "routed-scaling-factor": "2",
+        "softcap": "30",
+        "router-logits": "yes",
+        "logits-dtype": "bfloat16",
+        "ids-dtype": "int64",
+        "weights-dtype": "bfloat16",
+    }
+    spec = spec_from_config(UNKNOWN, name="m", answers=answers)
+    assert (spec.residual, spec.logits_dtype) == (Residual(multiplier=0.5), "bfloat16")
+    assert spec.routing == Routing(
+        top_k=2,
+        e_score_correction_bias=True,
+        scoring="sigmoid",
+        groups=Groups(n_group=4, topk_group=2, score="max"),
+        renormalize=Renormalize(epsilon=1e-20, floor=1e-12),
+        routed_scaling_factor=2.0,
+        softcap=30.0,
+        router_logits=True,
+        ids_dtype="int64",
+        weights_dtype="bfloat16",
+    )
+    chosen = spec_from_config(UNKNOWN, name="m", answers={**ALL_ANSWERS, **SELECTION_ANSWERS, "softcap": "0"})
+    assert chosen.routing == Routing(
+        top_k=2, e_score_correction_bias=True, scoring="sigmoid", renormalize=Renormalize()
+    )
+    groups = {**SELECTION_ANSWERS, "n-group": "4"}
+    with pytest.raises(BadInput) as caught:
+        spec_from_config(UNKNOWN, name="m", answers={**ALL_ANSWERS, **groups})
+    assert [str(problem) for problem in caught.value.problems][:2] == [
+        "config.json: routing.groups.topk_group: the config does not say; answer with --topk-group N",
+        "config.json: routing.groups.score: the config does not say; answer with --group-score top2_sum|max",
+    ]
+
+
 def test_keys_say_what_families_do_elsewhere() -> None:
-    says = {"use_gemma_norm": True, "router_bias": False, "topk_method": "noaux_tc"}
+    says = {
+        "use_gemma_norm": True,
+        "router_bias": False,
+        "topk_method": "noaux_tc",
+        "residual_multiplier": 0.5,
+        "moe_router_activation_func": "sigmoid",
+        "num_expert_group": 4,
+        "topk_group": 2,
+        "moe_renormalize": True,
+        "route_scale": 3,
+        "moe_router_logit_softcapping": 5.0,
+    }
     spec = spec_of({**UNKNOWN, **says}, gate_weight_dtype="float32")
-    assert spec.norm == Norm(order="G", eps=1e-5)
-    assert (spec.gate_bias, spec.routing.e_score_correction_bias) == (False, True)
+    assert (spec.norm, spec.residual) == (Norm(order="G", eps=1e-5), Residual(multiplier=0.5))
+    assert spec.gate_bias is False
+    assert spec.routing == Routing(
+        top_k=2,
+        e_score_correction_bias=True,
+        scoring="sigmoid",
+        groups=Groups(n_group=4, topk_group=2, score="top2_sum"),
+        renormalize=Renormalize(),
+        routed_scaling_factor=3.0,
+        softcap=5.0,
+    )
     assert spec_of(config_of("minimax-m2") | {"use_routing_bias": False}).routing.e_score_correction_bias is False
 
 
 def test_the_gate_alone_contradicts_no_model() -> None:
     spec = spec_of(config_of("kimi-k2"), norm_order="none")
     assert spec.norm is None
-    assert not any("norm.eps" in source for source in spec.sources)
+    assert spec.residual is None
+    assert not any("norm.eps" in source or "residual" in source for source in spec.sources)
+
+
+def test_a_stage_that_another_kernel_does_contradicts_no_model() -> None:
+    whole = spec_of(config_of("deepseek-v3"))
+    spec = spec_of(config_of("deepseek-v3"), residual="no", scoring="none")
+    routing = Routing(top_k=8, e_score_correction_bias=True)
+    assert (spec.norm, spec.residual, spec.routing) == (whole.norm, None, routing)
+    assert "residual false, routing.scoring none: said by a flag of add" in spec.sources
+    assert not any("routed_scaling_factor" in source for source in spec.sources)
+
+
+def test_the_scoring_of_command_a_is_named_by_what_it_does() -> None:
+    config = {**UNKNOWN, "expert_selection_fn": "softmax", "norm_topk_prob": True, "routed_scaling_factor": 1}
+    answers = {flag.replace("-", "_"): word for flag, word in ALL_ANSWERS.items() if flag != "scoring"}
+    answers["e_score_correction_bias"] = "no"
+    routing = Routing(top_k=2, e_score_correction_bias=False, scoring="softmax_of_chosen")
+    assert spec_of(config, **answers).routing == routing
+    assert problems_of({**config, "expert_selection_fn": "tanh", "n_group": 1}, **answers)[0] == (
+        "config.json: routing.scoring: the config does not say (expert_selection_fn is tanh); "
+        "answer with --scoring none|softmax|softmax_of_chosen|sigmoid|sqrtsoftplus"
+    )
 
 
 EDIT = "leave the flag out, or edit the spec once it is written"
@@ -183,6 +372,25 @@ EDIT = "leave the flag out, or edit the spec once it is written"
             ),
         ),
         ("deepseek-v4-pro", "tid2eid_vocab_size", "0", "none given, but the config says vocab_size 129280"),
+        ("kimi-k2", "scoring", "softmax", "softmax given, but the config says scoring_func sigmoid"),
+        ("kimi-k2", "routed_scaling_factor", "1", "1.0 given, but the config says routed_scaling_factor 2.827"),
+        ("kimi-k2", "renormalize", "no", "false given, but the config says norm_topk_prob true"),
+        ("deepseek-v3", "n_group", "1", "1 given, but the config says n_group 8"),
+        (
+            "deepseek-v3",
+            "group_score",
+            "max",
+            "max given, but the config says topk_method noaux_tc, which means top2_sum",
+        ),
+        (
+            "deepseek-v4-pro",
+            "residual",
+            "yes",
+            (
+                "true given, but the config says model_type deepseek_v4, which means false "
+                "(read in transformers 5.24.0 models/deepseek_v4/modeling_deepseek_v4.py)"
+            ),
+        ),
     ],
 )
 def test_an_answer_against_the_config_is_refused(model: str, flag: str, word: str, message: str) -> None:
@@ -206,10 +414,61 @@ def test_an_answer_that_agrees_changes_nothing() -> None:
             "--norm-eps: 'nil' given, a number from 1e-30 to 0.1, such as 1e-6 would be right",
         ),
         ("gate_bias", "true", "--gate-bias: 'true' given, yes, no would be right"),
+        (
+            "scoring",
+            "tanh",
+            "--scoring: 'tanh' given, none, softmax, softmax_of_chosen, sigmoid, sqrtsoftplus would be right",
+        ),
+        (
+            "softcap",
+            "low",
+            "--softcap: 'low' given, none, or a number from 1e-6 to 1e6 would be right",
+        ),
+        (
+            "softcap",
+            "-1",
+            "config.json: routing.softcap: -1.0 given, none, or a number from 1e-6 to 1e6 would be right (given by --softcap)",
+        ),
+        ("topk_group", "1", "--topk-group: 1 given, leaving it out would be right where there is one group"),
     ],
 )
 def test_an_answer_that_is_none(flag: str, word: str, message: str) -> None:
     assert problems_of(config_of("kimi-k2"), **{flag: word}) == [message]
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"norm_order": "none", "norm_eps": "1e-6"}, "--norm-eps: 1e-06 given, leaving it out would be right where there is no norm"),
+        ({"norm_order": "none", "residual": "yes"}, "--residual: true given, leaving it out would be right where there is no norm"),
+        (
+            {"residual": "no", "residual_multiplier": "2.0"},
+            "--residual-multiplier: 2.0 given, leaving it out would be right where there is no residual",
+        ),
+        ({"scoring": "none", "softcap": "30"}, "--softcap: 30.0 given, leaving it out would be right where scoring is none"),
+        (
+            {"scoring": "none", "ids_dtype": "int64"},
+            "--ids-dtype: int64 given, leaving it out would be right where scoring is none",
+        ),
+        (
+            {"logits_dtype": "bfloat16"},
+            "config.json: dtypes.logits: 'bfloat16' given, leaving it out would be right where routing.router_logits "
+            "is false (given by --logits-dtype)",
+        ),
+    ],
+)  # fmt: skip
+def test_answers_that_do_not_go_together(answers: dict[str, str], message: str) -> None:
+    assert problems_of(config_of("kimi-k2"), **answers) == [message]
+
+
+def test_answers_about_chosen_logits() -> None:
+    config = config_of("gpt-oss-120b")
+    where = "leaving it out would be right where scoring is softmax_of_chosen"
+    assert problems_of(config, n_group="4", renormalize="yes") == [
+        f"--n-group: 4 given, {where}",
+        f"--renormalize: true given, {where}",
+    ]
+    assert spec_of(config, renormalize="no") == spec_of(config)
 
 
 def test_an_unknown_flag() -> None:
@@ -240,6 +499,34 @@ def test_an_unknown_flag() -> None:
         ({"rms_norm_eps": "small"}, "rms_norm_eps: 'small' given, a number would be right"),
         ({"num_hash_layers": 3, "vocab_size": None}, "routing.tid2eid.vocab_size: the config does not say; answer with --tid2eid-vocab-size N"),
         ({"text_config": 5}, "text_config: 5 given, an object would be right"),
+        (
+            {"scoring_func": "softmax", "score_func": "sigmoid"},
+            ("routing.scoring: the config disagrees with itself, scoring_func softmax and score_func sigmoid; "
+            "answer with --scoring none|softmax|softmax_of_chosen|sigmoid|sqrtsoftplus"),
+        ),
+        ({"n_group": None}, "routing.groups.n_group: the config does not say (n_group is null); answer with --n-group N"),
+        ({"n_group": 7, "topk_group": 1}, "routing.groups.n_group: 7 given, a divisor of num_experts (384) would be right (given by n_group)"),
+        (
+            {"n_group": 8, "topk_group": None},
+            "routing.groups.topk_group: the config does not say (topk_group is null); answer with --topk-group N",
+        ),
+        (
+            {"n_group": 8, "topk_method": "greedy"},
+            ("routing.groups.n_group: the config disagrees with itself, n_group 8 and topk_method greedy, which means 1; "
+            "answer with --n-group N"),
+        ),
+        ({"norm_topk_prob": None}, "routing.renormalize: the config does not say (norm_topk_prob is null); answer with --renormalize yes|no"),
+        ({"norm_topk_prob": 1}, "norm_topk_prob: 1 given, true or false would be right"),
+        (
+            {"routed_scaling_factor": None},
+            ("routing.routed_scaling_factor: the config does not say (routed_scaling_factor is null); "
+            "answer with --routed-scaling-factor N"),
+        ),
+        (
+            {"routed_scaling_factor": 0.0},
+            "routing.routed_scaling_factor: 0.0 given, a number from 1e-6 to 1e6 would be right (given by routed_scaling_factor)",
+        ),
+        ({"num_experts_per_tok": 33}, "routing.top_k: 33 given, at most 32 would be right where scoring is sigmoid (given by num_experts_per_tok)"),
     ],
 )  # fmt: skip
 def test_one_mistake_in_the_config(change: dict[str, Any], message: str) -> None:

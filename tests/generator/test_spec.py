@@ -10,8 +10,12 @@ from pydantic import ValidationError
 from codegen.arch import SM_TARGETS
 from codegen.errors import BadInput, Problem
 from codegen.spec import (
+    Groups,
     Norm,
+    Renormalize,
+    Residual,
     RouterSpec,
+    Routing,
     Tid2Eid,
     TokenThresholds,
     dump_spec,
@@ -20,6 +24,7 @@ from codegen.spec import (
 )
 
 SPECS = Path(__file__).parents[2] / "specs"
+OTHER_SPECS = Path(__file__).parents[1] / "specs"
 
 GOOD = """\
 name: tiny
@@ -44,6 +49,8 @@ NAME = (
 )
 TARGETS = "all, or an ascending list of SM numbers out of 80, 86, 89, 90, 100, 103, 110, 120, 121"
 EPS = "a number from 1e-30 to 0.1, such as 1e-6"
+FACTOR = "a number from 1e-6 to 1e6"
+SCORING = "none, softmax, softmax_of_chosen, sigmoid or sqrtsoftplus"
 SERVES = "the last token count it serves, a whole number from 0 (never) to 1048576"
 
 
@@ -137,6 +144,170 @@ def test_one_mistake(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert problems_of(write(tmp_path, GOOD.replace(old, new))) == [f"tiny.yaml:{message}"]
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("scoring: sigmod", f"routing.scoring: 'sigmod' given, {SCORING} would be right"),
+        ("scoring: true", f"routing.scoring: true given, {SCORING} would be right"),
+        ("scoring:", f"routing.scoring: nothing given, {SCORING} would be right"),
+        ("scoring_func: sigmoid", "routing.scoring_func: unknown key, scoring would be right"),
+        ("n_group: 4", "routing.n_group: unknown key, n_group under routing.groups would be right"),
+        ("epsilon: 0", "routing.epsilon: unknown key, epsilon under routing.renormalize would be right"),
+        (
+            "scoring: sigmoid, groups: {n_group: 1, topk_group: 1, score: max}",
+            "routing.groups.n_group: 1 given, a whole number from 2 to 32 would be right",
+        ),
+        (
+            "scoring: sigmoid, groups: {n_group: 3, topk_group: 1, score: max}",
+            "routing.groups.n_group: 3 given, a divisor of num_experts (8) would be right",
+        ),
+        (
+            "scoring: sigmoid, groups: {n_group: 16, topk_group: 16, score: max}",
+            "routing.groups.n_group: 16 given, a divisor of num_experts (8) would be right",
+        ),
+        (
+            "scoring: sigmoid, groups: {n_group: 4, topk_group: 5, score: max}",
+            "routing.groups.topk_group: 5 given, at most n_group (4) would be right",
+        ),
+        (
+            "scoring: sigmoid, groups: {n_group: 4, topk_group: 0, score: max}",
+            "routing.groups.topk_group: 0 given, a whole number from 1 to n_group would be right",
+        ),
+        (
+            "scoring: sigmoid, groups: {n_group: 8, topk_group: 1, score: max}",
+            "routing.top_k: 2 given, at most topk_group * num_experts / n_group (1) would be right",
+        ),
+        (
+            "scoring: sigmoid, groups: {n_group: 8, topk_group: 2, score: top2_sum}",
+            "routing.groups.score: 'top2_sum' given, max would be right where a group is one expert",
+        ),
+        (
+            "scoring: sigmoid, groups: {n_group: 4, topk_group: 1, score: sum}",
+            "routing.groups.score: 'sum' given, top2_sum or max would be right",
+        ),
+        (
+            "scoring: sigmoid, groups: {n_group: 4, score: max}",
+            "routing.groups.topk_group: missing, a whole number from 1 to n_group would be right",
+        ),
+        (
+            "scoring: sigmoid, groups: 4",
+            "routing.groups: 4 given, none, or a mapping with n_group, topk_group and score would be right",
+        ),
+        (
+            "scoring: sigmoid, tid2eid: {vocab_size: 9}, groups: {n_group: 4, topk_group: 2, score: max}",
+            "routing.groups: a mapping given, leaving it out would be right where tid2eid is given",
+        ),
+        (
+            "scoring: sigmoid, renormalize: true",
+            "routing.renormalize: true given, none, or a mapping with epsilon or floor would be right",
+        ),
+        (
+            "scoring: sigmoid, renormalize: {eps: 1e-20}",
+            "routing.renormalize.eps: unknown key, epsilon would be right",
+        ),
+        (
+            "scoring: sigmoid, renormalize: {epsilon: -1}",
+            "routing.renormalize.epsilon: -1 given, a number from 0 to 1, such as 1e-20 would be right",
+        ),
+        (
+            "scoring: sigmoid, renormalize: {floor: .nan}",
+            "routing.renormalize.floor: nan given, a number from 0 to 1, such as 1e-12 would be right",
+        ),
+        ("scoring: sigmoid, routed_scaling_factor: 0", f"routing.routed_scaling_factor: 0 given, {FACTOR} would be right"),
+        ("scoring: sigmoid, routed_scaling_factor: .inf", f"routing.routed_scaling_factor: inf given, {FACTOR} would be right"),
+        ("scoring: sigmoid, softcap: -30", f"routing.softcap: -30 given, none, or {FACTOR} would be right"),
+        ("scoring: sigmoid, router_logits: 1", "routing.router_logits: 1 given, true or false would be right"),
+        ("scoring: sigmoid, ids_dtype: int16", "routing.ids_dtype: 'int16' given, int32 or int64 would be right"),
+        (
+            "scoring: sigmoid, weights_dtype: float16",
+            "routing.weights_dtype: 'float16' given, float32 or bfloat16 would be right",
+        ),
+        (
+            "scoring: softmax_of_chosen",
+            "routing.e_score_correction_bias: true given, false would be right where scoring is softmax_of_chosen",
+        ),
+        ("groups: none", "routing.groups: 'none' given, leaving it out would be right where scoring is none"),
+        (
+            "renormalize: {epsilon: 0.0}",
+            "routing.renormalize: a mapping given, leaving it out would be right where scoring is none",
+        ),
+        (
+            "scoring: none, routed_scaling_factor: 1.0",
+            "routing.routed_scaling_factor: 1.0 given, leaving it out would be right where scoring is none",
+        ),
+        ("softcap: 30.0", "routing.softcap: 30.0 given, leaving it out would be right where scoring is none"),
+        ("router_logits: true", "routing.router_logits: true given, leaving it out would be right where scoring is none"),
+        ("ids_dtype: int32", "routing.ids_dtype: 'int32' given, leaving it out would be right where scoring is none"),
+        (
+            "weights_dtype: float32",
+            "routing.weights_dtype: 'float32' given, leaving it out would be right where scoring is none",
+        ),
+    ],
+)  # fmt: skip
+def test_one_mistake_in_the_selection(tmp_path: Path, keys: str, message: str) -> None:
+    routing = f"routing: {{top_k: 2, e_score_correction_bias: true, {keys}}}"
+    text = GOOD[: GOOD.index("routing:")] + routing
+    assert problems_of(write(tmp_path, text)) == [f"tiny.yaml:12: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            "top_k: 33, scoring: softmax",
+            "routing.top_k: 33 given, at most 32 would be right where scoring is softmax",
+        ),
+        (
+            "top_k: 2, scoring: softmax_of_chosen, groups: {n_group: 8, topk_group: 2, score: max}",
+            "routing.groups: a mapping given, leaving it out would be right where scoring is softmax_of_chosen",
+        ),
+        (
+            "top_k: 2, scoring: softmax_of_chosen, renormalize: {}",
+            "routing.renormalize: a mapping given, leaving it out would be right where scoring is softmax_of_chosen",
+        ),
+    ],
+)
+def test_selections_that_do_not_go_together(tmp_path: Path, keys: str, message: str) -> None:
+    routing = f"routing: {{e_score_correction_bias: false, {keys}}}"
+    text = GOOD[: GOOD.index("routing:")].replace("num_experts: 8", "num_experts: 64") + routing
+    assert problems_of(write(tmp_path, text)) == [f"tiny.yaml:12: {message}"]
+
+
+def test_logits_that_are_no_output_have_no_dtype(tmp_path: Path) -> None:
+    text = GOOD.replace("  gate_weight: float32", "  gate_weight: float32\n  logits: float32")
+    message = "tiny.yaml:8: dtypes.logits: 'float32' given, leaving it out would be right where routing.router_logits is false"
+    assert problems_of(write(tmp_path, text + "  scoring: sigmoid\n")) == [message]
+    assert load_spec(write(tmp_path, text + "  scoring: sigmoid\n  router_logits: true\n")).routing.router_logits
+    assert load_spec(write(tmp_path, text)).routing.scoring is None
+
+
+@pytest.mark.parametrize(
+    ("residual", "message"),
+    [
+        ("true", "residual: true given, none, or a mapping with multiplier would be right"),
+        ("{factor: 2}", "residual.factor: unknown key, one of multiplier would be right"),
+        ("{multiplier: 0}", f"residual.multiplier: 0 given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
+        ("{multiplier: -1e-9}", f"residual.multiplier: -1e-09 given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
+        ("{multiplier: 2e6}", f"residual.multiplier: 2000000.0 given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
+        ("{multiplier: .nan}", f"residual.multiplier: nan given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
+    ],
+)
+def test_one_mistake_in_the_residual(tmp_path: Path, residual: str, message: str) -> None:
+    assert problems_of(write(tmp_path, GOOD + f"residual: {residual}\n")) == [f"tiny.yaml:15: {message}"]
+
+
+def test_norm_none_rules_out_a_residual(tmp_path: Path) -> None:
+    text = GOOD.replace("norm:\n  order: A\n  eps: 1e-6", "norm: none\nresidual: {}")
+    message = "tiny.yaml:9: residual: a mapping given, none would be right where norm is none"
+    assert problems_of(write(tmp_path, text)) == [message]
+    assert load_spec(write(tmp_path, text.replace("{}", "none"))).residual is None
+
+
+def test_an_unknown_key_is_looked_for_nearby_first(tmp_path: Path) -> None:
+    text = GOOD.replace("  eps: 1e-6", "  eps: 1e-6\n  epsilon: 1e-6")
+    assert problems_of(write(tmp_path, text)) == ["tiny.yaml:11: norm.epsilon: unknown key, eps would be right"]
+
+
 def test_norm_none_rules_out_logits_from(tmp_path: Path) -> None:
     text = GOOD.replace("norm:\n  order: A\n  eps: 1e-6", "norm: none\nlogits_from: unrounded")
     message = "tiny.yaml:9: logits_from: 'unrounded' given, leaving it out would be right where norm is none"
@@ -184,8 +355,8 @@ def test_problems_are_reported_together_in_the_order_of_lines(tmp_path: Path) ->
         .replace("top_k: 2", "top_k: 9")
     )
     known = (
-        "name, sources, hidden_size, num_experts, dtypes, norm, gate_bias, logits_from, routing, token_thresholds, "
-        "sm_targets, early_weight_loads, batch_invariant, allow_spills"
+        "name, sources, hidden_size, num_experts, dtypes, residual, norm, gate_bias, logits_from, routing, "
+        "token_thresholds, sm_targets, early_weight_loads, batch_invariant, allow_spills"
     )
     assert problems_of(write(tmp_path, text)) == [
         "tiny.yaml:1: gate_bias: missing, true or false would be right",
@@ -220,7 +391,25 @@ def test_defaults(tmp_path: Path) -> None:
     assert (spec.logits_dtype, spec.logits_from, spec.token_thresholds) == ("float32", "unrounded", "auto")
     assert (spec.sm_targets, spec.early_weight_loads, spec.allow_spills) == (SM_TARGETS, True, False)
     assert not spec.batch_invariant
-    assert spec.routing.tid2eid is None
+    assert spec.residual is None
+    assert spec.routing == Routing(top_k=2, e_score_correction_bias=True)
+    assert (spec.routing.tid2eid, spec.routing.scoring) == (None, None)
+
+
+def test_defaults_of_the_stages(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, GOOD + "  scoring: sigmoid\n  renormalize: {}\nresidual: {}\n"))
+    assert (spec.residual, spec.routing.renormalize) == (Residual(multiplier=1.0), Renormalize(epsilon=0.0, floor=0.0))
+    routing = spec.routing
+    assert (routing.groups, routing.routed_scaling_factor, routing.softcap) == (None, 1.0, None)
+    assert (routing.router_logits, routing.ids_dtype, routing.weights_dtype) == (False, "int32", "float32")
+
+
+def test_whole_numbers_are_numbers(tmp_path: Path) -> None:
+    keys = "  scoring: sigmoid\n  renormalize: {epsilon: 0}\n  routed_scaling_factor: 2\n  softcap: 30\n"
+    spec = load_spec(write(tmp_path, GOOD + keys + "residual: {multiplier: -1}\n"))
+    routing = spec.routing
+    assert (spec.residual, routing.renormalize) == (Residual(multiplier=-1.0), Renormalize())
+    assert (routing.routed_scaling_factor, routing.softcap) == (2.0, 30.0)
 
 
 @pytest.mark.parametrize("eps", ["1e-6", "1.0e-06", "0.000001", "1.E-6", "10e-7"])
@@ -230,19 +419,35 @@ def test_eps_is_read_as_a_number(tmp_path: Path, eps: str) -> None:
 
 
 def test_words_for_none_and_all(tmp_path: Path) -> None:
-    text = GOOD.replace("norm:\n  order: A\n  eps: 1e-6", "norm: none\nsm_targets: all").replace(
-        "top_k: 2", "top_k: 2\n  tid2eid: none"
+    text = GOOD.replace("norm:\n  order: A\n  eps: 1e-6", "norm: none\nresidual: none\nsm_targets: all").replace(
+        "top_k: 2", "top_k: 2\n  tid2eid: none\n  scoring: none"
     )
     spec = load_spec(write(tmp_path, "\ufeff" + text.replace("\n", "\r\n")))
-    assert (spec.norm, spec.sm_targets, spec.routing.tid2eid) == (None, SM_TARGETS, None)
+    assert (spec.norm, spec.residual, spec.sm_targets) == (None, None, SM_TARGETS)
+    assert (spec.routing.tid2eid, spec.routing.scoring) == (None, None)
+    chosen = GOOD + "  scoring: softmax\n  groups: none\n  renormalize: none\n  softcap: none\n"
+    routing = load_spec(write(tmp_path, chosen)).routing
+    assert (routing.groups, routing.renormalize, routing.softcap) == (None, None, None)
 
 
 def everything(spec: RouterSpec) -> RouterSpec:
-    """`spec` with no key left at its default."""
-    routing = spec.routing.model_copy(update={"tid2eid": Tid2Eid(vocab_size=1000)})
+    """`spec` with no key left at its default, but for groups, which tid2eid rules out."""
+    routing = Routing(
+        top_k=2,
+        e_score_correction_bias=True,
+        tid2eid=Tid2Eid(vocab_size=1000),
+        scoring="sqrtsoftplus",
+        renormalize=Renormalize(epsilon=1e-20, floor=1e-12),
+        routed_scaling_factor=2.5,
+        softcap=30.0,
+        router_logits=True,
+        ids_dtype="int64",
+        weights_dtype="bfloat16",
+    )
     update = {
         "sources": ('quotes " and \\ and: # é', "two"),
         "logits_dtype": "bfloat16",
+        "residual": Residual(multiplier=0.22),
         "logits_from": "rounded",
         "routing": routing,
         "token_thresholds": TokenThresholds(gemv=0, split_k=64),
@@ -258,7 +463,21 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
     plain = load_spec(write(tmp_path, GOOD)).model_copy(update={"name": name})
     gate_alone = plain.model_copy(update={"norm": None})
     never = plain.model_copy(update={"token_thresholds": TokenThresholds(gemv=8, split_k=0)})
-    for spec in (plain, everything(plain), gate_alone, never):
+    chosen = plain.model_copy(
+        update={
+            "residual": Residual(),
+            "routing": Routing(
+                top_k=2,
+                e_score_correction_bias=True,
+                scoring="sigmoid",
+                groups=Groups(n_group=4, topk_group=2, score="top2_sum"),
+                renormalize=Renormalize(),
+            ),
+        }
+    )
+    floored = chosen.routing.model_copy(update={"renormalize": Renormalize(floor=1e-12), "groups": None})
+    floored = chosen.model_copy(update={"routing": floored})
+    for spec in (plain, everything(plain), gate_alone, never, chosen, floored):
         path = write(tmp_path, dump_spec(spec, "A comment\nthat is long: " + "x " * 100), f"{name}.yaml")
         assert load_spec(path) == spec
 
@@ -276,10 +495,15 @@ def test_a_spec_is_frozen_and_checked_when_built_by_hand(tmp_path: Path) -> None
     with pytest.raises(ValidationError, match="at most num_experts"):
         RouterSpec(**{**dict(spec), "num_experts": 1})
     assert RouterSpec(**{**dict(spec), "norm": None}).norm is None
+    with pytest.raises(ValidationError, match=r"routing.softcap: 30.0 given, leaving it out would be right"):
+        RouterSpec(**{**dict(spec), "routing": spec.routing.model_copy(update={"softcap": 30.0})})
+    with pytest.raises(ValidationError, match="none would be right where norm is none"):
+        RouterSpec(**{**dict(spec), "norm": None, "residual": Residual()})
 
 
-def test_shipped_specs_load_and_leave_defaults_out() -> None:
-    paths = sorted(SPECS.glob("*.yaml"))
+@pytest.mark.parametrize("folder", [SPECS, OTHER_SPECS], ids=["shipped", "other shapes"])
+def test_specs_load_and_leave_defaults_out(folder: Path) -> None:
+    paths = sorted(folder.glob("*.yaml"))
     for spec, path in zip(load_specs(paths), paths, strict=True):
         comment = " ".join(line[2:] for line in path.read_text().splitlines() if line.startswith("# "))
         assert dump_spec(spec, comment) == path.read_text()

@@ -80,7 +80,7 @@ def test_every_candidate_s_name_reads_back(sm):
     seen = set()
     for spec in load_specs(places.all_specs()):
         for early in (True, False):
-            problem = Problem.of(spec.model_copy(update={"early_weight_loads": early}))
+            problem = Problem.of(spec.model_copy(update={"early_weight_loads": early})).gate_part
             for count in (1, 8, 64, 4096):
                 for variant in variants.candidates(problem, ARCHS[sm], count):
                     assert families.parse(variant.name) == variant
@@ -271,7 +271,7 @@ def test_cost_model_picks_close_to_the_best_of_what_was_measured() -> None:
     tables = tuned.load(specs, Path(__file__).resolve().parents[2] / "specs" / "tuned")
     ratios = []
     for spec in specs:
-        problem = Problem.of(spec)
+        problem = Problem.of(spec).gate_part
         for (kernel, sm), table in tables.items():
             if kernel != naming.kernel_name(problem):
                 continue

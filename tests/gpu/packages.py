@@ -47,6 +47,20 @@ def _read(folder: Path) -> Package:
 
 
 def kernels() -> Iterator[tuple[Package, Any]]:
+    """The kernels of gates, with their norms."""
+    return ((package, kernel) for package, kernel in _all_kernels() if not _is_path(kernel))
+
+
+def paths() -> Iterator[tuple[Package, Any]]:
+    """The kernels of whole paths, which add a residual before the gate's part, choose experts after it, or both."""
+    return ((package, kernel) for package, kernel in _all_kernels() if _is_path(kernel))
+
+
+def _all_kernels() -> Iterator[tuple[Package, Any]]:
     for package in packages():
         for kernel in package.kernels.values():
             yield package, kernel
+
+
+def _is_path(kernel: Any) -> bool:
+    return kernel.residual != "" or kernel.selection is not None

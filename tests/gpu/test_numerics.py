@@ -29,12 +29,17 @@ def library(package: Package) -> Library:
     return Library(package.library)
 
 
-def variants_of(package: Package, kernel: Any, sm: int) -> list[tuple[str, int | None]]:
-    """Functions that the library has for this chip, each with the most tokens it serves."""
+def group_of(package: Package, kernel: Any, sm: int) -> Any | None:
+    """The GroupTable of the targets whose code a chip runs, of those that the library holds."""
     built = {int(target) for target in library(package).built_sms().split("+")[0].split(",")}
     targets = [t for g in kernel.groups for t in g.sm_targets if t in built]
     runs = [t for t in targets if t <= sm and (t // 10 == sm // 10 or t == max(targets))]
-    group = next((g for g in kernel.groups if runs and max(runs) in g.sm_targets), None)
+    return next((g for g in kernel.groups if runs and max(runs) in g.sm_targets), None)
+
+
+def variants_of(package: Package, kernel: Any, sm: int) -> list[tuple[str, int | None]]:
+    """Functions that the library has for this chip, each with the most tokens it serves."""
+    group = group_of(package, kernel, sm)
     functions = {v.function: v.name for v in group.variants if v.function} if group else {}
     return [(f, int(n.split("_")[1][1:]) if n.startswith("gemv") else None) for f, n in functions.items()]
 

@@ -1,6 +1,6 @@
 """Tables as the generator renders them, small and made by hand."""
 
-from normgate.table_types import GroupTable, KernelTable, ModelTable, VariantRange
+from normgate.table_types import GroupTable, KernelTable, ModelTable, RoutingTable, SelectionTable, VariantRange
 
 KERNELS: dict[str, KernelTable] = {
     "norm_b_gate_64x12_bf16_bf16_fp32": KernelTable(
@@ -116,6 +116,89 @@ KERNELS: dict[str, KernelTable] = {
             ),
         ),
     ),
+    # The path of "routed", around the first of these kernels.
+    "add_norm_b_gate_sigmoid_top4_64x12_bf16_bf16_fp32_corrected_groups4x2top2_bounded": KernelTable(
+        kernel="add_norm_b_gate_sigmoid_top4_64x12_bf16_bf16_fp32_corrected_groups4x2top2_bounded",
+        hidden_size=64,
+        num_experts=12,
+        activation_dtype="bfloat16",
+        gate_weight_dtype="bfloat16",
+        logits_dtype="float32",
+        norm_order="B",
+        gate_bias=False,
+        logits_from="unrounded",
+        groups=(
+            GroupTable(
+                sm_targets=(90,),
+                variants=(
+                    VariantRange(
+                        name="gemv_t8",
+                        function="add_norm_b_gate_sigmoid_top4_64x12_bf16_bf16_fp32_corrected_groups4x2top2_bounded_gemv_t8_sm90",
+                        first_token=1,
+                        last_token=None,
+                        why="the only one that was generated",
+                        rejected=(),
+                    ),
+                ),
+            ),
+        ),
+        residual="add",
+        selection=SelectionTable(
+            scoring="sigmoid",
+            top_k=4,
+            correction_bias=True,
+            n_group=4,
+            topk_group=2,
+            group_score="top2_sum",
+            renormalize="bounded",
+            softcaps=False,
+            hashes=False,
+            returns_logits=False,
+            ids_dtype="int32",
+            weights_dtype="float32",
+        ),
+    ),
+    # That of "hashed", which has no residual add.
+    "norm_b_gate_sqrtsoftplus_top6_64x12_bf16_bf16_fp32_corrected_normalized_hash_logits_int64": KernelTable(
+        kernel="norm_b_gate_sqrtsoftplus_top6_64x12_bf16_bf16_fp32_corrected_normalized_hash_logits_int64",
+        hidden_size=64,
+        num_experts=12,
+        activation_dtype="bfloat16",
+        gate_weight_dtype="bfloat16",
+        logits_dtype="float32",
+        norm_order="B",
+        gate_bias=False,
+        logits_from="unrounded",
+        groups=(
+            GroupTable(
+                sm_targets=(90,),
+                variants=(
+                    VariantRange(
+                        name="gemv_t8",
+                        function="norm_b_gate_sqrtsoftplus_top6_64x12_bf16_bf16_fp32_corrected_normalized_hash_logits_int64_gemv_t8_sm90",
+                        first_token=1,
+                        last_token=None,
+                        why="the only one that was generated",
+                        rejected=(),
+                    ),
+                ),
+            ),
+        ),
+        selection=SelectionTable(
+            scoring="sqrtsoftplus",
+            top_k=6,
+            correction_bias=True,
+            n_group=1,
+            topk_group=1,
+            group_score="",
+            renormalize="sum",
+            softcaps=False,
+            hashes=True,
+            returns_logits=True,
+            ids_dtype="int64",
+            weights_dtype="float32",
+        ),
+    ),
 }
 
 MODELS: dict[str, ModelTable] = {
@@ -126,6 +209,47 @@ MODELS: dict[str, ModelTable] = {
         top_k=6,
         e_score_correction_bias=True,
         tid2eid_vocab_size=100,
+        path_kernel="norm_b_gate_sqrtsoftplus_top6_64x12_bf16_bf16_fp32_corrected_normalized_hash_logits_int64",
+        routing=RoutingTable(
+            top_k=6,
+            scoring="sqrtsoftplus",
+            n_group=1,
+            topk_group=1,
+            group_score="",
+            renormalize=True,
+            renormalize_epsilon=0.0,
+            renormalize_floor=0.0,
+            routed_scaling_factor=1.5,
+            softcap=0.0,
+            ids_dtype="int64",
+            weights_dtype="float32",
+            returns_logits=True,
+        ),
+    ),
+    "routed": ModelTable(
+        model="routed",
+        kernel="norm_b_gate_64x12_bf16_bf16_fp32",
+        eps=1e-6,
+        top_k=4,
+        e_score_correction_bias=True,
+        tid2eid_vocab_size=None,
+        path_kernel="add_norm_b_gate_sigmoid_top4_64x12_bf16_bf16_fp32_corrected_groups4x2top2_bounded",
+        residual_multiplier=1.0,
+        routing=RoutingTable(
+            top_k=4,
+            scoring="sigmoid",
+            n_group=4,
+            topk_group=2,
+            group_score="top2_sum",
+            renormalize=True,
+            renormalize_epsilon=1e-20,
+            renormalize_floor=0.0,
+            routed_scaling_factor=2.5,
+            softcap=0.0,
+            ids_dtype="int32",
+            weights_dtype="float32",
+            returns_logits=False,
+        ),
     ),
     "biased": ModelTable(
         model="biased",

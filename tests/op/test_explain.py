@@ -78,7 +78,7 @@ def test_a_gap_is_served_by_the_reference(monkeypatch):
 def test_kernel_by_name_and_listings():
     answer = normgate.explain(KERNEL, 4, sm=90)
     assert (answer.model, answer.variant) == (None, "gemv_t4")
-    assert normgate.models() == ("hashed", "biased", "normed-before")
+    assert normgate.models() == ("hashed", "routed", "biased", "normed-before")
     assert KERNEL in normgate.kernels()
     assert [variant.name for variant in normgate.variants(KERNEL, 90)] == [
         "gemv_t1",

@@ -1,8 +1,9 @@
 """NormGateLinear: which weights it owns, how checkpoints reach them, what it computes."""
 
+import normgate
 import pytest
 import torch
-from normgate import NormGateLinear, reference
+from normgate import NormGateLinear, Routing, reference
 
 K, N = 64, 12
 
@@ -54,6 +55,15 @@ def test_dtype_and_device():
         (dict(norm_order="A"), "eps is None and norm_order 'A', expected both or neither"),
         (dict(norm_order=None, eps=1e-6), "eps is 1e-06 and norm_order None, expected both or neither"),
         (dict(norm_order=None, tid2eid_vocab_size=9), "top_k is None, expected the width of tid2eid"),
+        (dict(norm_order=None, routing=Routing(2, "sigmoid"), top_k=3), "top_k is 3, expected that of routing, 2"),
+        (
+            dict(norm_order=None, routing=Routing(13, "sigmoid")),
+            "top_k is 13, expected no more than the 12 experts that it chooses from",
+        ),
+        (
+            dict(norm_order=None, routing=Routing(2, "sigmoid"), tid2eid_vocab_size=9, e_score_correction_bias=True),
+            "e_score_correction_bias is True, expected False in a hash layer that routes",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit(arguments, message):
@@ -67,6 +77,10 @@ def test_unknown_model_and_no_hash_layers():
         NormGateLinear.from_model("hash")
     with pytest.raises(ValueError, match="hash_layer is True, expected False: biased has no hash layers"):
         NormGateLinear.from_model("biased", hash_layer=True)
+    with pytest.raises(ValueError) as refused:
+        NormGateLinear.from_model("biased", routes=True)
+    wanted = "routes is True, expected False: the spec of biased has no residual and no routing.scoring"
+    assert str(refused.value) == wanted
 
 
 def test_forward_is_the_reference():
@@ -86,6 +100,113 @@ def test_gate_alone_gives_logits_alone():
     layer.gate.weight.copy_(torch.randn(N, K))
     x = torch.randn(3, K).bfloat16()
     assert torch.equal(layer(x), reference.gate(x, layer.gate.weight, None))
+
+
+def filled(layer):
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in layer.named_parameters():
+        if name == "gate.tid2eid":
+            table = [torch.randperm(N, generator=generator)[: layer.top_k] for _ in range(len(parameter))]
+            parameter.copy_(torch.stack(table))
+        else:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return layer
+
+
+def equal(found, wanted):
+    """Field by field, ``None`` where ``None`` is wanted."""
+    assert type(found) is normgate.Routed
+    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_routes_is_the_whole_path():
+    layer = filled(NormGateLinear.from_model("routed", routes=True))
+    assert layer.routing == Routing(
+        4,
+        "sigmoid",
+        n_group=4,
+        topk_group=2,
+        renormalize=True,
+        renormalize_epsilon=1e-20,
+        routed_scaling_factor=2.5,
+    )
+    assert (layer.residual_multiplier, layer.returns_logits, layer.top_k) == (1.0, False, 4)
+    x, residual = torch.randn(2, 2, 3, K).bfloat16()
+    found = layer(x, residual)
+    rows = reference.route(
+        x.view(-1, K),
+        layer.gate.weight,
+        norm_weight=layer.norm.weight,
+        eps=1e-6,
+        norm_order="B",
+        residual=residual.view(-1, K),
+        e_score_correction_bias=layer.gate.e_score_correction_bias,
+        routing=layer.routing,
+    )
+    wanted = [None if t is None else t.view(2, 3, -1) for t in rows._replace(router_logits=None)]
+    assert equal(found, wanted)
+    assert torch.equal(found.residual_out, x + residual)
+
+
+def test_hash_layers_route_by_token():
+    layer = filled(NormGateLinear.from_model("hashed", hash_layer=True, routes=True))
+    assert layer.gate.e_score_correction_bias is None
+    x, input_ids = torch.randn(5, K).bfloat16(), torch.randint(0, 100, (5,))
+    routed = layer(x, input_ids=input_ids)
+    assert torch.equal(routed.topk_ids, layer.gate.tid2eid[input_ids])
+    assert routed.topk_ids.dtype == torch.int64 and routed.router_logits is not None
+    assert torch.allclose(routed.topk_weights.sum(-1), torch.full((5,), 1.5))
+    with pytest.raises(ValueError) as refused:
+        layer(x)
+    assert str(refused.value) == "input_ids is None, expected the tokens of x: a hash layer takes experts by token"
+
+
+def test_scored_layers_may_be_given_tokens_too():
+    layer = filled(NormGateLinear.from_model("hashed", routes=True))
+    x = torch.randn(5, K).bfloat16()
+    assert equal(layer(x, input_ids=torch.arange(5)), layer(x))
+
+
+def test_without_routes_a_layer_stays_norm_and_gate():
+    for model in normgate.models():
+        layer = filled(NormGateLinear.from_model(model))
+        assert layer.routing is None and layer.residual_multiplier is None
+        outputs = layer(torch.randn(3, K).bfloat16())
+        assert type(outputs) is (torch.Tensor if layer.norm is None else tuple)
+
+
+def test_a_residual_alone():
+    layer = filled(NormGateLinear(K, N, norm_order="A", eps=1e-6, residual_multiplier=0.5))
+    x, residual = torch.randn(2, 3, K).bfloat16()
+    normed_x, residual_out, weights, ids, logits = layer(x, residual)
+    assert torch.equal(residual_out, residual + 0.5 * x)
+    assert weights is None and ids is None
+    wanted = reference.norm_gate(residual_out, layer.norm.weight, layer.gate.weight, None, 1e-6, "A")
+    assert torch.equal(normed_x, wanted[0]) and torch.equal(logits, wanted[1])
+
+
+def test_a_gate_that_routes_has_no_normed_x():
+    layer = filled(NormGateLinear(K, N, norm_order=None, routing=Routing(3, "softmax")))
+    x = torch.randn(3, K).bfloat16()
+    routed = layer(x)
+    assert [field is None for field in routed] == [True, True, False, False, True]
+    probabilities = reference.gate(x, layer.gate.weight, None).softmax(-1)
+    assert torch.equal(routed.topk_weights, probabilities.topk(3).values)
+
+
+@pytest.mark.parametrize(
+    "multiplier, given, message",
+    [
+        (None, True, "residual is a tensor, expected None: residual_multiplier is None"),
+        (0.5, False, "residual is None, expected a tensor: residual_multiplier is 0.5"),
+    ],
+)
+def test_residual_too_many_or_too_few(multiplier, given, message):
+    layer = NormGateLinear(K, N, norm_order=None, residual_multiplier=multiplier)
+    x = torch.ones(2, K).bfloat16()
+    with pytest.raises(ValueError) as refused:
+        layer(x, x if given else None)
+    assert str(refused.value) == message
 
 
 def test_load_state_dict_round_trip():
@@ -186,3 +307,5 @@ def test_missing_norm_prefix():
 
 def test_repr_says_what_it_computes():
     assert "64 -> 12, norm_order=B, eps=1e-06, logits_from=unrounded" in repr(NormGateLinear.from_model("hashed"))
+    routed = repr(NormGateLinear.from_model("routed", routes=True))
+    assert "logits_from=unrounded, residual_multiplier=1.0, Routing(top_k=4, scoring='sigmoid', n_group=4" in routed

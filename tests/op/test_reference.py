@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from normgate import reference
+from normgate import Routing, reference
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 EPS = 1e-6
 K, N = 256, 24
@@ -118,6 +119,110 @@ def test_bias_is_added_before_the_logits_are_rounded():
     gate_bias = torch.tensor([2.0**-8], dtype=torch.bfloat16)
     logits = reference.gate(x, gate_weight, gate_bias, torch.bfloat16)
     assert logits.item() == 1 + 2.0**-7
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 0.22, -3.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_residual_add_is_that_of_a_decoder_layer(dtype, multiplier):
+    generator = torch.Generator().manual_seed(0)
+    x, residual = (4 * torch.randn(2, 50, K, generator=generator)).to(dtype)
+    found = reference.add_residual(x, residual, multiplier)
+    layer = residual + (x if multiplier == 1.0 else x * multiplier)
+    assert found.dtype == dtype and torch.equal(found, layer)
+    exact = residual.double() + x.double() * multiplier
+    assert torch.equal(found, exact.to(dtype)) == (multiplier == 1.0), "else the product is rounded too"
+
+
+def test_residual_add_drops_strides_and_leaves_its_arguments_alone():
+    wide = torch.randn(5, 3 * K).bfloat16()
+    x, residual = wide[:, :K], wide[:, K : 2 * K]
+    before = wide.clone()
+    found = reference.add_residual(x, residual)
+    assert found.is_contiguous() and torch.equal(found, x.clone() + residual.clone())
+    assert torch.equal(wide, before)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("multiplier", [None, 1.0, 0.22])
+@pytest.mark.parametrize("routing", [None, Routing(3, "sigmoid", renormalize=True)], ids=["logits", "routing"])
+def test_route_is_its_stages(routing, multiplier, norm):
+    x, norm_weight, gate_weight, gate_bias = random_inputs()
+    residual = None if multiplier is None else random_inputs(seed=1)[0]
+    correction_bias = None if routing is None else torch.randn(N) / 4
+    found = reference.route(
+        x,
+        gate_weight,
+        gate_bias,
+        norm_weight=norm_weight if norm else None,
+        eps=EPS,
+        norm_order="A" if norm else "",
+        residual=residual,
+        residual_multiplier=1.0 if multiplier is None else multiplier,
+        e_score_correction_bias=correction_bias,
+        routing=routing,
+        logits_from="rounded",
+        logits_dtype=torch.bfloat16,
+    )
+    h = x if residual is None else reference.add_residual(x, residual, multiplier)
+    assert torch.equal(found.residual_out, h) if residual is not None else found.residual_out is None
+    row = h
+    if norm:
+        row = reference.rms_norm(h, norm_weight, EPS, "A")[1]
+        assert torch.equal(found.normed_x, row)
+    else:
+        assert found.normed_x is None
+    logits = reference.gate(row, gate_weight, gate_bias, torch.bfloat16)
+    assert torch.equal(found.router_logits, logits)
+    if routing is None:
+        assert found.topk_weights is None and found.topk_ids is None
+        return
+    weights, ids = reference.choose_experts(logits, routing, correction_bias)
+    assert torch.equal(found.topk_weights, weights) and torch.equal(found.topk_ids, ids)
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "softmax_of_chosen", "sigmoid", "sqrtsoftplus"])
+def test_weights_stay_within_the_logits_error(scoring):
+    x, norm_weight, gate_weight, gate_bias = random_inputs(tokens=64)
+    arguments = dict(norm_weight=norm_weight, eps=EPS, norm_order="B", residual=random_inputs(tokens=64, seed=1)[0])
+    arguments |= dict(routing=Routing(4, scoring, routed_scaling_factor=2.5))
+    found = reference.route(x, gate_weight, gate_bias, **arguments)
+    wide = dict(logits_dtype=torch.float64, compute_dtype=torch.float64)
+    oracle = reference.route(x, gate_weight, gate_bias, **arguments, **wide)
+    assert torch.equal(found.residual_out, oracle.residual_out)
+    assert torch.equal(found.topk_ids, oracle.topk_ids)
+    torch.testing.assert_close(found.topk_weights, oracle.topk_weights, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("hashes", [False, True])
+def test_no_stage_branches_on_values(hashes):
+    """A CUDA graph can hold it: nothing is read back from the device. Fake tensors have no values to read."""
+    with FakeTensorMode():
+        x, residual = torch.empty(2, 7, K, dtype=torch.bfloat16)
+        table = dict(tid2eid=torch.empty(50, 4, dtype=torch.int64), input_ids=torch.empty(7, dtype=torch.int64))
+        routed = reference.route(
+            x,
+            torch.empty(N, K),
+            norm_weight=torch.empty(K, dtype=torch.bfloat16),
+            norm_order="B",
+            residual=residual,
+            residual_multiplier=0.5,
+            e_score_correction_bias=None if hashes else torch.empty(N),
+            routing=Routing(4, "sqrtsoftplus", n_group=4, topk_group=2, renormalize=True, softcap=30.0),
+            **table if hashes else {},
+        )
+    assert [tuple(t.shape) for t in routed] == [(7, K), (7, K), (7, 4), (7, 4), (7, N)]
+
+
+def test_a_nan_row_routes_apart_from_the_others():
+    x, norm_weight, gate_weight, _ = random_inputs()
+    routing = Routing(6, "sigmoid", n_group=4, topk_group=2, renormalize=True)
+    arguments = dict(norm_weight=norm_weight, eps=EPS, norm_order="B", routing=routing)
+    clean = reference.route(x, gate_weight, **arguments)
+    x[3, 5] = math.nan
+    found = reference.route(x, gate_weight, **arguments)
+    assert found.topk_ids[3].tolist() == [0, 1, 2, 3, 4, 5] and not found.topk_weights[3].any()
+    others = torch.arange(len(x)) != 3
+    assert all(torch.equal(a[others], b[others]) for a, b in zip(found, clean, strict=True) if a is not None)
 
 
 def test_nan_stays_in_its_row():

@@ -8,9 +8,11 @@
 
 #include <array>
 #include <atomic>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "dispatch.h"
 
@@ -122,6 +124,8 @@ Tensor empty(const Tensor& x, int64_t rows, int64_t columns, ScalarType dtype) {
   const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
   const int32_t type = dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
                        : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
+                       : dtype == ScalarType::Int    ? aoti_torch_dtype_int32()
+                       : dtype == ScalarType::Long   ? aoti_torch_dtype_int64()
                                                      : aoti_torch_dtype_float32();
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(
@@ -137,9 +141,9 @@ Tensor readable_rows(const Tensor& x) {
   return rows;
 }
 
-// Launches the variant for these rows. False when no generated kernel serves the shape or the chip.
-bool launch(const Problem& problem, const Tensor& x, const Tensor* norm_weight, const Tensor& gate_weight,
-            const std::optional<Tensor>& gate_bias, double eps, const Tensor* normed_x, const Tensor& router_logits) {
+// Launches the variant for these rows, args being filled in but for rows, workspace and stream. False when no generated
+// kernel serves the shape or the chip.
+bool launch(const Problem& problem, const Tensor& x, const Tensor* residual, normgate_args args) {
   const Kernel* kernel = find_kernel(problem);
   if (kernel == nullptr) return false;
   const int device = x.get_device_index();
@@ -152,37 +156,37 @@ bool launch(const Problem& problem, const Tensor& x, const Tensor* norm_weight, 
       "normgate: this process's torch is not a CUDA build, so it has no current stream; expected a CUDA build");
   const DeviceScope scope(device);
   const Tensor rows = readable_rows(x);
-  std::optional<Tensor> workspace;
-  if (const int64_t bytes = variant->workspace_bytes_per_token * num_tokens) {
-    workspace = torch::stable::new_empty(x, {bytes}, ScalarType::Byte);
-  }
-  normgate_args args = {};
-  args.router_logits = router_logits.mutable_data_ptr();
-  args.normed_x = normed_x ? normed_x->mutable_data_ptr() : nullptr;
   args.x = rows.const_data_ptr();
-  args.norm_weight = norm_weight ? norm_weight->const_data_ptr() : nullptr;
-  args.gate_weight = gate_weight.const_data_ptr();
-  args.gate_bias = gate_bias ? gate_bias->const_data_ptr() : nullptr;
-  args.workspace = workspace ? workspace->mutable_data_ptr() : nullptr;
   args.x_row_stride = rows.stride(0);
   args.num_tokens = num_tokens;
-  args.eps = static_cast<float>(eps);
+  std::optional<Tensor> residual_rows;
+  if (residual != nullptr) {
+    residual_rows = readable_rows(*residual);
+    args.residual = residual_rows->const_data_ptr();
+    args.residual_row_stride = residual_rows->stride(0);
+  }
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &args.stream) == TORCH_SUCCESS,
                   "normgate: torch has no current stream for device ", device);
-  cudaError_t error = variant->launch(args);
+  const auto launch_with_workspace = [&] {
+    std::optional<Tensor> workspace;
+    if (const int64_t bytes = variant->workspace_bytes_per_token * num_tokens) {
+      workspace = empty(x, 1, (bytes + 3) / 4, ScalarType::Float);
+      args.workspace = workspace->mutable_data_ptr();
+    }
+    return variant->launch(args);
+  };
+  cudaError_t error = launch_with_workspace();
   if (error == cudaErrorInvalidClusterSize) {  // chips of one SM differ in how large a cluster they have room for
     variant = find_portable_variant(*kernel, device_sm(device), num_tokens);
     if (variant == nullptr) return false;
-    error = variant->launch(args);
+    error = launch_with_workspace();
   }
   check_cuda(error, variant->function);
   return true;
 }
 
-std::tuple<Tensor, Tensor> norm_gate(const Tensor& x, const Tensor& norm_weight, const Tensor& gate_weight,
-                                     const std::optional<Tensor>& gate_bias, double eps, const std::string& norm_order,
-                                     const std::string& logits_from, ScalarType logits_dtype) {
-  check_arguments(x, gate_weight, gate_bias, logits_dtype);
+void check_norm(const Tensor& x, const Tensor& norm_weight, double eps, const std::string& norm_order,
+                const std::string& logits_from) {
   STD_TORCH_CHECK(norm_weight.dim() == 1 && norm_weight.size(0) == x.size(1),
                   "normgate: norm_weight's shape does not fit x; expected [", x.size(1), "]");
   STD_TORCH_CHECK(norm_weight.scalar_type() == x.scalar_type(), "normgate: norm_weight is ",
@@ -193,19 +197,38 @@ std::tuple<Tensor, Tensor> norm_gate(const Tensor& x, const Tensor& norm_weight,
                   "'; expected 'A', 'B' or 'G'");
   STD_TORCH_CHECK(logits_from == "unrounded" || logits_from == "rounded", "normgate: logits_from is '", logits_from,
                   "'; expected 'unrounded' or 'rounded'");
+}
+
+// norm_order '-': no norm.
+Problem gate_problem(const Tensor& x, const Tensor& gate_weight, const std::optional<Tensor>& gate_bias,
+                     char norm_order, const std::string& logits_from, ScalarType logits_dtype) {
+  return {x.size(1),
+          gate_weight.size(0),
+          *dtype_of(x.scalar_type()),
+          *dtype_of(gate_weight.scalar_type()),
+          *dtype_of(logits_dtype),
+          norm_order,
+          norm_order != '-' && logits_from == "rounded",
+          gate_bias.has_value()};
+}
+
+std::tuple<Tensor, Tensor> norm_gate(const Tensor& x, const Tensor& norm_weight, const Tensor& gate_weight,
+                                     const std::optional<Tensor>& gate_bias, double eps, const std::string& norm_order,
+                                     const std::string& logits_from, ScalarType logits_dtype) {
+  check_arguments(x, gate_weight, gate_bias, logits_dtype);
+  check_norm(x, norm_weight, eps, norm_order, logits_from);
 
   Tensor normed_x = empty(x, x.size(0), x.size(1), x.scalar_type());
   Tensor router_logits = empty(x, x.size(0), gate_weight.size(0), logits_dtype);
   if (x.size(0) == 0) return {normed_x, router_logits};
-  const Problem problem = {x.size(1),
-                           gate_weight.size(0),
-                           *dtype_of(x.scalar_type()),
-                           *dtype_of(gate_weight.scalar_type()),
-                           *dtype_of(logits_dtype),
-                           norm_order[0],
-                           logits_from == "rounded",
-                           gate_bias.has_value()};
-  if (launch(problem, x, &norm_weight, gate_weight, gate_bias, eps, &normed_x, router_logits)) {
+  normgate_args args = {};
+  args.router_logits = router_logits.mutable_data_ptr();
+  args.normed_x = normed_x.mutable_data_ptr();
+  args.norm_weight = norm_weight.const_data_ptr();
+  args.gate_weight = gate_weight.const_data_ptr();
+  args.gate_bias = gate_bias ? gate_bias->const_data_ptr() : nullptr;
+  args.eps = static_cast<float>(eps);
+  if (launch(gate_problem(x, gate_weight, gate_bias, norm_order[0], logits_from, logits_dtype), x, nullptr, args)) {
     return {normed_x, router_logits};
   }
   using torch::stable::detail::from;
@@ -222,20 +245,184 @@ Tensor gate(const Tensor& x, const Tensor& gate_weight, const std::optional<Tens
   check_arguments(x, gate_weight, gate_bias, logits_dtype);
   Tensor router_logits = empty(x, x.size(0), gate_weight.size(0), logits_dtype);
   if (x.size(0) == 0) return router_logits;
-  const Problem problem = {x.size(1),
-                           gate_weight.size(0),
-                           *dtype_of(x.scalar_type()),
-                           *dtype_of(gate_weight.scalar_type()),
-                           *dtype_of(logits_dtype),
-                           '-',
-                           false,
-                           gate_bias.has_value()};
-  if (launch(problem, x, nullptr, gate_weight, gate_bias, 0.0, nullptr, router_logits)) return router_logits;
+  normgate_args args = {};
+  args.router_logits = router_logits.mutable_data_ptr();
+  args.gate_weight = gate_weight.const_data_ptr();
+  args.gate_bias = gate_bias ? gate_bias->const_data_ptr() : nullptr;
+  if (launch(gate_problem(x, gate_weight, gate_bias, '-', "unrounded", logits_dtype), x, nullptr, args)) {
+    return router_logits;
+  }
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack = {from(x), from(gate_weight), from(gate_bias), from(logits_dtype)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("normgate::gate_reference", "", stack.data(), TORCH_ABI_VERSION));
   return to<Tensor>(stack[0]);
+}
+
+// The enumerator that stands beside a word.
+template <class T>
+T enumerator(const char* argument, const std::string& word, std::initializer_list<std::pair<const char*, T>> known) {
+  for (const auto& [name, value] : known) {
+    if (word == name) return value;
+  }
+  std::string names;
+  for (const auto& [name, value] : known) names += (names.empty() ? "'" : ", '") + std::string(name) + "'";
+  STD_TORCH_CHECK(false, "normgate: ", argument, " is '", word, "'; expected one of ", names);
+}
+
+// Shape, dtype, device and density of an argument of the selection.
+void check_tensor(const char* name, const Tensor& tensor, const Tensor& x, ScalarType dtype, const char* dtype_name,
+                  int64_t rows, int64_t columns) {
+  const bool fits = columns < 0
+                        ? tensor.dim() == 1 && tensor.size(0) == rows
+                        : tensor.dim() == 2 && tensor.size(1) == columns && (rows < 0 || tensor.size(0) == rows);
+  STD_TORCH_CHECK(fits, "normgate: ", name, "'s shape does not fit the other arguments");
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, "normgate: ", name, " has the wrong dtype; expected ", dtype_name);
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), "normgate: ", name,
+                  " is on another device than x; expected the same");
+  STD_TORCH_CHECK(tensor.is_contiguous(), "normgate: ", name, " has strides; expected a contiguous tensor");
+}
+
+using FiveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& norm_weight,
+                  const Tensor& gate_weight, const std::optional<Tensor>& gate_bias,
+                  const std::optional<Tensor>& e_score_correction_bias, const std::optional<Tensor>& tid2eid,
+                  const std::optional<Tensor>& input_ids, double eps, const std::string& norm_order,
+                  const std::string& logits_from, ScalarType logits_dtype, bool returns_logits,
+                  double residual_multiplier, const std::string& scoring, int64_t top_k, int64_t n_group,
+                  int64_t topk_group, const std::string& group_score, bool renormalize, double renormalize_epsilon,
+                  double renormalize_floor, double routed_scaling_factor, double softcap, ScalarType ids_dtype,
+                  ScalarType weights_dtype) {
+  check_arguments(x, gate_weight, gate_bias, logits_dtype);
+  const int64_t num_tokens = x.size(0), num_experts = gate_weight.size(0);
+  if (norm_weight) {
+    check_norm(x, *norm_weight, eps, norm_order, logits_from);
+  } else {
+    STD_TORCH_CHECK(norm_order.empty(), "normgate: norm_order is '", norm_order, "'; expected '' without norm_weight");
+  }
+  if (residual) {
+    STD_TORCH_CHECK(residual->dim() == 2 && residual->size(0) == num_tokens && residual->size(1) == x.size(1),
+                    "normgate: residual's shape does not fit x; expected [", num_tokens, ", ", x.size(1), "]");
+    STD_TORCH_CHECK(residual->scalar_type() == x.scalar_type(), "normgate: residual is ",
+                    name_of(residual->scalar_type()), "; expected x's ", name_of(x.scalar_type()));
+    STD_TORCH_CHECK(residual->is_cuda() && residual->get_device_index() == x.get_device_index(),
+                    "normgate: residual is on another device than x; expected the same");
+    STD_TORCH_CHECK(x.size(1) == 0 || residual->stride(1) == 1, "normgate: residual has stride ", residual->stride(1),
+                    " in its last dimension; expected 1");
+  }
+  Selection selection;
+  selection.scoring = enumerator<Scoring>("scoring", scoring,
+                                          {{"", Scoring::kNone},
+                                           {"softmax", Scoring::kSoftmax},
+                                           {"softmax_of_chosen", Scoring::kSoftmaxOfChosen},
+                                           {"sigmoid", Scoring::kSigmoid},
+                                           {"sqrtsoftplus", Scoring::kSqrtSoftplus}});
+  const bool selects = selection.scoring != Scoring::kNone;
+  STD_TORCH_CHECK(selects || returns_logits, "normgate: returns_logits is false; expected true without scoring");
+  STD_TORCH_CHECK(tid2eid.has_value() == input_ids.has_value(),
+                  "normgate: tid2eid or input_ids is given; expected both or neither");
+  if (selects) {
+    STD_TORCH_CHECK(top_k >= 1 && top_k <= 32 && top_k <= num_experts, "normgate: top_k is ", top_k,
+                    "; expected 1 to 32 and at most num_experts");
+    selection.top_k = top_k;
+    selection.correction_bias = e_score_correction_bias.has_value();
+    selection.n_group = n_group;
+    selection.topk_group = n_group > 1 ? topk_group : 1;
+    if (n_group > 1) {
+      selection.group_score = enumerator<GroupScore>("group_score", group_score,
+                                                     {{"top2_sum", GroupScore::kTop2Sum}, {"max", GroupScore::kMax}});
+    }
+    if (renormalize) {
+      const bool bounded = renormalize_epsilon > 0 || renormalize_floor > 0;
+      selection.renormalize = bounded ? Renormalize::kBounded : Renormalize::kSum;
+    }
+    selection.softcaps = softcap > 0;
+    selection.hashes = tid2eid.has_value();
+    selection.returns_logits = returns_logits;
+    selection.ids = ids_dtype == ScalarType::Long ? Dtype::kInt64 : Dtype::kInt32;
+    selection.weights = weights_dtype == ScalarType::BFloat16 ? Dtype::kBFloat16 : Dtype::kFloat32;
+    if (e_score_correction_bias) {
+      check_tensor("e_score_correction_bias", *e_score_correction_bias, x, ScalarType::Float, "float32", num_experts,
+                   -1);
+    }
+    if (tid2eid) {
+      check_tensor("tid2eid", *tid2eid, x, ScalarType::Long, "int64", -1, top_k);
+      STD_TORCH_CHECK(tid2eid->size(0) > 0, "normgate: tid2eid has no rows; expected one a token of the vocabulary");
+      check_tensor("input_ids", *input_ids, x, ScalarType::Long, "int64", num_tokens, -1);
+    }
+  }
+
+  const auto tensor_if = [&](bool made, int64_t columns, ScalarType dtype) {
+    if (made) return empty(x, num_tokens, columns, dtype);
+    return torch::stable::new_empty(x, {0}, dtype);
+  };
+  Tensor normed_x = tensor_if(norm_weight.has_value(), x.size(1), x.scalar_type());
+  Tensor residual_out = tensor_if(residual.has_value(), x.size(1), x.scalar_type());
+  Tensor topk_weights = tensor_if(selects, top_k, weights_dtype);
+  Tensor topk_ids = tensor_if(selects, top_k, ids_dtype);
+  Tensor router_logits = tensor_if(returns_logits, num_experts, logits_dtype);
+  if (num_tokens == 0) return {normed_x, residual_out, topk_weights, topk_ids, router_logits};
+
+  Problem problem =
+      gate_problem(x, gate_weight, gate_bias, norm_weight ? norm_order[0] : '-', logits_from, logits_dtype);
+  if (residual) problem.residual = residual_multiplier == 1.0 ? Residual::kAdd : Residual::kScaledAdd;
+  problem.selection = selection;
+
+  const auto address = [](const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; };
+  normgate_args args = {};
+  args.router_logits = router_logits.mutable_data_ptr();
+  args.normed_x = normed_x.mutable_data_ptr();
+  args.norm_weight = address(norm_weight);
+  args.gate_weight = gate_weight.const_data_ptr();
+  args.gate_bias = address(gate_bias);
+  args.eps = static_cast<float>(eps);
+  args.residual_out = residual_out.mutable_data_ptr();
+  args.residual_multiplier = static_cast<float>(residual_multiplier);
+  args.topk_weights = topk_weights.mutable_data_ptr();
+  args.topk_ids = topk_ids.mutable_data_ptr();
+  args.e_score_correction_bias = address(e_score_correction_bias);
+  args.tid2eid = address(tid2eid);
+  args.input_ids = address(input_ids);
+  args.vocab_size = tid2eid ? tid2eid->size(0) : 0;
+  args.softcap = static_cast<float>(softcap);
+  args.renormalize_epsilon = static_cast<float>(renormalize_epsilon);
+  args.renormalize_floor = static_cast<float>(renormalize_floor);
+  args.routed_scaling_factor = static_cast<float>(routed_scaling_factor);
+  if (launch(problem, x, residual ? &*residual : nullptr, args)) {
+    return {normed_x, residual_out, topk_weights, topk_ids, router_logits};
+  }
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 26> stack = {from(x),
+                                        from(residual),
+                                        from(norm_weight),
+                                        from(gate_weight),
+                                        from(gate_bias),
+                                        from(e_score_correction_bias),
+                                        from(tid2eid),
+                                        from(input_ids),
+                                        from(eps),
+                                        from(norm_order),
+                                        from(logits_from),
+                                        from(logits_dtype),
+                                        from(returns_logits),
+                                        from(residual_multiplier),
+                                        from(scoring),
+                                        from(top_k),
+                                        from(n_group),
+                                        from(topk_group),
+                                        from(group_score),
+                                        from(renormalize),
+                                        from(renormalize_epsilon),
+                                        from(renormalize_floor),
+                                        from(routed_scaling_factor),
+                                        from(softcap),
+                                        from(ids_dtype),
+                                        from(weights_dtype)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("normgate::route_reference", "", stack.data(), TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3]), to<Tensor>(stack[4])};
 }
 
 }  // namespace
@@ -244,4 +431,5 @@ Tensor gate(const Tensor& x, const Tensor& gate_weight, const std::optional<Tens
 STABLE_TORCH_LIBRARY_IMPL(normgate, CUDA, library) {
   library.impl("norm_gate", TORCH_BOX(&normgate::norm_gate));
   library.impl("gate", TORCH_BOX(&normgate::gate));
+  library.impl("route", TORCH_BOX(&normgate::route));
 }

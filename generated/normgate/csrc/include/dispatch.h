@@ -8,7 +8,34 @@
 
 namespace normgate {
 
-enum class Dtype : int8_t { kBFloat16, kFloat16, kFloat32 };
+enum class Dtype : int8_t { kBFloat16, kFloat16, kFloat32, kInt32, kInt64 };
+enum class Scoring : int8_t { kNone, kSoftmax, kSoftmaxOfChosen, kSigmoid, kSqrtSoftplus };
+enum class GroupScore : int8_t { kNone, kTop2Sum, kMax };
+enum class Residual : int8_t { kNone, kAdd, kScaledAdd };
+enum class Renormalize : int8_t { kNone, kSum, kBounded };  // bounded: by an epsilon or a floor
+
+// How experts are chosen; kNone: they are not.
+struct Selection {
+  Scoring scoring = Scoring::kNone;
+  int64_t top_k = 0;
+  bool correction_bias = false;
+  int64_t n_group = 1, topk_group = 1;
+  GroupScore group_score = GroupScore::kNone;
+  Renormalize renormalize = Renormalize::kNone;
+  bool softcaps = false;
+  bool hashes = false;  // layers may take their experts from tid2eid
+  bool returns_logits = true;
+  Dtype ids = Dtype::kInt32, weights = Dtype::kFloat32;
+
+  // Whether a kernel that has this can serve a call of `call`. One kernel serves a model's hash layers, whose experts
+  // come from a table without a correction bias, and its other layers.
+  bool serves(const Selection& call) const {
+    return scoring == call.scoring && top_k == call.top_k && n_group == call.n_group && topk_group == call.topk_group &&
+           group_score == call.group_score && renormalize == call.renormalize && softcaps == call.softcaps &&
+           (call.hashes ? hashes : correction_bias == call.correction_bias) && returns_logits == call.returns_logits &&
+           ids == call.ids && weights == call.weights;
+  }
+};
 
 // What a kernel computes; two models with the same problem share a kernel.
 struct Problem {
@@ -18,11 +45,14 @@ struct Problem {
   char norm_order;  // 'A', 'B', 'G', or '-' for a gate alone
   bool rounded;     // the gate reads the normed row as it is written
   bool gate_bias;
+  Residual residual = Residual::kNone;
+  Selection selection = {};
 
-  bool operator==(const Problem& other) const {
+  bool serves(const Problem& other) const {
     return hidden_size == other.hidden_size && num_experts == other.num_experts && activation == other.activation &&
            gate_weight == other.gate_weight && logits == other.logits && norm_order == other.norm_order &&
-           rounded == other.rounded && gate_bias == other.gate_bias;
+           rounded == other.rounded && gate_bias == other.gate_bias && residual == other.residual &&
+           selection.serves(other.selection);
   }
 };
 
@@ -62,7 +92,7 @@ struct Kernel {
 extern const Span<Kernel> kKernels;
 extern const Span<int> kBuiltSms;
 
-// The kernel of a problem, or null.
+// The kernel that serves a problem, or null.
 const Kernel* find_kernel(const Problem& problem);
 
 // The variant that serves num_tokens rows on a chip of compute capability sm, or null: then the reference composition

@@ -75,6 +75,13 @@ cudaError_t launch(const LaunchShape& shape, const normgate_args& args, const Mo
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The gate's call, once a launch has written the residual stream's rows.
+inline normgate_args from_residual_out(normgate_args args, int64_t hidden_size) {
+  args.x = args.residual_out;
+  args.x_row_stride = hidden_size;
+  return args;
+}
+
 // The call with normed_x, as an earlier launch has written it, in the place of x.
 inline normgate_args from_normed_x(normgate_args args, int64_t hidden_size) {
   args.x = args.normed_x;

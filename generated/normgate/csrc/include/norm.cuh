@@ -51,6 +51,26 @@ __device__ __forceinline__ Vec8<T> norm8(const Vec8<T>& x, float rstd, const Vec
   return normed;
 }
 
+// A row of the residual stream and what is added to it, rounded as the model's sum of two tensors is: once, or, where
+// what is added is multiplied first, after the product too.
+template <class T>
+__device__ __forceinline__ Vec8<T> add_rows(const Vec8<T>& residual, const Vec8<T>& x) {
+  Vec8<T> sum;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum.word[i] = add2<T>(residual.word[i], x.word[i]);
+  return sum;
+}
+template <class T>
+__device__ __forceinline__ Vec8<T> add_scaled(const Vec8<T>& residual, const Vec8<T>& x, float multiplier) {
+  Vec8<T> scaled;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 v = widen2(x, i);
+    scaled.word[i] = round2<T>(make_float2(v.x * multiplier, v.y * multiplier));
+  }
+  return add_rows(residual, scaled);
+}
+
 // Adds the squares of eight elements, summed for themselves first: long sums of one square after the other would lose
 // bits.
 template <class T>

@@ -9,7 +9,7 @@ extern "C" {
 
 // One call. Every pointer is a device pointer; rows are dense except those of x.
 struct normgate_args {
-  void* router_logits;      // [num_tokens, num_experts]
+  void* router_logits;      // [num_tokens, num_experts]; unused by paths that return no logits
   void* normed_x;           // [num_tokens, hidden_size]; unused by gate-only kernels
   const void* x;            // [num_tokens, hidden_size], rows x_row_stride apart, each row 16-byte aligned
   const void* norm_weight;  // [hidden_size]; unused by gate-only kernels
@@ -20,6 +20,28 @@ struct normgate_args {
   int64_t num_tokens;       // at least 1
   float eps;                // of the norm; unused by gate-only kernels
   void* stream;             // cudaStream_t
+
+  // Of paths with a residual add: residual_out = residual + residual_multiplier * x is what the norm reads.
+  void* residual_out;           // [num_tokens, hidden_size]
+  const void* residual;         // [num_tokens, hidden_size], rows residual_row_stride apart, each row 16-byte aligned
+  int64_t residual_row_stride;  // in elements
+  float residual_multiplier;
+
+  // Of paths with a selection.
+  void* topk_weights;                   // [num_tokens, top_k]
+  void* topk_ids;                       // [num_tokens, top_k]
+  const void* e_score_correction_bias;  // [num_experts] of float, where the kernel has one
+  const void* tid2eid;                  // [vocab_size, top_k] of int64_t in hash layers, else null
+  const void* input_ids;                // [num_tokens] of int64_t in hash layers
+  int64_t vocab_size;
+  float softcap;
+  float renormalize_epsilon;  // weights over max(their sum + epsilon, floor)
+  float renormalize_floor;
+  float routed_scaling_factor;
+
+  // What a launch's CTAs hand each other logits in: handover.h. Launchers fill it in.
+  uint32_t* tickets;
+  float* places;
 };
 
 // The function that serves num_tokens rows of a kernel on a chip of compute capability sm (90 for 9.0), or NULL.

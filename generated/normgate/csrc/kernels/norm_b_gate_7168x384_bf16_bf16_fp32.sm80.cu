@@ -563,12 +563,13 @@ struct RowNorm {
 // Writes a row of normed_x and returns its rstd.
 __device__ __forceinline__ float norm_row(const normgate_args& args, int64_t token) {
   const auto k_of = [](int chunk) { return (chunk * RowNorm::kThreads + static_cast<int>(threadIdx.x)) * 8; };
+  const auto* x = static_cast<const Activation*>(args.x);
   Vec8<Activation> row[RowNorm::kChunks];
   float squares = 0.0f;
 #pragma unroll
   for (int c = 0; c < RowNorm::kChunks; ++c) {
     if (k_of(c) < kHiddenSize) {
-      row[c] = load_activations(static_cast<const Activation*>(args.x) + token * args.x_row_stride + k_of(c));
+      row[c] = load_activations(x + token * args.x_row_stride + k_of(c));
       squares = add_squares(squares, row[c]);
     }
   }

@@ -1,0 +1,134 @@
+// Memory in which the CTAs of a launch hand logits to the one that chooses experts, and whose it is.
+//
+// Launches of one stream follow each other and leave it as it was, so they share theirs. A graph may run beside the
+// stream that it was captured in, so a capture has its own, until the graph and all that was made of it are gone.
+#include "handover.h"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+namespace normgate {
+namespace {
+
+constexpr int64_t kFewestPlaces = 4096;
+
+// A device, a capture or 0, and the stream: by its id, for handles come again, or in a capture, which no stream
+// outlives, by its handle.
+using Owner = std::tuple<int, unsigned long long, unsigned long long>;
+
+struct Memory {
+  Handover handover;
+  int64_t places;
+};
+
+struct Registry {
+  std::mutex mutex;
+  std::map<Owner, std::vector<Memory>> owned;  // the last is in use; launches under way may use those before
+  std::map<int, std::vector<Memory>> free;     // given back, by device
+};
+
+Registry& registry() {
+  static Registry* const all = new Registry;  // never destroyed: graphs may outlive what is
+  return *all;
+}
+
+// Zeroes and empties. On a stream of its own, and in a way that does not end a capture under way.
+cudaError_t allocate(int64_t places, Memory* memory) {
+  const size_t bytes = kTickets * sizeof(uint32_t) + places * sizeof(float);
+  void* base = nullptr;
+  cudaStream_t stream = nullptr;
+  cudaError_t error = cudaMalloc(&base, bytes);
+  if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  if (error == cudaSuccess) error = cudaMemsetAsync(base, 0xff, bytes, stream);
+  if (error == cudaSuccess) error = cudaMemsetAsync(base, 0, kTickets * sizeof(uint32_t), stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+  if (stream != nullptr) cudaStreamDestroy(stream);
+  if (error != cudaSuccess) {
+    cudaFree(base);
+    return error;
+  }
+  auto* tickets = static_cast<uint32_t*>(base);
+  *memory = {{tickets, reinterpret_cast<float*>(tickets + kTickets)}, places};
+  return cudaSuccess;
+}
+
+cudaError_t allocate_beside_captures(int64_t places, Memory* memory) {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
+  if (error != cudaSuccess) return error;
+  error = allocate(places, memory);
+  const cudaError_t restored = cudaThreadExchangeStreamCaptureMode(&mode);
+  return error != cudaSuccess ? error : restored;
+}
+
+// A graph, and all that was made of it, is gone. CUDA calls this from a thread that must not call CUDA.
+void give_back(void* data) {
+  const std::unique_ptr<Owner> owner(static_cast<Owner*>(data));
+  Registry& all = registry();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  std::vector<Memory>& free = all.free[std::get<0>(*owner)];
+  const auto found = all.owned.find(*owner);
+  if (found == all.owned.end()) return;
+  free.insert(free.end(), found->second.begin(), found->second.end());
+  all.owned.erase(found);
+}
+
+// Has a graph keep its owner's memory.
+cudaError_t keep_with(cudaGraph_t graph, const Owner& owner) {
+  auto* data = new Owner(owner);
+  cudaUserObject_t object = nullptr;
+  cudaError_t error = cudaUserObjectCreate(&object, data, give_back, 1, cudaUserObjectNoDestructorSync);
+  if (error != cudaSuccess) {
+    delete data;
+    return error;
+  }
+  error = cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove);
+  if (error != cudaSuccess) cudaUserObjectRelease(object, 1);
+  return error;
+}
+
+}  // namespace
+
+cudaError_t find_handover(cudaStream_t stream, int64_t places, Handover* handover) {
+  int device = 0;
+  unsigned long long stream_id = 0, capture_id = 0;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  cudaGraph_t graph = nullptr;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaStreamGetCaptureInfo(stream, &status, &capture_id, &graph);
+  if (error != cudaSuccess) return error;
+  const bool captures = status == cudaStreamCaptureStatusActive;
+  if (captures) {
+    stream_id = reinterpret_cast<uintptr_t>(stream);
+  } else if ((error = cudaStreamGetId(stream, &stream_id)) != cudaSuccess) {
+    return error;
+  }
+  const Owner owner(device, captures ? capture_id : 0, stream_id);
+
+  Registry& all = registry();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  std::vector<Memory>& owned = all.owned[owner];
+  if (owned.empty() || owned.back().places < places) {
+    if (owned.empty() && captures && (error = keep_with(graph, owner)) != cudaSuccess) return error;
+    std::vector<Memory>& free = all.free[device];
+    const auto fits = std::find_if(free.begin(), free.end(), [&](const Memory& one) { return one.places >= places; });
+    if (fits != free.end()) {
+      owned.push_back(*fits);
+      free.erase(fits);
+    } else {
+      int64_t rounded = kFewestPlaces;
+      while (rounded < places) rounded *= 2;
+      Memory memory;
+      if ((error = allocate_beside_captures(rounded, &memory)) != cudaSuccess) return error;
+      owned.push_back(memory);
+    }
+  }
+  *handover = owned.back().handover;
+  return cudaSuccess;
+}
+
+}  // namespace normgate
