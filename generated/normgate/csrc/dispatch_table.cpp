@@ -735,27 +735,26 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s2_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w6_c2_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w4_c3_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90(
     const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e16_s6_w8_b2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w16_b1_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s8_w6_b2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w16_b1_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t48_s16_sm90(
+    const normgate_args&);
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t48_e64_s8_d6_sm90(
@@ -776,13 +775,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s1_d6_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e32_s8_w12_b1_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w16_b1_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e16_s6_w16_b1_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t16_e32_s8_w6_b2_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e64_s8_w124_k128_d3_sm90(
@@ -948,20 +941,22 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s4_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w8_c3_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w12_b2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w16_b2_sm90(
     const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w12_b2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w6_b4_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w6_b4_sm90(
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90(
+    const normgate_args&);
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_s16_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t32_e64_s8_d12_sm90(
@@ -985,7 +980,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e128_s2_d5_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t32_e32_s6_w8_b2_r2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s6_w8_b2_r2_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s8_w4_b3_r2_sm90(
@@ -1154,19 +1149,28 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s7_w222_k128_d3_sm86(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w10_c3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90(
+    const normgate_args&);
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90(
+    const normgate_args&);
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w10_b2_r2_sm90(
+    const normgate_args&);
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t48_s16_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t64_s16_sm90(
@@ -1193,7 +1197,10 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t128_e128_s2_d5_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w5_b4_r2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm90(
+    const normgate_args&);
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w124_k128_d3_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s8_w124_k128_d3_sm90(
@@ -1347,13 +1354,15 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s2_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w14_c2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w7_c4_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e4_w7_c4_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w8_b4_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm90(
+    const normgate_args&);
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_s14_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_s16_sm90(
     const normgate_args&);
@@ -1375,7 +1384,10 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e128_s1_d6_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t32_e32_s8_w7_b2_r2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s8_w7_b2_r2_sm90(
+    const normgate_args&);
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e32_s8_w412_k128_d3_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s8_w214_k128_d3_sm90(
@@ -1511,19 +1523,23 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
 cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s3_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w8_c2_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90(
+    const normgate_args&);
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w8_b2_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w16_b1_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w16_b1_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90(
+    const normgate_args&);
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w4_b4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s4_w8_b4_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_s16_sm90(
     const normgate_args&);
@@ -1538,10 +1554,6 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s2_d12_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s1_d12_sm90(
-    const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w8_b2_sm90(
-    const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t32_e32_s8_w8_b2_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s8_w8_b2_sm90(
     const normgate_args&);
@@ -1699,17 +1711,15 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e128_s3_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w6_c2_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w6_c2_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90(
-    const normgate_args&);
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s7_w7_b2_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(
     const normgate_args&);
@@ -1726,8 +1736,6 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t112_e64_s3_d9_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t64_e64_s1_d12_sm90(
-    const normgate_args&);
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w12_b1_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s6_w8_b2_sm90(
@@ -1903,27 +1911,27 @@ launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_h
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s3_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w4_c4_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90(
     const normgate_args&);
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w4_c4_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w6_c3_sm90(
     const normgate_args&);
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e16_s4_w16_b2_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e16_s5_w14_b2_sm90(
     const normgate_args&);
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s5_w7_b4_sm90(
     const normgate_args&);
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s4_w8_b4_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm90(
     const normgate_args&);
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s5_w7_b4_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s16_sm90(
     const normgate_args&);
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s4_w8_b4_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_s16_sm90(
     const normgate_args&);
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w4_b4_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t64_s16_sm90(
     const normgate_args&);
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s8_sm90(
@@ -1944,7 +1952,10 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t64_e128_s1_d8_sm90(
     const normgate_args&);
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w8_b2_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm90(
+    const normgate_args&);
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s8_w8_b2_sm90(
     const normgate_args&);
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t32_e32_s4_w8_b2_r2_sm90(
@@ -2113,9 +2124,12 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s2_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w14_c2_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90(
     const normgate_args&);
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e4_w7_c4_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90(
+    const normgate_args&);
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90(
     const normgate_args&);
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90(
@@ -2154,7 +2168,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e128_s1_d6_sm90(
     const normgate_args&);
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t32_e32_s8_w7_b2_r2_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t32_e32_s8_w7_b2_r2_sm90(
     const normgate_args&);
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w124_k128_d3_sm90(
@@ -4840,23 +4854,24 @@ const Range add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_norma
 #if defined(NORMGATE_SM_90)
 const int add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_targets[] = {90};
 const Variant add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants[] = {
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w4_c3_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w4_c3_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e16_s6_w8_b2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e16_s6_w8_b2_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s8_w6_b2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s8_w6_b2_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w6_c2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w6_c2_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w16_b1_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w16_b1_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w16_b1_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w16_b1_sm90,
+     0},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90, 0},
     {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t48_s16_sm90",
      launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t48_s16_sm90,
      1024},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90, 0},
     {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t48_e64_s8_d6_sm90",
      launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t48_e64_s8_d6_sm90,
      1024},
@@ -4875,14 +4890,9 @@ const Variant add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_nor
     {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s1_d6_sm90",
      launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s1_d6_sm90,
      1024},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e32_s8_w12_b1_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e32_s8_w12_b1_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w16_b1_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w16_b1_sm90,
-     0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e16_s6_w16_b1_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e16_s6_w16_b1_sm90,
-     0},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t16_e32_s8_w6_b2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t16_e32_s8_w6_b2_sm90,
+     1024},
     {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e64_s8_w124_k128_d3_"
      "sm90",
      launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e64_s8_w124_k128_d3_sm90,
@@ -4915,22 +4925,25 @@ const Variant add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_nor
 const Range add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_ranges[] = {
     {1,
      &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants[0]},  // from 1:
-                                                                                                    // gemv_t1_e2_w12_c1
+                                                                                                    // gemv_t1_e2_w6_c2
     {2,
      &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants[1]},  // from 2:
-                                                                                                    // gemv_t2_e2_w4_c3
+                                                                                                    // gemv_t2_e3_w12_c1
+    {4,
+     &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants[2]},  // from 3:
+                                                                                                    // gemv_t4_e2_w12_c1
     {8, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-            [2]},  // from 3: split_k_t8_e16_s6_w4_b4
+            [3]},  // from 5: split_k_t8_e16_s6_w16_b1
     {16, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [3]},  // from 9: split_k_t16_e16_s6_w4_b4
+             [4]},  // from 9: split_k_t16_e16_s6_w16_b1
     {32, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [4]},  // from 17: split_k_t32_e16_s6_w8_b2
+             [5]},  // from 17: split_k_t16_e32_s6_w8_b2
     {48, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [5]},  // from 33: split_k_t16_e32_s8_w6_b2
+             [6]},  // from 33: apart_resident_t48_s16
     {64, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [6]},  // from 49: split_k_t32_e32_s6_w8_b2
+             [7]},  // from 49: split_k_t32_e32_s6_w8_b2
     {96, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [7]},  // from 65: apart_resident_t48_s16
+             [6]},  // from 65: apart_resident_t48_s16
     {128, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
               [8]},  // from 97: apart_wgmma_t48_e64_s8_d6
     {256, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
@@ -4947,34 +4960,37 @@ const Range add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_norma
 const Range add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_portable[] = {
     {1,
      &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants[0]},  // from 1:
-                                                                                                    // gemv_t1_e2_w12_c1
+                                                                                                    // gemv_t1_e2_w6_c2
     {2,
      &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants[1]},  // from 2:
-                                                                                                    // gemv_t2_e2_w4_c3
+                                                                                                    // gemv_t2_e3_w12_c1
+    {4,
+     &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants[2]},  // from 3:
+                                                                                                    // gemv_t4_e2_w12_c1
     {8, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-            [14]},  // from 3: split_k_t8_e32_s8_w12_b1
+            [3]},  // from 5: split_k_t8_e16_s6_w16_b1
     {16, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [15]},  // from 9: split_k_t16_e16_s6_w16_b1
+             [4]},  // from 9: split_k_t16_e16_s6_w16_b1
     {32, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [16]},  // from 17: split_k_t32_e16_s6_w16_b1
+             [5]},  // from 17: split_k_t16_e32_s6_w8_b2
     {48, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [5]},  // from 33: split_k_t16_e32_s8_w6_b2
+             [14]},  // from 33: apart_split_k_t16_e32_s8_w6_b2
     {64, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [6]},  // from 49: split_k_t32_e32_s6_w8_b2
+             [7]},  // from 49: split_k_t32_e32_s6_w8_b2
     {96, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [17]},  // from 65: apart_tiled_t32_e64_s8_w124_k128_d3
+             [15]},  // from 65: apart_tiled_t32_e64_s8_w124_k128_d3
     {128, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [18]},  // from 97: apart_tiled_t64_e32_s6_w124_k128_d3
+              [16]},  // from 97: apart_tiled_t64_e32_s6_w124_k128_d3
     {256, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [19]},  // from 129: apart_tiled_t64_e64_s6_w222_k128_d3
+              [17]},  // from 129: apart_tiled_t64_e64_s6_w222_k128_d3
     {512, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [20]},  // from 257: apart_tiled_t64_e32_s2_w214_k128_d3
+              [18]},  // from 257: apart_tiled_t64_e32_s2_w214_k128_d3
     {1024, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-               [21]},  // from 513: apart_tiled_t64_e64_s2_w214_k128_d3
+               [19]},  // from 513: apart_tiled_t64_e64_s2_w214_k128_d3
     {2048, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-               [22]},  // from 1025: apart_tiled_t64_e64_s1_w214_k128_d3
+               [20]},  // from 1025: apart_tiled_t64_e64_s1_w214_k128_d3
     {kNoEnd, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-                 [23]},  // from 2049: apart_tiled_t128_e64_s1_w412_k128_d3
+                 [21]},  // from 2049: apart_tiled_t128_e64_s1_w412_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -5310,20 +5326,23 @@ const Range add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bound
 #if defined(NORMGATE_SM_90)
 const int add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_targets[] = {90};
 const Variant add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants[] = {
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w8_c3_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w8_c3_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w12_b2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w12_b2_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w12_b2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w12_b2_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w6_b4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w6_b4_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w16_b2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w16_b2_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90, 0},
     {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90",
      launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w6_b4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w6_b4_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90,
+     0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_s16_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_s16_sm90, 1024},
     {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t32_e64_s8_d12_sm90",
      launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t32_e64_s8_d12_sm90,
      1024},
@@ -5345,8 +5364,9 @@ const Variant add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bou
     {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e128_s2_d5_sm90",
      launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e128_s2_d5_sm90,
      1024},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t32_e32_s6_w8_b2_r2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t32_e32_s6_w8_b2_r2_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s6_w8_b2_r2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s6_w8_b2_r2_sm90,
+     1024},
     {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s8_w4_b3_r2_sm90",
      launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s8_w4_b3_r2_sm90,
      1024},
@@ -5368,65 +5388,65 @@ const Variant add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bou
 };
 const Range add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_ranges[] = {
     {1, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants[0]},  // from 1:
-                                                                                                    // gemv_t1_e4_w8_c3
+                                                                                                    // gemv_t1_e3_w12_c2
     {2, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants[1]},  // from 2:
-                                                                                                    // gemv_t2_e3_w12_c2
+                                                                                                    // gemv_t2_e3_w8_c3
+    {4, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
+            [2]},  // from 3: split_k_t8_e16_s6_w16_b2
     {8, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s8_w12_b2
+            [3]},  // from 5: split_k_t8_e32_s7_w7_b4
     {16, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [3]},  // from 9: split_k_t16_e32_s8_w12_b2
-    {24, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [4]},  // from 17: split_k_t8_e32_s8_w6_b4
+             [4]},  // from 9: split_k_t8_e32_s6_w8_b4
     {32, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [5]},  // from 25: split_k_t16_e32_s6_w8_b4
+             [5]},  // from 17: split_k_t16_e32_s6_w8_b4
     {48, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [6]},  // from 33: split_k_t16_e32_s8_w6_b4
+             [6]},  // from 33: split_k_t16_e32_s4_w12_b2_r2
     {64, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [5]},  // from 49: split_k_t16_e32_s6_w8_b4
+             [7]},  // from 49: apart_resident_t64_s16
     {96, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [7]},  // from 65: apart_wgmma_t32_e64_s8_d12
+             [8]},  // from 65: apart_wgmma_t32_e64_s8_d12
     {128, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [8]},  // from 97: apart_wgmma_t48_e64_s7_d12
+              [9]},  // from 97: apart_wgmma_t48_e64_s7_d12
     {256, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [9]},  // from 129: apart_wgmma_t96_e64_s8_d8
+              [10]},  // from 129: apart_wgmma_t96_e64_s8_d8
     {512, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [10]},  // from 257: apart_wgmma_t48_e128_s5_d8
+              [11]},  // from 257: apart_wgmma_t48_e128_s5_d8
     {1024, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-               [11]},  // from 513: apart_wgmma_t96_e128_s5_d6
+               [12]},  // from 513: apart_wgmma_t96_e128_s5_d6
     {2048, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-               [12]},  // from 1025: apart_wgmma_t64_e128_s2_d7
+               [13]},  // from 1025: apart_wgmma_t64_e128_s2_d7
     {kNoEnd, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-                 [13]},  // from 2049: apart_wgmma_t128_e128_s2_d5
+                 [14]},  // from 2049: apart_wgmma_t128_e128_s2_d5
 };
 const Range add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_portable[] = {
     {1, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants[0]},  // from 1:
-                                                                                                    // gemv_t1_e4_w8_c3
+                                                                                                    // gemv_t1_e3_w12_c2
     {2, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants[1]},  // from 2:
-                                                                                                    // gemv_t2_e3_w12_c2
+                                                                                                    // gemv_t2_e3_w8_c3
+    {4, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
+            [2]},  // from 3: split_k_t8_e16_s6_w16_b2
     {8, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s8_w12_b2
+            [3]},  // from 5: split_k_t8_e32_s7_w7_b4
     {16, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [3]},  // from 9: split_k_t16_e32_s8_w12_b2
-    {24, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [4]},  // from 17: split_k_t8_e32_s8_w6_b4
+             [4]},  // from 9: split_k_t8_e32_s6_w8_b4
     {32, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [5]},  // from 25: split_k_t16_e32_s6_w8_b4
+             [5]},  // from 17: split_k_t16_e32_s6_w8_b4
     {48, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [6]},  // from 33: split_k_t16_e32_s8_w6_b4
+             [6]},  // from 33: split_k_t16_e32_s4_w12_b2_r2
     {64, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [14]},  // from 49: split_k_t32_e32_s6_w8_b2_r2
+             [15]},  // from 49: apart_split_k_t32_e32_s6_w8_b2_r2
     {96, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [15]},  // from 65: apart_split_k_t32_e32_s8_w4_b3_r2
+             [16]},  // from 65: apart_split_k_t32_e32_s8_w4_b3_r2
     {128, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [16]},  // from 97: apart_tiled_t32_e64_s6_w124_k128_d3
+              [17]},  // from 97: apart_tiled_t32_e64_s6_w124_k128_d3
     {256, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [17]},  // from 129: apart_tiled_t32_e128_s6_w124_k128_d3
+              [18]},  // from 129: apart_tiled_t32_e128_s6_w124_k128_d3
     {512, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [18]},  // from 257: apart_tiled_t32_e64_s2_w124_k128_d3
+              [19]},  // from 257: apart_tiled_t32_e64_s2_w124_k128_d3
     {1024, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-               [19]},  // from 513: apart_tiled_t64_e64_s2_w214_k128_d3
+               [20]},  // from 513: apart_tiled_t64_e64_s2_w214_k128_d3
     {kNoEnd, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-                 [20]},  // from 1025: apart_tiled_t64_e128_s2_w222_k128_d3
+                 [21]},  // from 1025: apart_tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -5774,24 +5794,35 @@ const Range add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_group
 #if defined(NORMGATE_SM_90)
 const int add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_targets[] = {90};
 const Variant add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants[] = {
-    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w10_c3_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w10_c3_sm90,
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90,
      0},
     {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90,
      0},
-    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_"
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_"
      "sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_sm90,
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90,
+     0},
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_"
+     "sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90,
      0},
     {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_"
      "sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm90,
      0},
-    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_"
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_"
      "sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_sm90,
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90,
      0},
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w10_b2_"
+     "r2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w10_b2_r2_sm90,
+     0},
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t48_s16_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t48_s16_sm90,
+     1024},
     {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t64_s16_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t64_s16_sm90,
      1024},
@@ -5823,10 +5854,14 @@ const Variant add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_gro
      "sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t128_e128_s2_d5_sm90,
      1024},
-    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w5_b4_r2_"
-     "sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w5_b4_r2_sm90,
-     0},
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_"
+     "b4_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm90,
+     1024},
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w124_"
+     "k128_d3_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w124_k128_d3_sm90,
+     1024},
     {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s8_w124_"
      "k128_d3_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s8_w124_k128_d3_sm90,
@@ -5854,63 +5889,69 @@ const Variant add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_gro
 };
 const Range add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_ranges[] = {
     {1, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-            [0]},  // from 1: gemv_t1_e3_w10_c3
+            [0]},  // from 1: gemv_t1_e3_w7_c4
     {2, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
             [1]},  // from 2: gemv_t2_e3_w7_c4
+    {4, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
+            [2]},  // from 3: split_k_t8_e16_s6_w10_b4
     {8, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s8_w7_b4
+            [3]},  // from 5: split_k_t8_e16_s5_w12_b4
     {16, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [3]},  // from 9: split_k_t16_e32_s8_w7_b4
+             [4]},  // from 9: split_k_t16_e32_s8_w7_b4
     {24, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [2]},  // from 17: split_k_t8_e32_s8_w7_b4
+             [5]},  // from 17: split_k_t8_e32_s4_w7_b4_r2
     {32, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [4]},  // from 25: split_k_t16_e16_s6_w8_b5
+             [6]},  // from 25: split_k_t16_e32_s6_w10_b2_r2
     {48, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [3]},  // from 33: split_k_t16_e32_s8_w7_b4
+             [7]},  // from 33: apart_resident_t48_s16
     {64, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [5]},  // from 49: apart_resident_t64_s16
+             [8]},  // from 49: apart_resident_t64_s16
     {96, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [6]},  // from 65: apart_wgmma_t32_e64_s8_d12
+             [9]},  // from 65: apart_wgmma_t32_e64_s8_d12
     {128, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-              [7]},  // from 97: apart_wgmma_t48_e64_s7_d12
+              [10]},  // from 97: apart_wgmma_t48_e64_s7_d12
     {256, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-              [8]},  // from 129: apart_wgmma_t64_e64_s6_d10
+              [11]},  // from 129: apart_wgmma_t64_e64_s6_d10
     {512, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-              [9]},  // from 257: apart_wgmma_t48_e128_s5_d7
+              [12]},  // from 257: apart_wgmma_t48_e128_s5_d7
     {1024, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-               [10]},  // from 513: apart_wgmma_t64_e64_s2_d10
+               [13]},  // from 513: apart_wgmma_t64_e64_s2_d10
     {2048, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-               [11]},  // from 1025: apart_wgmma_t64_e128_s2_d7
+               [14]},  // from 1025: apart_wgmma_t64_e128_s2_d7
     {kNoEnd, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-                 [12]},  // from 2049: apart_wgmma_t128_e128_s2_d5
+                 [15]},  // from 2049: apart_wgmma_t128_e128_s2_d5
 };
 const Range add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_portable[] = {
     {1, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-            [0]},  // from 1: gemv_t1_e3_w10_c3
+            [0]},  // from 1: gemv_t1_e3_w7_c4
     {2, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
             [1]},  // from 2: gemv_t2_e3_w7_c4
+    {4, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
+            [2]},  // from 3: split_k_t8_e16_s6_w10_b4
     {8, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s8_w7_b4
+            [3]},  // from 5: split_k_t8_e16_s5_w12_b4
     {16, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [3]},  // from 9: split_k_t16_e32_s8_w7_b4
+             [4]},  // from 9: split_k_t16_e32_s8_w7_b4
     {24, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [2]},  // from 17: split_k_t8_e32_s8_w7_b4
+             [5]},  // from 17: split_k_t8_e32_s4_w7_b4_r2
     {32, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [13]},  // from 25: split_k_t16_e32_s6_w5_b4_r2
+             [6]},  // from 25: split_k_t16_e32_s6_w10_b2_r2
+    {48, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
+             [16]},  // from 33: apart_split_k_t16_e32_s8_w7_b4
     {64, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [3]},  // from 33: split_k_t16_e32_s8_w7_b4
+             [17]},  // from 49: apart_tiled_t32_e32_s6_w124_k128_d3
     {96, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [14]},  // from 65: apart_tiled_t32_e64_s8_w124_k128_d3
+             [18]},  // from 65: apart_tiled_t32_e64_s8_w124_k128_d3
     {128, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-              [15]},  // from 97: apart_tiled_t32_e96_s8_w124_k128_d3
+              [19]},  // from 97: apart_tiled_t32_e96_s8_w124_k128_d3
     {256, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-              [16]},  // from 129: apart_tiled_t64_e96_s8_w222_k128_d3
+              [20]},  // from 129: apart_tiled_t64_e96_s8_w222_k128_d3
     {512, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-              [17]},  // from 257: apart_tiled_t32_e64_s2_w124_k128_d3
+              [21]},  // from 257: apart_tiled_t32_e64_s2_w124_k128_d3
     {1024, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-               [18]},  // from 513: apart_tiled_t64_e64_s2_w214_k128_d3
+               [22]},  // from 513: apart_tiled_t64_e64_s2_w214_k128_d3
     {kNoEnd, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-                 [19]},  // from 1025: apart_tiled_t64_e128_s2_w222_k128_d3
+                 [23]},  // from 1025: apart_tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -6245,14 +6286,16 @@ const Range add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bound
 #if defined(NORMGATE_SM_90)
 const int add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_targets[] = {90};
 const Variant add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants[] = {
-    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w14_c2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w14_c2_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w7_c4_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w7_c4_sm90, 0},
     {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e4_w7_c4_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e4_w7_c4_sm90, 0},
     {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w8_b4_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w8_b4_sm90, 0},
     {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_s14_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_s14_sm90, 1536},
     {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_s16_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_s16_sm90, 1536},
     {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_s16_sm90",
@@ -6272,8 +6315,12 @@ const Variant add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bou
     {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e128_s1_d6_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e128_s1_d6_sm90,
      1536},
-    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t32_e32_s8_w7_b2_r2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t32_e32_s8_w7_b2_r2_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s8_w7_b2_r2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s8_w7_b2_r2_sm90,
+     1536},
+    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e32_s8_w412_k128_d3_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e32_s8_w412_k128_d3_sm90,
+     1536},
     {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s8_w214_k128_d3_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s8_w214_k128_d3_sm90,
      1536},
@@ -6295,35 +6342,7 @@ const Variant add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bou
 };
 const Range add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_ranges[] = {
     {1, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants[0]},  // from 1:
-                                                                                                    // gemv_t1_e2_w14_c2
-    {2, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants[1]},  // from 2:
-                                                                                                    // gemv_t2_e4_w7_c4
-    {8, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s7_w8_b4
-    {32, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [3]},  // from 9: split_k_t16_e32_s8_w7_b4
-    {48, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [4]},  // from 33: apart_resident_t48_s16
-    {64, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [5]},  // from 49: apart_resident_t64_s16
-    {96, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [4]},  // from 65: apart_resident_t48_s16
-    {128, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [5]},  // from 97: apart_resident_t64_s16
-    {256, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [6]},  // from 129: apart_wgmma_t128_e64_s8_d6
-    {512, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [7]},  // from 257: apart_wgmma_t112_e128_s8_d5
-    {1024, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-               [8]},  // from 513: apart_wgmma_t96_e64_s2_d8
-    {2048, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-               [9]},  // from 1025: apart_wgmma_t96_e128_s2_d6
-    {kNoEnd, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-                 [10]},  // from 2049: apart_wgmma_t96_e128_s1_d6
-};
-const Range add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_portable[] = {
-    {1, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants[0]},  // from 1:
-                                                                                                    // gemv_t1_e2_w14_c2
+                                                                                                    // gemv_t1_e4_w7_c4
     {2, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants[1]},  // from 2:
                                                                                                     // gemv_t2_e4_w7_c4
     {8, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
@@ -6331,21 +6350,51 @@ const Range add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bound
     {16, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
              [3]},  // from 9: split_k_t16_e32_s8_w7_b4
     {32, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [11]},  // from 17: split_k_t32_e32_s8_w7_b2_r2
+             [4]},  // from 17: apart_resident_t32_s14
+    {48, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
+             [5]},  // from 33: apart_resident_t48_s16
     {64, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [3]},  // from 33: split_k_t16_e32_s8_w7_b4
+             [6]},  // from 49: apart_resident_t64_s16
     {96, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [12]},  // from 65: apart_tiled_t32_e96_s8_w214_k128_d3
+             [5]},  // from 65: apart_resident_t48_s16
     {128, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [13]},  // from 97: apart_tiled_t64_e64_s8_w222_k128_d3
+              [6]},  // from 97: apart_resident_t64_s16
     {256, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [14]},  // from 129: apart_tiled_t64_e128_s8_w222_k128_d3
+              [7]},  // from 129: apart_wgmma_t128_e64_s8_d6
     {512, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [15]},  // from 257: apart_tiled_t32_e96_s2_w124_k128_d3
+              [8]},  // from 257: apart_wgmma_t112_e128_s8_d5
+    {1024, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
+               [9]},  // from 513: apart_wgmma_t96_e64_s2_d8
     {2048, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-               [16]},  // from 513: apart_tiled_t64_e96_s2_w222_k128_d3
+               [10]},  // from 1025: apart_wgmma_t96_e128_s2_d6
     {kNoEnd, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-                 [17]},  // from 2049: apart_tiled_t128_e64_s2_w412_k128_d3
+                 [11]},  // from 2049: apart_wgmma_t96_e128_s1_d6
+};
+const Range add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_portable[] = {
+    {1, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants[0]},  // from 1:
+                                                                                                    // gemv_t1_e4_w7_c4
+    {2, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants[1]},  // from 2:
+                                                                                                    // gemv_t2_e4_w7_c4
+    {8, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
+            [2]},  // from 3: split_k_t8_e32_s7_w8_b4
+    {16, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
+             [3]},  // from 9: split_k_t16_e32_s8_w7_b4
+    {32, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
+             [12]},  // from 17: apart_split_k_t32_e32_s8_w7_b2_r2
+    {64, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
+             [13]},  // from 33: apart_tiled_t64_e32_s8_w412_k128_d3
+    {96, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
+             [14]},  // from 65: apart_tiled_t32_e96_s8_w214_k128_d3
+    {128, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
+              [15]},  // from 97: apart_tiled_t64_e64_s8_w222_k128_d3
+    {256, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
+              [16]},  // from 129: apart_tiled_t64_e128_s8_w222_k128_d3
+    {512, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
+              [17]},  // from 257: apart_tiled_t32_e96_s2_w124_k128_d3
+    {2048, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
+               [18]},  // from 513: apart_tiled_t64_e96_s2_w222_k128_d3
+    {kNoEnd, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
+                 [19]},  // from 2049: apart_tiled_t128_e64_s2_w412_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -6634,20 +6683,24 @@ const Range add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm86
 #if defined(NORMGATE_SM_90)
 const int add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_targets[] = {90};
 const Variant add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[] = {
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w8_c2_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w8_c2_sm90, 0},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w8_b2_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w8_b2_sm90, 0},
     {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w16_b1_sm90",
      launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w16_b1_sm90, 0},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w16_b1_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w16_b1_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90, 0},
     {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90",
      launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90, 0},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w4_b4_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w4_b4_sm90, 0},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s4_w8_b4_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s4_w8_b4_sm90, 0},
     {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_s16_sm90",
      launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_s16_sm90, 512},
     {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_s8_sm90",
@@ -6662,10 +6715,6 @@ const Variant add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm
      launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s2_d12_sm90, 512},
     {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s1_d12_sm90",
      launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s1_d12_sm90, 512},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w8_b2_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w8_b2_sm90, 0},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t32_e32_s8_w8_b2_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t32_e32_s8_w8_b2_sm90, 0},
     {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s8_w8_b2_sm90",
      launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s8_w8_b2_sm90, 512},
     {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s5_w7_b2_r2_sm90",
@@ -6688,56 +6737,64 @@ const Variant add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm
      512},
 };
 const Range add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_ranges[] = {
-    {1, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[0]},  // from 1: gemv_t1_e2_w8_c2
-    {2, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[1]},  // from 2: gemv_t2_e3_w4_c4
-    {8, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[2]},  // from 3:
+    {1, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[0]},  // from 1: gemv_t1_e1_w6_c3
+    {2, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[1]},  // from 2: gemv_t2_e2_w4_c4
+    {4, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[2]},  // from 3:
+                                                                                             // split_k_t8_e16_s8_w8_b2
+    {8, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[3]},  // from 5:
                                                                                              // split_k_t8_e16_s8_w16_b1
-    {24,
-     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[3]},  // from 9:
-                                                                                          // split_k_t8_e32_s8_w16_b1
-    {32, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[4]},  // from 25:
+    {16,
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[4]},  // from 9:
+                                                                                          // split_k_t8_e16_s5_w14_b2
+    {24, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[5]},  // from 17:
+                                                                                              // split_k_t8_e32_s7_w5_b4
+    {32, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[6]},  // from 25:
                                                                                               // split_k_t8_e32_s5_w7_b4
     {48,
-     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[5]},  // from 33:
-                                                                                          // split_k_t16_e32_s8_w4_b4
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[7]},  // from 33:
+                                                                                          // split_k_t16_e32_s7_w10_b2
     {64,
-     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[6]},  // from 49:
-                                                                                          // split_k_t16_e32_s5_w7_b4
-    {96, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[7]},   // from 65:
-                                                                                               // apart_resident_t32_s16
-    {128, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[8]},  // from 97:
-                                                                                               // apart_resident_t32_s8
-    {256, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[9]},  // from 129:
-                                                                                               // apart_resident_t64_s8
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[8]},  // from 49:
+                                                                                          // split_k_t16_e32_s4_w8_b4
+    {96, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[9]},  // from 65:
+                                                                                              // apart_resident_t32_s16
+    {128, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[10]},  // from 97:
+                                                                                                // apart_resident_t32_s8
+    {256, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[11]},  // from 129:
+                                                                                                // apart_resident_t64_s8
     {512,
-     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[10]},  // from 257:
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[12]},  // from 257:
                                                                                            // apart_wgmma_t64_e64_s6_d11
     {1024,
-     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[11]},  // from 513:
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[13]},  // from 513:
                                                                                            // apart_wgmma_t96_e64_s5_d9
     {2048,
-     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[12]},  // from 1025:
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[14]},  // from 1025:
                                                                                            // apart_wgmma_t64_e64_s2_d12
     {kNoEnd,
-     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[13]},  // from 2049:
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[15]},  // from 2049:
                                                                                            // apart_wgmma_t64_e64_s1_d12
 };
 const Range add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_portable[] = {
-    {1, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[0]},  // from 1: gemv_t1_e2_w8_c2
-    {2, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[1]},  // from 2: gemv_t2_e3_w4_c4
-    {8, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[2]},  // from 3:
+    {1, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[0]},  // from 1: gemv_t1_e1_w6_c3
+    {2, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[1]},  // from 2: gemv_t2_e2_w4_c4
+    {4, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[2]},  // from 3:
+                                                                                             // split_k_t8_e16_s8_w8_b2
+    {8, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[3]},  // from 5:
                                                                                              // split_k_t8_e16_s8_w16_b1
-    {24,
-     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[3]},  // from 9:
-                                                                                          // split_k_t8_e32_s8_w16_b1
-    {32, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[4]},  // from 25:
+    {16,
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[4]},  // from 9:
+                                                                                          // split_k_t8_e16_s5_w14_b2
+    {24, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[5]},  // from 17:
+                                                                                              // split_k_t8_e32_s7_w5_b4
+    {32, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[6]},  // from 25:
                                                                                               // split_k_t8_e32_s5_w7_b4
     {48,
-     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[14]},  // from 33:
-                                                                                           // split_k_t16_e32_s8_w8_b2
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[7]},  // from 33:
+                                                                                          // split_k_t16_e32_s7_w10_b2
     {64,
-     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[15]},  // from 49:
-                                                                                           // split_k_t32_e32_s8_w8_b2
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[8]},  // from 49:
+                                                                                          // split_k_t16_e32_s4_w8_b4
     {96, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants
              [16]},  // from 65: apart_split_k_t32_e32_s8_w8_b2
     {128, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants
@@ -7080,18 +7137,16 @@ const Range add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_
 #if defined(NORMGATE_SM_90)
 const int add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_targets[] = {90};
 const Variant add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[] = {
-    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w6_c2_sm90",
-     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w6_c2_sm90, 0},
-    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w6_c2_sm90",
-     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w6_c2_sm90, 0},
+    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90",
+     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90, 0},
+    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90",
+     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90, 0},
     {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90",
      launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90, 0},
     {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90",
      launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90, 0},
-    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90",
-     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90, 0},
-    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm90",
-     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm90, 0},
+    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s7_w7_b2_sm90",
+     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s7_w7_b2_sm90, 0},
     {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90",
      launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90, 0},
     {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t32_s12_sm90",
@@ -7108,8 +7163,6 @@ const Variant add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bia
      launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t112_e64_s3_d9_sm90, 512},
     {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t64_e64_s1_d12_sm90",
      launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t64_e64_s1_d12_sm90, 512},
-    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w12_b1_sm90",
-     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w12_b1_sm90, 0},
     {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s6_w8_b2_sm90",
      launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s6_w8_b2_sm90,
      512},
@@ -7131,64 +7184,64 @@ const Variant add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bia
 };
 const Range add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_ranges[] = {
     {1, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[0]},  // from 1:
-                                                                                                 // gemv_t1_e2_w6_c2
-    {2, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[1]},  // from 2:
-                                                                                                 // gemv_t2_e3_w6_c2
+                                                                                                 // gemv_t1_e2_w12_c1
+    {2,
+     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[1]},  // from 2:
+                                                                                              // split_k_t8_e16_s6_w5_b3
     {8, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
             [2]},  // from 3: split_k_t8_e16_s8_w12_b1
     {16, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
              [3]},  // from 9: split_k_t8_e16_s6_w16_b1
-    {24, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [4]},  // from 17: split_k_t8_e32_s8_w12_b1
-    {48, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [5]},  // from 25: split_k_t16_e32_s8_w4_b3
+    {48,
+     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[4]},  // from 17:
+                                                                                              // split_k_t8_e32_s7_w7_b2
     {64, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [6]},  // from 49: split_k_t16_e32_s6_w8_b2
+             [5]},  // from 49: split_k_t16_e32_s6_w8_b2
     {96,
-     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[7]},  // from 65:
+     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[6]},  // from 65:
                                                                                               // apart_resident_t32_s12
     {128,
-     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[8]},  // from 97:
+     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[7]},  // from 97:
                                                                                               // apart_resident_t32_s8
     {256,
-     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[9]},  // from 129:
+     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[8]},  // from 129:
                                                                                               // apart_resident_t64_s8
     {512, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-              [10]},  // from 257: apart_wgmma_t48_e64_s5_d9
+              [9]},  // from 257: apart_wgmma_t48_e64_s5_d9
     {1024, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-               [11]},  // from 513: apart_wgmma_t32_e64_s2_d12
+               [10]},  // from 513: apart_wgmma_t32_e64_s2_d12
     {2048, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-               [12]},  // from 1025: apart_wgmma_t112_e64_s3_d9
+               [11]},  // from 1025: apart_wgmma_t112_e64_s3_d9
     {kNoEnd, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-                 [13]},  // from 2049: apart_wgmma_t64_e64_s1_d12
+                 [12]},  // from 2049: apart_wgmma_t64_e64_s1_d12
 };
 const Range add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_portable[] = {
     {1, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[0]},  // from 1:
-                                                                                                 // gemv_t1_e2_w6_c2
-    {2, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[1]},  // from 2:
-                                                                                                 // gemv_t2_e3_w6_c2
+                                                                                                 // gemv_t1_e2_w12_c1
+    {2,
+     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[1]},  // from 2:
+                                                                                              // split_k_t8_e16_s6_w5_b3
     {8, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
             [2]},  // from 3: split_k_t8_e16_s8_w12_b1
     {16, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
              [3]},  // from 9: split_k_t8_e16_s6_w16_b1
-    {24, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [4]},  // from 17: split_k_t8_e32_s8_w12_b1
-    {48, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [14]},  // from 25: split_k_t16_e32_s8_w12_b1
+    {48,
+     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[4]},  // from 17:
+                                                                                              // split_k_t8_e32_s7_w7_b2
     {64, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [6]},  // from 49: split_k_t16_e32_s6_w8_b2
+             [5]},  // from 49: split_k_t16_e32_s6_w8_b2
     {128, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-              [15]},  // from 65: apart_split_k_t32_e32_s6_w8_b2
+              [13]},  // from 65: apart_split_k_t32_e32_s6_w8_b2
     {256, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-              [16]},  // from 129: apart_tiled_t32_e32_s6_w222_k128_d3
+              [14]},  // from 129: apart_tiled_t32_e32_s6_w222_k128_d3
     {512, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-              [17]},  // from 257: apart_tiled_t64_e64_s6_w222_k128_d3
+              [15]},  // from 257: apart_tiled_t64_e64_s6_w222_k128_d3
     {1024, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-               [18]},  // from 513: apart_tiled_t32_e64_s2_w124_k128_d3
+               [16]},  // from 513: apart_tiled_t32_e64_s2_w124_k128_d3
     {2048, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-               [19]},  // from 1025: apart_tiled_t32_e128_s2_w124_k128_d3
+               [17]},  // from 1025: apart_tiled_t32_e128_s2_w124_k128_d3
     {kNoEnd, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-                 [20]},  // from 2049: apart_tiled_t64_e128_s2_w222_k128_d3
+                 [18]},  // from 2049: apart_tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -7552,28 +7605,28 @@ const Range norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_boun
 #if defined(NORMGATE_SM_90)
 const int norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_targets[] = {90};
 const Variant norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants[] = {
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w4_c4_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w4_c4_sm90, 0},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w4_c4_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w4_c4_sm90, 0},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e16_s4_w16_b2_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e16_s4_w16_b2_sm90,
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90, 0},
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w6_c3_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w6_c3_sm90, 0},
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e16_s5_w14_b2_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e16_s5_w14_b2_sm90,
      0},
     {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s5_w7_b4_sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s5_w7_b4_sm90,
      0},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s4_w8_b4_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s4_w8_b4_sm90,
-     0},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s5_w7_b4_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s5_w7_b4_sm90,
-     0},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s4_w8_b4_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s4_w8_b4_sm90,
-     0},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w4_b4_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w4_b4_sm90,
-     0},
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm90,
+     1024},
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s16_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s16_sm90,
+     1024},
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_s16_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_s16_sm90,
+     1024},
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t64_s16_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t64_s16_sm90,
+     1024},
     {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s8_sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s8_sm90,
      1024},
@@ -7592,9 +7645,12 @@ const Variant norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bo
     {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t64_e128_s1_d8_sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t64_e128_s1_d8_sm90,
      1024},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w8_b2_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w8_b2_sm90,
-     0},
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm90,
+     1024},
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s8_w8_b2_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s8_w8_b2_sm90,
+     1024},
     {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t32_e32_s4_w8_b2_r2_"
      "sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t32_e32_s4_w8_b2_r2_sm90,
@@ -7618,21 +7674,21 @@ const Variant norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bo
 };
 const Range norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_ranges[] = {
     {1, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [0]},  // from 1: gemv_t1_e3_w4_c4
+            [0]},  // from 1: gemv_t1_e2_w6_c3
     {2, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [1]},  // from 2: gemv_t2_e3_w4_c4
+            [1]},  // from 2: gemv_t2_e2_w6_c3
     {8, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [2]},  // from 3: split_k_t8_e16_s4_w16_b2
+            [2]},  // from 3: split_k_t8_e16_s5_w14_b2
     {16, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
              [3]},  // from 9: split_k_t8_e32_s5_w7_b4
     {24, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [4]},  // from 17: split_k_t8_e32_s4_w8_b4
+             [4]},  // from 17: apart_split_k_t8_e32_s4_w8_b4
     {32, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [5]},  // from 25: split_k_t16_e32_s5_w7_b4
+             [5]},  // from 25: apart_resident_t32_s16
     {48, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [6]},  // from 33: split_k_t16_e32_s4_w8_b4
+             [6]},  // from 33: apart_resident_t48_s16
     {64, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [7]},  // from 49: split_k_t16_e32_s8_w4_b4
+             [7]},  // from 49: apart_resident_t64_s16
     {96, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
              [8]},  // from 65: apart_resident_t32_s8
     {256, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
@@ -7648,29 +7704,29 @@ const Range norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_boun
 };
 const Range norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_portable[] = {
     {1, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [0]},  // from 1: gemv_t1_e3_w4_c4
+            [0]},  // from 1: gemv_t1_e2_w6_c3
     {2, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [1]},  // from 2: gemv_t2_e3_w4_c4
+            [1]},  // from 2: gemv_t2_e2_w6_c3
     {8, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [2]},  // from 3: split_k_t8_e16_s4_w16_b2
+            [2]},  // from 3: split_k_t8_e16_s5_w14_b2
     {16, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
              [3]},  // from 9: split_k_t8_e32_s5_w7_b4
     {24, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [4]},  // from 17: split_k_t8_e32_s4_w8_b4
+             [4]},  // from 17: apart_split_k_t8_e32_s4_w8_b4
     {48, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [6]},  // from 25: split_k_t16_e32_s4_w8_b4
+             [14]},  // from 25: apart_split_k_t16_e32_s4_w8_b4
     {64, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [14]},  // from 49: split_k_t16_e32_s8_w8_b2
+             [15]},  // from 49: apart_split_k_t16_e32_s8_w8_b2
     {96, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [15]},  // from 65: apart_split_k_t32_e32_s4_w8_b2_r2
+             [16]},  // from 65: apart_split_k_t32_e32_s4_w8_b2_r2
     {256, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [16]},  // from 97: apart_tiled_t64_e64_s6_w222_k128_d3
+              [17]},  // from 97: apart_tiled_t64_e64_s6_w222_k128_d3
     {512, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [17]},  // from 257: apart_tiled_t32_e64_s2_w124_k128_d3
+              [18]},  // from 257: apart_tiled_t32_e64_s2_w124_k128_d3
     {1024, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-               [18]},  // from 513: apart_tiled_t64_e64_s2_w214_k128_d3
+               [19]},  // from 513: apart_tiled_t64_e64_s2_w214_k128_d3
     {kNoEnd, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-                 [19]},  // from 1025: apart_tiled_t64_e128_s2_w222_k128_d3
+                 [20]},  // from 1025: apart_tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -8031,10 +8087,13 @@ const Range norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_boun
 #if defined(NORMGATE_SM_90)
 const int norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_targets[] = {90};
 const Variant norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants[] = {
-    {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w14_c2_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w14_c2_sm90, 0},
-    {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e4_w7_c4_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e4_w7_c4_sm90, 0},
+    {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90, 0},
+    {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90, 0},
+    {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90,
+     0},
     {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90,
      0},
@@ -8071,9 +8130,10 @@ const Variant norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bo
     {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e128_s1_d6_sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e128_s1_d6_sm90,
      1536},
-    {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t32_e32_s8_w7_b2_r2_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t32_e32_s8_w7_b2_r2_sm90,
-     0},
+    {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t32_e32_s8_w7_b2_r2_"
+     "sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t32_e32_s8_w7_b2_r2_sm90,
+     1536},
     {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w124_k128_d3_"
      "sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w124_k128_d3_sm90,
@@ -8109,63 +8169,67 @@ const Variant norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bo
 };
 const Range norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_ranges[] = {
     {1, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [0]},  // from 1: gemv_t1_e2_w14_c2
+            [0]},  // from 1: gemv_t1_e4_w7_c4
     {2, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [1]},  // from 2: gemv_t2_e4_w7_c4
+            [1]},  // from 2: gemv_t2_e3_w7_c4
+    {4, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
+            [2]},  // from 3: split_k_t8_e32_s8_w7_b4
     {8, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s7_w8_b4
+            [3]},  // from 5: split_k_t8_e32_s7_w8_b4
     {16, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [3]},  // from 9: split_k_t16_e32_s8_w7_b4
+             [4]},  // from 9: split_k_t16_e32_s8_w7_b4
     {24, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [4]},  // from 17: apart_resident_t32_s16
+             [5]},  // from 17: apart_resident_t32_s16
     {32, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [5]},  // from 25: apart_resident_t32_s14
+             [6]},  // from 25: apart_resident_t32_s14
     {48, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [6]},  // from 33: apart_resident_t48_s14
+             [7]},  // from 33: apart_resident_t48_s14
     {64, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [7]},  // from 49: apart_resident_t64_s16
+             [8]},  // from 49: apart_resident_t64_s16
     {96, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [8]},  // from 65: apart_resident_t48_s16
+             [9]},  // from 65: apart_resident_t48_s16
     {128, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [7]},  // from 97: apart_resident_t64_s16
+              [8]},  // from 97: apart_resident_t64_s16
     {256, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [9]},  // from 129: apart_wgmma_t128_e64_s8_d6
+              [10]},  // from 129: apart_wgmma_t128_e64_s8_d6
     {512, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [10]},  // from 257: apart_wgmma_t112_e128_s8_d5
+              [11]},  // from 257: apart_wgmma_t112_e128_s8_d5
     {1024, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-               [11]},  // from 513: apart_wgmma_t96_e64_s2_d8
+               [12]},  // from 513: apart_wgmma_t96_e64_s2_d8
     {2048, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-               [12]},  // from 1025: apart_wgmma_t96_e128_s2_d6
+               [13]},  // from 1025: apart_wgmma_t96_e128_s2_d6
     {kNoEnd, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-                 [13]},  // from 2049: apart_wgmma_t96_e128_s1_d6
+                 [14]},  // from 2049: apart_wgmma_t96_e128_s1_d6
 };
 const Range norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_portable[] = {
     {1, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [0]},  // from 1: gemv_t1_e2_w14_c2
+            [0]},  // from 1: gemv_t1_e4_w7_c4
     {2, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [1]},  // from 2: gemv_t2_e4_w7_c4
+            [1]},  // from 2: gemv_t2_e3_w7_c4
+    {4, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
+            [2]},  // from 3: split_k_t8_e32_s8_w7_b4
     {8, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s7_w8_b4
+            [3]},  // from 5: split_k_t8_e32_s7_w8_b4
     {16, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [3]},  // from 9: split_k_t16_e32_s8_w7_b4
+             [4]},  // from 9: split_k_t16_e32_s8_w7_b4
     {24, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [14]},  // from 17: split_k_t32_e32_s8_w7_b2_r2
+             [15]},  // from 17: apart_split_k_t32_e32_s8_w7_b2_r2
     {32, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [15]},  // from 25: apart_tiled_t32_e32_s8_w124_k128_d3
+             [16]},  // from 25: apart_tiled_t32_e32_s8_w124_k128_d3
     {64, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [16]},  // from 33: apart_tiled_t64_e32_s8_w412_k128_d3
+             [17]},  // from 33: apart_tiled_t64_e32_s8_w412_k128_d3
     {96, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [17]},  // from 65: apart_tiled_t32_e96_s8_w124_k128_d3
+             [18]},  // from 65: apart_tiled_t32_e96_s8_w124_k128_d3
     {128, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [18]},  // from 97: apart_tiled_t64_e64_s8_w222_k128_d3
+              [19]},  // from 97: apart_tiled_t64_e64_s8_w222_k128_d3
     {256, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [19]},  // from 129: apart_tiled_t64_e128_s8_w222_k128_d3
+              [20]},  // from 129: apart_tiled_t64_e128_s8_w222_k128_d3
     {512, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [20]},  // from 257: apart_tiled_t32_e96_s2_w124_k128_d3
+              [21]},  // from 257: apart_tiled_t32_e96_s2_w124_k128_d3
     {2048, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-               [21]},  // from 513: apart_tiled_t64_e96_s2_w222_k128_d3
+               [22]},  // from 513: apart_tiled_t64_e96_s2_w222_k128_d3
     {kNoEnd, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-                 [22]},  // from 2049: apart_tiled_t128_e64_s2_w412_k128_d3
+                 [23]},  // from 2049: apart_tiled_t128_e64_s2_w412_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)

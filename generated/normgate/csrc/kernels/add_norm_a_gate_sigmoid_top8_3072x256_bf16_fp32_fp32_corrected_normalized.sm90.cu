@@ -688,110 +688,52 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w12_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.54 us at 1 tokens, next best gemv_t1_e2_w6_c2 1.56.
-struct GemvT1E2W12C1 {
+// gemv_t1_e2_w6_c2, 1 token: measured on NVIDIA H200: 2.84 us at 1 tokens, next best gemv_t1_e2_w12_c1 2.93.
+struct GemvT1E2W6C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kThreads = 192;         // threads of a CTA
+  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e2_w4_c3, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.85 us at 2 tokens, next best gemv_t2_e2_w6_c2 1.85.
-struct GemvT2E2W4C3 {
+// gemv_t2_e3_w12_c1, 2 tokens: measured on NVIDIA H200: 2.91 us at 2 tokens, next best gemv_t2_e2_w4_c3 3.12.
+struct GemvT2E3W12C1 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 128;         // threads of a CTA
-  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 384;         // threads of a CTA
+  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w4_b4, 3 to 8 tokens: cheapest of 54 legal variants in one launch at 8 tokens (no tuned table for
-// this SM (python build.py tune); cost model).
-struct SplitKT8E16S6W4B4 {
+// gemv_t4_e2_w12_c1, 3 to 4 tokens: measured on NVIDIA H200: 3.52 us at 4 tokens, next best
+// split_k_t8_e16_s6_w16_b1 3.54.
+struct GemvT4E2W12C1 {
+  static constexpr int kTokens = 4;            // tokens that a CTA serves
+  static constexpr int kExperts = 2;           // experts that a CTA computes
+  static constexpr int kThreads = 384;         // threads of a CTA
+  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kGroup = 4;             // rows that a thread has on their way at once
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e16_s6_w16_b1, 5 to 8 tokens: measured on NVIDIA H200: 3.64 us at 8 tokens, next best
+// split_k_t8_e32_s8_w12_b1 3.69.
+struct SplitKT8E16S6W16B1 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: cheapest of 98 legal variants in one launch at 16 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT16E16S6W4B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t32_e16_s6_w8_b2, 17 to 32 tokens: cheapest of 127 legal variants in one launch at 32 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT32E16S6W8B2 {
-  static constexpr int kTokens = 32;   // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s8_w6_b2, 33 to 48 tokens: cheapest of 73 legal variants in one launch at 48 tokens (no tuned table
-// for this SM (python build.py tune); cost model); 33 to 48 tokens: the gate's, with the other stages in its launch (no
-// tuned table for this SM (python build.py tune); cost model); resident_t48_s16 needs sm_90a; this is the best that
-// later chips can run.
-struct SplitKT16E32S8W6B2 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 6;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t32_e32_s6_w8_b2, 49 to 64 tokens: cheapest of 73 legal variants in one launch at 64 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT32E32S6W8B2 {
-  static constexpr int kTokens = 32;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e32_s8_w12_b1, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); resident_t8_s16 needs sm_90a; this is the best that later chips can run.
-struct SplitKT8E32S8W12B1 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w16_b1, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); resident_t16_s16 needs sm_90a; this is the best that later chips can run.
+// split_k_t16_e16_s6_w16_b1, 9 to 16 tokens: measured on NVIDIA H200: 4.15 us at 16 tokens, next best
+// split_k_t16_e32_s8_w6_b2 4.27.
 struct SplitKT16E16S6W16B1 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -803,15 +745,28 @@ struct SplitKT16E16S6W16B1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t32_e16_s6_w16_b1, 17 to 32 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); resident_t32_s16 needs sm_90a; this is the best that later chips can run.
-struct SplitKT32E16S6W16B1 {
-  static constexpr int kTokens = 32;   // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
+// split_k_t16_e32_s6_w8_b2, 17 to 32 tokens: measured on NVIDIA H200: 4.89 us at 32 tokens, next best
+// apart_resident_t32_s16 5.17.
+struct SplitKT16E32S6W8B2 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t32_e32_s6_w8_b2, 49 to 64 tokens: measured on NVIDIA H200: 6.40 us at 64 tokens, next best
+// apart_resident_t64_s16 6.55.
+struct SplitKT32E32S6W8B2 {
+  static constexpr int kTokens = 32;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
@@ -819,52 +774,28 @@ struct SplitKT32E16S6W16B1 {
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm90(
-        const normgate_args args) {
-  gemv<GemvT1E2W12C1>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w4_c3_sm90(
-        const normgate_args args) {
-  gemv<GemvT2E2W4C3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E16S6W4B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90(
-        const normgate_args args) {
-  split_k<SplitKT16E16S6W4B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e16_s6_w8_b2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT32E16S6W8B2>(args);
-}
-
 extern "C" __global__ void __launch_bounds__(192, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s8_w6_b2_sm90(
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w6_c2_sm90(
         const normgate_args args) {
-  split_k<SplitKT16E32S8W6B2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT32E32S6W8B2>(args);
+  gemv<GemvT1E2W6C2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e32_s8_w12_b1_sm90(
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E32S8W12B1>(args);
+  gemv<GemvT2E3W12C1>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm90(
+        const normgate_args args) {
+  gemv<GemvT4E2W12C1>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w16_b1_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E16S6W16B1>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
@@ -873,10 +804,16 @@ extern "C" __global__ void __launch_bounds__(512, 1)
   split_k<SplitKT16E16S6W16B1>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e16_s6_w16_b1_sm90(
+extern "C" __global__ void __launch_bounds__(256, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90(
         const normgate_args args) {
-  split_k<SplitKT32E16S6W16B1>(args);
+  split_k<SplitKT16E32S6W8B2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90(
+        const normgate_args args) {
+  split_k<SplitKT32E32S6W8B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -903,6 +840,8 @@ cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s2_d6_sm90
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s1_d6_sm90(
     const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90(
+    const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90(
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90(
@@ -918,7 +857,7 @@ cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k12
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(
     const normgate_args& args);  // of the gate's own kernel
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w6_c2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -927,39 +866,38 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_correcte
     return error;
   args.tickets = handover.tickets;
   args.places = handover.places;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm90>(
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w6_c2_sm90>(
+      {128, 192, 0, 1, true}, args);
+}
+
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  Handover handover;
+  if (const cudaError_t error =
+          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
+    return error;
+  args.tickets = handover.tickets;
+  args.places = handover.places;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90>(
+      {86, 384, 0, 1, true}, args);
+}
+
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  Handover handover;
+  if (const cudaError_t error =
+          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
+    return error;
+  args.tickets = handover.tickets;
+  args.places = handover.places;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm90>(
       {128, 384, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w4_c3_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w4_c3_sm90>(
-      {128, 128, 0, 1, true}, args);
-}
-
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 96, 128, 0, 6, true}, args);
-}
-
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w16_b1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -969,68 +907,8 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
   args.tickets = handover.tickets;
   args.places = handover.places;
   return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 96, 128, 0, 6, true}, args);
-}
-
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e16_s6_w8_b2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e16_s6_w8_b2_sm90>(
-      {ceil_div(args.num_tokens, 32) * 96, 256, 0, 6, true}, args);
-}
-
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s8_w6_b2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s8_w6_b2_sm90>(
-      {ceil_div(args.num_tokens, 16) * 64, 192, 0, 8, true}, args);
-}
-
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90>(
-      {ceil_div(args.num_tokens, 32) * 48, 256, 0, 6, true}, args);
-}
-
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e32_s8_w12_b1_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e32_s8_w12_b1_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
+      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w16_b1_sm90>(
+      {ceil_div(args.num_tokens, 8) * 96, 512, 0, 6, true}, args);
 }
 
 cudaError_t
@@ -1049,7 +927,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e16_s6_w16_b1_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -1059,11 +937,27 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
   args.tickets = handover.tickets;
   args.places = handover.places;
   return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e16_s6_w16_b1_sm90>(
-      {ceil_div(args.num_tokens, 32) * 96, 512, 0, 6, true}, args);
+      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 48, 256, 0, 6, true}, args);
 }
 
-// apart_resident_t48_s16, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  Handover handover;
+  if (const cudaError_t error =
+          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
+    return error;
+  args.tickets = handover.tickets;
+  args.places = handover.places;
+  return launch<
+      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, 0, 6, true}, args);
+}
+
+// apart_resident_t48_s16, 33 to 48 tokens: measured on NVIDIA H200: 5.74 us at 48 tokens, next best
+// split_k_t32_e32_s6_w8_b2 6.20; 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
 // H200: 5.43 us at 96 tokens, next best wgmma_t32_e64_s8_d6 5.67.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t48_s16_sm90(
@@ -1184,6 +1078,23 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
     return error;
   if (const cudaError_t error =
           launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s1_d6_sm90(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_split_k_t16_e32_s8_w6_b2, 33 to 48 tokens: measured on NVIDIA H200.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t16_e32_s8_w6_b2_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

@@ -720,19 +720,17 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e3_w10_c3, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.65 us at 1 tokens, next best gemv_t1_e3_w14_c2 1.65.
-struct GemvT1E3W10C3 {
+// gemv_t1_e3_w7_c4, 1 token: measured on NVIDIA H200: 3.02 us at 1 tokens, next best gemv_t1_e3_w10_c3 3.06.
+struct GemvT1E3W7C4 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 320;         // threads of a CTA
-  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kThreads = 224;         // threads of a CTA
+  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w7_c4, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.93 us at 2 tokens, next best gemv_t2_e3_w10_c3 1.93.
+// gemv_t2_e3_w7_c4, 2 tokens: measured on NVIDIA H200: 3.52 us at 2 tokens, next best gemv_t2_e2_w10_c3 3.58.
 struct GemvT2E3W7C4 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
   static constexpr int kExperts = 3;           // experts that a CTA computes
@@ -742,27 +740,34 @@ struct GemvT2E3W7C4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w7_b4, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 2.23 us at 8 tokens, next best
-// split_k_t8_e32_s7_w8_b4 2.24; 17 to 24 tokens: cheapest of 110 legal variants in one launch at 24 tokens (no tuned
-// table for this SM (python build.py tune); cost model).
-struct SplitKT8E32S8W7B4 {
+// split_k_t8_e16_s6_w10_b4, 3 to 4 tokens: measured on NVIDIA H200: 3.86 us at 4 tokens, next best
+// split_k_t8_e16_s5_w12_b4 3.95.
+struct SplitKT8E16S6W10B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 2.95 us at 16 tokens, next best
-// split_k_t16_e32_s7_w8_b4 2.96; 33 to 48 tokens: cheapest of 58 legal variants in one launch at 48 tokens (no tuned
-// table for this SM (python build.py tune); cost model); 33 to 64 tokens: the gate's, with the other stages in its
-// launch (no tuned table for this SM (python build.py tune); cost model); resident_t48_s16 needs sm_90a; this is the
-// best that later chips can run.
+// split_k_t8_e16_s5_w12_b4, 5 to 8 tokens: measured on NVIDIA H200: 4.05 us at 8 tokens, next best
+// split_k_t8_e32_s8_w7_b4 4.06.
+struct SplitKT8E16S5W12B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 5.06 us at 16 tokens, next best
+// split_k_t16_e32_s7_w8_b4 5.65.
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -774,29 +779,28 @@ struct SplitKT16E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w8_b5, 25 to 32 tokens: cheapest of 110 legal variants in one launch at 32 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT16E16S6W8B5 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 5;    // 32-wide blocks of hidden_size that a warp takes in a round
+// split_k_t8_e32_s4_w7_b4_r2, 17 to 24 tokens: measured on NVIDIA H200: 6.25 us at 24 tokens, next best
+// split_k_t16_e32_s6_w10_b2_r2 6.77.
+struct SplitKT8E32S4W7B4R2 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s6_w5_b4_r2, 25 to 32 tokens: the gate's, with the other stages in its launch (no tuned table for
-// this SM (python build.py tune); cost model); resident_t32_s16 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT16E32S6W5B4R2 {
+// split_k_t16_e32_s6_w10_b2_r2, 25 to 32 tokens: measured on NVIDIA H200: 6.96 us at 32 tokens, next best
+// apart_resident_t32_s16 7.03.
+struct SplitKT16E32S6W10B2R2 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
@@ -804,10 +808,10 @@ struct SplitKT16E32S6W5B4R2 {
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(320, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w10_c3_sm90(
+extern "C" __global__ void __launch_bounds__(224, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90(
         const normgate_args args) {
-  gemv<GemvT1E3W10C3>(args);
+  gemv<GemvT1E3W7C4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
@@ -816,10 +820,16 @@ extern "C" __global__ void __launch_bounds__(224, 1)
   gemv<GemvT2E3W7C4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(224, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_sm90(
+extern "C" __global__ void __launch_bounds__(320, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E32S8W7B4>(args);
+  split_k<SplitKT8E16S6W10B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E16S5W12B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
@@ -828,16 +838,16 @@ extern "C" __global__ void __launch_bounds__(224, 1)
   split_k<SplitKT16E32S8W7B4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_sm90(
+extern "C" __global__ void __launch_bounds__(224, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90(
         const normgate_args args) {
-  split_k<SplitKT16E16S6W8B5>(args);
+  split_k<SplitKT8E32S4W7B4R2>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(160, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w5_b4_r2_sm90(
+extern "C" __global__ void __launch_bounds__(320, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w10_b2_r2_sm90(
         const normgate_args args) {
-  split_k<SplitKT16E32S6W5B4R2>(args);
+  split_k<SplitKT16E32S6W10B2R2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -852,6 +862,8 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_s16_sm90(
+    const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_s16_sm90(
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(
@@ -868,6 +880,10 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(
     const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(
+    const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90(
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(
@@ -882,7 +898,7 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k1
     const normgate_args& args);  // of the gate's own kernel
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w10_c3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -892,8 +908,8 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
   args.tickets = handover.tickets;
   args.places = handover.places;
   return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w10_c3_sm90>(
-      {86, 320, 0, 1, true}, args);
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90>(
+      {86, 224, 0, 1, true}, args);
 }
 
 cudaError_t
@@ -912,7 +928,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -922,8 +938,23 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
   args.tickets = handover.tickets;
   args.places = handover.places;
   return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 224, 0, 8, true}, args);
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 96, 320, 0, 6, true}, args);
+}
+
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  Handover handover;
+  if (const cudaError_t error =
+          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
+    return error;
+  args.tickets = handover.tickets;
+  args.places = handover.places;
+  return launch<
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 80, 384, 0, 5, true}, args);
 }
 
 cudaError_t
@@ -942,7 +973,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -952,12 +983,12 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
   args.tickets = handover.tickets;
   args.places = handover.places;
   return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_sm90>(
-      {ceil_div(args.num_tokens, 16) * 96, 256, 0, 6, true}, args);
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 32, 224, 0, 4, true}, args);
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w5_b4_r2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w10_b2_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -967,12 +998,30 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
   args.tickets = handover.tickets;
   args.places = handover.places;
   return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w5_b4_r2_sm90>(
-      {ceil_div(args.num_tokens, 16) * 48, 160, 0, 6, true}, args);
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w10_b2_r2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 48, 320, 0, 6, true}, args);
 }
 
-// apart_resident_t64_s16, 49 to 64 tokens: in launches of their own the stages cost less than in one, at 64 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// apart_resident_t48_s16, 33 to 48 tokens: measured on NVIDIA H200: 7.94 us at 48 tokens, next best
+// split_k_t16_e32_s4_w7_b4_r2 8.14.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t48_s16_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_s16_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_resident_t64_s16, 49 to 64 tokens: measured on NVIDIA H200: 8.99 us at 64 tokens, next best
+// apart_resident_t48_s16 10.41.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t64_s16_sm90(
     const normgate_args& given) {
@@ -1110,6 +1159,40 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
     return error;
   if (const cudaError_t error =
           launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_split_k_t16_e32_s8_w7_b4, 33 to 48 tokens: measured on NVIDIA H200.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e32_s6_w124_k128_d3, 49 to 64 tokens: measured on NVIDIA H200.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w124_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

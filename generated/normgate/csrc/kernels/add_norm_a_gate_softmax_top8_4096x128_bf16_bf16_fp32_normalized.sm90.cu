@@ -674,30 +674,41 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w8_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.07 us at 1 tokens, next best gemv_t1_e3_w8_c2 1.09.
-struct GemvT1E2W8C2 {
+// gemv_t1_e1_w6_c3, 1 token: measured on NVIDIA H200: 2.50 us at 1 tokens, next best gemv_t1_e3_w8_c2 2.56.
+struct GemvT1E1W6C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 256;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 1;           // experts that a CTA computes
+  static constexpr int kThreads = 192;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w4_c4, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.43 us at 2 tokens, next best gemv_t2_e2_w6_c3 1.60.
-struct GemvT2E3W4C4 {
+// gemv_t2_e2_w4_c4, 2 tokens: measured on NVIDIA H200: 2.78 us at 2 tokens, next best gemv_t2_e2_w6_c3 2.83.
+struct GemvT2E2W4C4 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kExperts = 2;           // experts that a CTA computes
   static constexpr int kThreads = 128;         // threads of a CTA
   static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s8_w16_b1, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 1.77 us at 4 tokens, next best resident_t8_s16 1.81.
+// split_k_t8_e16_s8_w8_b2, 3 to 4 tokens: measured on NVIDIA H200: 3.15 us at 4 tokens, next best
+// split_k_t8_e16_s7_w5_b4 3.16.
+struct SplitKT8E16S8W8B2 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e16_s8_w16_b1, 5 to 8 tokens: measured on NVIDIA H200: 3.26 us at 8 tokens, next best
+// split_k_t8_e16_s7_w5_b4 3.29.
 struct SplitKT8E16S8W16B1 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -709,22 +720,34 @@ struct SplitKT8E16S8W16B1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w16_b1, 9 to 24 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 2.01 us at 24 tokens, next best
-// split_k_t8_e32_s5_w7_b4 2.04.
-struct SplitKT8E32S8W16B1 {
+// split_k_t8_e16_s5_w14_b2, 9 to 16 tokens: measured on NVIDIA H200: 3.42 us at 16 tokens, next best
+// split_k_t8_e32_s8_w16_b1 3.43.
+struct SplitKT8E16S5W14B2 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 14;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s5_w7_b4, 25 to 32 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 2.22 us at 32 tokens, next best resident_t16_s16 2.34.
+// split_k_t8_e32_s7_w5_b4, 17 to 24 tokens: measured on NVIDIA H200: 3.52 us at 24 tokens, next best
+// split_k_t8_e32_s8_w16_b1 3.56.
+struct SplitKT8E32S7W5B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 7;     // CTAs that share hidden_size
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e32_s5_w7_b4, 25 to 32 tokens: measured on NVIDIA H200: 3.63 us at 32 tokens, next best
+// split_k_t16_e32_s8_w16_b1 4.07.
 struct SplitKT8E32S5W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -736,54 +759,28 @@ struct SplitKT8E32S5W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w4_b4, 33 to 48 tokens: cheapest of 60 legal variants in one launch at 48 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT16E32S8W4B4 {
+// split_k_t16_e32_s7_w10_b2, 33 to 48 tokens: measured on NVIDIA H200: 4.18 us at 48 tokens, next best
+// split_k_t16_e32_s8_w16_b1 4.29.
+struct SplitKT16E32S7W10B2 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: cheapest of 60 legal variants in one launch at 64 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT16E32S5W7B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 5;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s8_w8_b2, 33 to 48 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); resident_t16_s16 needs sm_90a; this is the best that later chips can run.
-struct SplitKT16E32S8W8B2 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kSplit = 7;     // CTAs that share hidden_size
+  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t32_e32_s8_w8_b2, 49 to 64 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); resident_t32_s16 needs sm_90a; this is the best that later chips can run.
-struct SplitKT32E32S8W8B2 {
-  static constexpr int kTokens = 32;   // tokens that a CTA serves
+// split_k_t16_e32_s4_w8_b4, 49 to 64 tokens: measured on NVIDIA H200: 4.53 us at 64 tokens, next best
+// split_k_t16_e32_s5_w7_b4 4.68.
+struct SplitKT16E32S4W8B4 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
   static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
@@ -791,14 +788,20 @@ struct SplitKT32E32S8W8B2 {
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w8_c2_sm90(const normgate_args args) {
-  gemv<GemvT1E2W8C2>(args);
+extern "C" __global__ void __launch_bounds__(192, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90(const normgate_args args) {
+  gemv<GemvT1E1W6C3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90(const normgate_args args) {
-  gemv<GemvT2E3W4C4>(args);
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90(const normgate_args args) {
+  gemv<GemvT2E2W4C4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w8_b2_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E16S8W8B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
@@ -807,10 +810,16 @@ extern "C" __global__ void __launch_bounds__(512, 1)
   split_k<SplitKT8E16S8W16B1>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w16_b1_sm90(
+extern "C" __global__ void __launch_bounds__(448, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E32S8W16B1>(args);
+  split_k<SplitKT8E16S5W14B2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(160, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E32S7W5B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
@@ -819,28 +828,16 @@ extern "C" __global__ void __launch_bounds__(224, 1)
   split_k<SplitKT8E32S5W7B4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w4_b4_sm90(
+extern "C" __global__ void __launch_bounds__(320, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90(
         const normgate_args args) {
-  split_k<SplitKT16E32S8W4B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(224, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm90(
-        const normgate_args args) {
-  split_k<SplitKT16E32S5W7B4>(args);
+  split_k<SplitKT16E32S7W10B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w8_b2_sm90(
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s4_w8_b4_sm90(
         const normgate_args args) {
-  split_k<SplitKT16E32S8W8B2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t32_e32_s8_w8_b2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT32E32S8W8B2>(args);
+  split_k<SplitKT16E32S4W8B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -882,7 +879,7 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k12
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& args);  // of the gate's own kernel
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w8_c2_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -891,11 +888,11 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
     return error;
   args.tickets = handover.tickets;
   args.places = handover.places;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w8_c2_sm90>(
-      {64, 256, 0, 1, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90>(
+      {128, 192, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -904,8 +901,21 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
     return error;
   args.tickets = handover.tickets;
   args.places = handover.places;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90>(
-      {43, 128, 0, 1, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90>(
+      {64, 128, 0, 1, true}, args);
+}
+
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w8_b2_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  Handover handover;
+  if (const cudaError_t error =
+          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
+    return error;
+  args.tickets = handover.tickets;
+  args.places = handover.places;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w8_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 256, 0, 8, true}, args);
 }
 
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w16_b1_sm90(
@@ -921,7 +931,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
       {ceil_div(args.num_tokens, 8) * 64, 512, 0, 8, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w16_b1_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -930,8 +940,21 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
     return error;
   args.tickets = handover.tickets;
   args.places = handover.places;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w16_b1_sm90>(
-      {ceil_div(args.num_tokens, 8) * 32, 512, 0, 8, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 40, 448, 0, 5, true}, args);
+}
+
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  Handover handover;
+  if (const cudaError_t error =
+          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
+    return error;
+  args.tickets = handover.tickets;
+  args.places = handover.places;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 28, 160, 0, 7, true}, args);
 }
 
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90(
@@ -947,7 +970,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
       {ceil_div(args.num_tokens, 8) * 20, 224, 0, 5, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w4_b4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -956,11 +979,11 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
     return error;
   args.tickets = handover.tickets;
   args.places = handover.places;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w4_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 32, 128, 0, 8, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 28, 320, 0, 7, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s4_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -969,34 +992,8 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
     return error;
   args.tickets = handover.tickets;
   args.places = handover.places;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 20, 224, 0, 5, true}, args);
-}
-
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w8_b2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w8_b2_sm90>(
-      {ceil_div(args.num_tokens, 16) * 32, 256, 0, 8, true}, args);
-}
-
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t32_e32_s8_w8_b2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t32_e32_s8_w8_b2_sm90>(
-      {ceil_div(args.num_tokens, 32) * 32, 256, 0, 8, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s4_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 16, 256, 0, 4, true}, args);
 }
 
 // apart_resident_t32_s16, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA

@@ -681,31 +681,30 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w6_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.02 us at 1 tokens, next best gemv_t1_e1_w12_c1 1.06.
-struct GemvT1E2W6C2 {
+// gemv_t1_e2_w12_c1, 1 token: measured on NVIDIA H200: 2.48 us at 1 tokens, next best gemv_t1_e2_w6_c2 2.50.
+struct GemvT1E2W12C1 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 192;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kThreads = 384;         // threads of a CTA
+  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w6_c2, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.43 us at 2 tokens, next best gemv_t2_e3_w12_c1 1.50.
-struct GemvT2E3W6C2 {
-  static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 192;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
-  static constexpr int kGroup = 2;             // rows that a thread has on their way at once
+// split_k_t8_e16_s6_w5_b3, 2 tokens: measured on NVIDIA H200: 2.86 us at 2 tokens, next best gemv_t2_e3_w6_c2 2.88.
+struct SplitKT8E16S6W5B3 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s8_w12_b1, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 1.59 us at 8 tokens, next best
-// split_k_t8_e16_s6_w16_b1 1.63.
+// split_k_t8_e16_s8_w12_b1, 3 to 8 tokens: measured on NVIDIA H200: 3.01 us at 8 tokens, next best
+// split_k_t8_e16_s7_w7_b2 3.09.
 struct SplitKT8E16S8W12B1 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -717,8 +716,8 @@ struct SplitKT8E16S8W12B1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w16_b1, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 1.69 us at 16 tokens, next best resident_t8_s12 1.87.
+// split_k_t8_e16_s6_w16_b1, 9 to 16 tokens: measured on NVIDIA H200: 3.16 us at 16 tokens, next best
+// split_k_t8_e16_s6_w8_b2 3.26.
 struct SplitKT8E16S6W16B1 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -730,36 +729,21 @@ struct SplitKT8E16S6W16B1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w12_b1, 17 to 24 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); measured on NVIDIA H200: 1.73 us at 24 tokens, next best
-// resident_t16_s12 1.95.
-struct SplitKT8E32S8W12B1 {
+// split_k_t8_e32_s7_w7_b2, 17 to 48 tokens: measured on NVIDIA H200: 3.33 us at 24 tokens, next best
+// split_k_t8_e32_s8_w12_b1 3.41.
+struct SplitKT8E32S7W7B2 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kSplit = 7;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w4_b3, 25 to 48 tokens: cheapest of 122 legal variants in one launch at 48 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT16E32S8W4B3 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s6_w8_b2, 49 to 64 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); measured on NVIDIA H200: 2.37 us at 64 tokens, next best
-// resident_t24_s12 2.47.
+// split_k_t16_e32_s6_w8_b2, 49 to 64 tokens: measured on NVIDIA H200: 3.81 us at 64 tokens, next best
+// split_k_t16_e32_s6_w16_b1 4.20.
 struct SplitKT16E32S6W8B2 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -771,32 +755,19 @@ struct SplitKT16E32S6W8B2 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w12_b1, 25 to 48 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); resident_t16_s12 needs sm_90a; this is the best that later chips can run.
-struct SplitKT16E32S8W12B1 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(192, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w6_c2_sm90(
+extern "C" __global__ void __launch_bounds__(384, 1)
+    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90(
         const normgate_args args) {
-  gemv<GemvT1E2W6C2>(args);
+  gemv<GemvT1E2W12C1>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(192, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w6_c2_sm90(
+extern "C" __global__ void __launch_bounds__(160, 1)
+    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90(
         const normgate_args args) {
-  gemv<GemvT2E3W6C2>(args);
+  split_k<SplitKT8E16S6W5B3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
@@ -811,28 +782,16 @@ extern "C" __global__ void __launch_bounds__(512, 1)
   split_k<SplitKT8E16S6W16B1>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90(
+extern "C" __global__ void __launch_bounds__(224, 1)
+    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s7_w7_b2_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E32S8W12B1>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm90(
-        const normgate_args args) {
-  split_k<SplitKT16E32S8W4B3>(args);
+  split_k<SplitKT8E32S7W7B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
     add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(
         const normgate_args args) {
   split_k<SplitKT16E32S6W8B2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w12_b1_sm90(
-        const normgate_args args) {
-  split_k<SplitKT16E32S8W12B1>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -872,7 +831,7 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s2_w1
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& args);  // of the gate's own kernel
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w6_c2_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -881,11 +840,11 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
     return error;
   args.tickets = handover.tickets;
   args.places = handover.places;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w6_c2_sm90>(
-      {64, 192, 0, 1, true}, args);
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90>(
+      {64, 384, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w6_c2_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -894,8 +853,8 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
     return error;
   args.tickets = handover.tickets;
   args.places = handover.places;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w6_c2_sm90>(
-      {43, 192, 0, 1, true}, args);
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90>(
+      {ceil_div(args.num_tokens, 8) * 48, 160, 0, 6, true}, args);
 }
 
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90(
@@ -924,7 +883,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
       {ceil_div(args.num_tokens, 8) * 48, 512, 0, 6, true}, args);
 }
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s7_w7_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -933,21 +892,8 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
     return error;
   args.tickets = handover.tickets;
   args.places = handover.places;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90>(
-      {ceil_div(args.num_tokens, 8) * 32, 384, 0, 8, true}, args);
-}
-
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm90>(
-      {ceil_div(args.num_tokens, 16) * 32, 128, 0, 8, true}, args);
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s7_w7_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 28, 224, 0, 7, true}, args);
 }
 
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(
@@ -961,19 +907,6 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
   args.places = handover.places;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90>(
       {ceil_div(args.num_tokens, 16) * 24, 256, 0, 6, true}, args);
-}
-
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w12_b1_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w12_b1_sm90>(
-      {ceil_div(args.num_tokens, 16) * 32, 384, 0, 8, true}, args);
 }
 
 // apart_resident_t32_s12, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA

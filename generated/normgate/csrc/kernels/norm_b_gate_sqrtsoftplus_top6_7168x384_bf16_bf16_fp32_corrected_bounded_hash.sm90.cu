@@ -637,31 +637,41 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w14_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 2.06 us at 1 tokens, next best gemv_t1_e2_w7_c4 2.06.
-struct GemvT1E2W14C2 {
+// gemv_t1_e4_w7_c4, 1 token: measured on NVIDIA H200: 3.03 us at 1 tokens, next best gemv_t1_e4_w10_c3 3.18.
+struct GemvT1E4W7C4 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 448;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 4;           // experts that a CTA computes
+  static constexpr int kThreads = 224;         // threads of a CTA
+  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e4_w7_c4, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 2.34 us at 2 tokens, next best split_k_t8_e32_s8_w7_b4 2.55.
-struct GemvT2E4W7C4 {
+// gemv_t2_e3_w7_c4, 2 tokens: measured on NVIDIA H200: 3.58 us at 2 tokens, next best gemv_t2_e4_w7_c4 3.60.
+struct GemvT2E3W7C4 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 4;           // experts that a CTA computes
+  static constexpr int kExperts = 3;           // experts that a CTA computes
   static constexpr int kThreads = 224;         // threads of a CTA
   static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s7_w8_b4, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 2.69 us at 8 tokens, next best
-// split_k_t8_e32_s8_w7_b4 2.75.
+// split_k_t8_e32_s8_w7_b4, 3 to 4 tokens: measured on NVIDIA H200: 3.80 us at 4 tokens, next best
+// split_k_t8_e32_s7_w8_b4 3.82.
+struct SplitKT8E32S8W7B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e32_s7_w8_b4, 5 to 8 tokens: measured on NVIDIA H200: 3.84 us at 8 tokens, next best
+// split_k_t8_e32_s8_w7_b4 4.02.
 struct SplitKT8E32S7W8B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -673,8 +683,8 @@ struct SplitKT8E32S7W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 3.58 us at 16 tokens, next best resident_t16_s14 3.62.
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 4.76 us at 16 tokens, next best
+// split_k_t16_e32_s7_w8_b4 4.98.
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -686,33 +696,25 @@ struct SplitKT16E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t32_e32_s8_w7_b2_r2, 17 to 24 tokens: the gate's, with the other stages in its launch (no tuned table for
-// this SM (python build.py tune); cost model); resident_t32_s16 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT32E32S8W7B2R2 {
-  static constexpr int kTokens = 32;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(448, 1)
-    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w14_c2_sm90(
+extern "C" __global__ void __launch_bounds__(224, 1)
+    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90(
         const normgate_args args) {
-  gemv<GemvT1E2W14C2>(args);
+  gemv<GemvT1E4W7C4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e4_w7_c4_sm90(
+    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90(
         const normgate_args args) {
-  gemv<GemvT2E4W7C4>(args);
+  gemv<GemvT2E3W7C4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(224, 1)
+    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E32S8W7B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -725,12 +727,6 @@ extern "C" __global__ void __launch_bounds__(224, 1)
     norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w7_b4_sm90(
         const normgate_args args) {
   split_k<SplitKT16E32S8W7B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t32_e32_s8_w7_b2_r2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT32E32S8W7B2R2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
@@ -758,6 +754,8 @@ cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(
     const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(
+    const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(
@@ -775,7 +773,7 @@ cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k12
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(
     const normgate_args& args);  // of the gate's own kernel
 
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w14_c2_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -784,11 +782,11 @@ cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_correct
     return error;
   args.tickets = handover.tickets;
   args.places = handover.places;
-  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w14_c2_sm90>(
-      {192, 448, 0, 1, true}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90>(
+      {96, 224, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e4_w7_c4_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   Handover handover;
@@ -797,8 +795,23 @@ cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_correct
     return error;
   args.tickets = handover.tickets;
   args.places = handover.places;
-  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e4_w7_c4_sm90>(
-      {96, 224, 0, 1, true}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90>(
+      {128, 224, 0, 1, true}, args);
+}
+
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  Handover handover;
+  if (const cudaError_t error =
+          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
+    return error;
+  args.tickets = handover.tickets;
+  args.places = handover.places;
+  return launch<
+      norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 96, 224, 0, 8, true}, args);
 }
 
 cudaError_t
@@ -831,23 +844,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
 }
 
-cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t32_e32_s8_w7_b2_r2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<
-      norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t32_e32_s8_w7_b2_r2_sm90>(
-      {ceil_div(args.num_tokens, 32) * 96, 224, 0, 8, true}, args);
-}
-
-// apart_resident_t32_s16, 17 to 24 tokens: in launches of their own the stages cost less than in one, at 24 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// apart_resident_t32_s16, 17 to 24 tokens: measured on NVIDIA H200: 5.21 us at 24 tokens, next best
+// split_k_t32_e32_s8_w7_b2_r2 6.83.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s16_sm90(
     const normgate_args& given) {
@@ -858,8 +856,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t32_s14, 25 to 32 tokens: in launches of their own the stages cost less than in one, at 32 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// apart_resident_t32_s14, 25 to 32 tokens: measured on NVIDIA H200: 5.61 us at 32 tokens, next best
+// apart_resident_t32_s16 5.55.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s14_sm90(
     const normgate_args& given) {
@@ -870,8 +868,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t48_s14, 33 to 48 tokens: in launches of their own the stages cost less than in one, at 48 tokens (no
-// tuned table for this SM (python build.py tune); cost model).
+// apart_resident_t48_s14, 33 to 48 tokens: measured on NVIDIA H200: 6.70 us at 48 tokens, next best
+// apart_resident_t32_s16 7.63.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_s14_sm90(
     const normgate_args& given) {
@@ -882,9 +880,9 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t64_s16, 49 to 64 tokens: in launches of their own the stages cost less than in one, at 64 tokens (no
-// tuned table for this SM (python build.py tune); cost model); 97 to 128 tokens: between launches of the other stages,
-// the gate's: measured on NVIDIA H200: 8.59 us at 128 tokens, next best wgmma_t64_e64_s8_d11 8.81.
+// apart_resident_t64_s16, 49 to 64 tokens: measured on NVIDIA H200: 7.36 us at 64 tokens, next best
+// apart_resident_t48_s14 9.13; 97 to 128 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 8.59 us at 128 tokens, next best wgmma_t64_e64_s8_d11 8.81.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t64_s16_sm90(
     const normgate_args& given) {
@@ -971,8 +969,19 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s8_w124_k128_d3, 25 to 32 tokens: in launches of their own the stages cost less than in one, at
-// 32 tokens (no tuned table for this SM (python build.py tune); cost model).
+// apart_split_k_t32_e32_s8_w7_b2_r2, 17 to 24 tokens: measured on NVIDIA H200.
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t32_e32_s8_w7_b2_r2_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(args))
+    return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e32_s8_w124_k128_d3, 25 to 32 tokens: measured on NVIDIA H200.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w124_k128_d3_sm90(
     const normgate_args& given) {
@@ -984,8 +993,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e32_s8_w412_k128_d3, 33 to 64 tokens: in launches of their own the stages cost less than in one, at
-// 64 tokens (no tuned table for this SM (python build.py tune); cost model).
+// apart_tiled_t64_e32_s8_w412_k128_d3, 33 to 64 tokens: measured on NVIDIA H200.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e32_s8_w412_k128_d3_sm90(
     const normgate_args& given) {
