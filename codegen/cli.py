@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from . import hf_config, places
-from .errors import BadInput, CheckFailed, NormgateError, Problem
+from .errors import BadInput, CheckFailed, NormgateError, Problem, Spilled
 from .spec import RouterSpec, dump_spec, load_spec, load_specs
 
 # Verbs import what they need: `add` needs no templates, and a build with nothing to do should take no time.
@@ -22,6 +22,7 @@ from .spec import RouterSpec, dump_spec, load_spec, load_specs
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
 _TABLE_WIDTH = 100
+_MOST_PLANS = 8  # of a build whose compiler spills what was planned
 _BENCH_TOKENS = "1,2,3,4,5,7,8,9,12,16,17,24,32,33,48,64,96,128,192,256,512,1024,2048,4096,8192"
 _UNROUNDED_TOKENS = "1,16,64,512,4096"
 _PATH_TOKENS = "1,2,4,8,12,16,24,32,64,128,512,4096"
@@ -71,6 +72,7 @@ def cli(context: click.Context, specs: tuple[Path, ...], out: Path | None, sm: s
         if given:
             raise click.UsageError(f"options go behind the verb: {context.invoked_subcommand} --{given[0].rstrip('s')}")
         return
+    from . import spills
     from .compile import compile_package
     from .manifest import load_manifest
     from .toolkit import select_sms
@@ -78,12 +80,20 @@ def cli(context: click.Context, specs: tuple[Path, ...], out: Path | None, sm: s
     console = _console()
     out = out or _default_out()
     select_sms(sm)  # what no package could have is said before anything is written
-    _generate(specs, out)
     package = out / places.PACKAGE
-    targets = {target for source in load_manifest(package).sources for target in source.sm_targets}
-    report = compile_package(
-        package, sms=select_sms(sm, targets), build_dir=places.build_folder(out), jobs=jobs, console=console
-    )
+    for plans_left in reversed(range(_MOST_PLANS)):
+        _generate(specs, out)
+        manifest = load_manifest(package)
+        targets = {target for source in manifest.sources for target in source.sm_targets}
+        try:
+            report = compile_package(
+                package, sms=select_sms(sm, targets), build_dir=places.build_folder(out), jobs=jobs, console=console
+            )
+            break
+        except Spilled as spilled:
+            if not plans_left:
+                raise
+            _plan_without(spills.named(spilled.functions, manifest.kernels), spilled)
     if report.compiled:
         for warning in report.warnings:
             print(warning, file=sys.stderr)
@@ -164,8 +174,7 @@ def add(config: Path, name: str | None, out: Path | None, force: bool, **answers
 @click.option("--sm", type=int, metavar="N", help="For the chip sm_N.  [default: each group of SM targets]")
 def plan(spec_or_model: str, sm: int | None) -> None:
     """Print the quantities that follow from a spec: name, formula, value, meaning."""
-    from . import tuned
-    from .derived import tables
+    from . import derived, spills, tuned
     from .plan import make_plan
 
     path = Path(spec_or_model)
@@ -176,12 +185,13 @@ def plan(spec_or_model: str, sm: int | None) -> None:
         sharing = _sharing(spec_or_model)
         spec = sharing[0]
     console = _console()
-    for kernel in make_plan(sharing, tuned.load(sharing, places.tuned_folder())).all_kernels:
+    tables = tuned.load(sharing, places.tuned_folder())
+    for kernel in make_plan(sharing, tables, spills.read(places.tuned_folder())).all_kernels:
         group = None if sm is None else kernel.group_of(sm)
         if sm is not None and group is None:
             targets = ", ".join(str(target) for each in kernel.groups for target in each.sm_targets)
             raise BadInput([Problem(None, None, f"--sm {sm}: no target of {spec.name} ({targets}) runs there")])
-        for table in tables(kernel, kernel.groups if group is None else (group,), sm):
+        for table in derived.tables(kernel, kernel.groups if group is None else (group,), sm):
             console.print(table)
 
 
@@ -196,7 +206,7 @@ def plan(spec_or_model: str, sm: int | None) -> None:
 )
 def explain(model: str, tokens: int, sm: int | None) -> None:
     """Say which variant serves T tokens of a model on a chip, why, and what was rejected."""
-    from . import tuned
+    from . import spills, tuned
     from .explain import explained
     from .plan import make_plan
     from .toolkit import native_sms
@@ -210,7 +220,7 @@ def explain(model: str, tokens: int, sm: int | None) -> None:
                 [Problem(None, None, "--sm: not given, and this machine has no GPU to ask; --sm 90 would be right")]
             ) from None
     tables = tuned.load(sharing, places.tuned_folder())
-    print(explained(make_plan(sharing, tables), model, tokens, sm))
+    print(explained(make_plan(sharing, tables, spills.read(places.tuned_folder())), model, tokens, sm))
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, words: str | None) -> tuple[int, ...] | None:
@@ -418,6 +428,19 @@ def tune(
         jobs=jobs,
         console=_console(),
     )
+
+
+def _plan_without(found: Mapping[str, frozenset[str]], spilled: Spilled) -> None:
+    """Have plans leave out what spilled from now on. `spilled` again where it was not theirs to leave out."""
+    from . import spills
+
+    folder = places.tuned_folder()
+    known = spills.read(folder)
+    if not any(names - known.get(kernel, frozenset()) for kernel, names in found.items()):
+        raise spilled
+    spills.add(folder, found)
+    names = sorted({name for each in found.values() for name in each})
+    print(f"{', '.join(names)}: spilled; planned anew without ({_shown(folder / spills.FILE)})", file=sys.stderr)
 
 
 def _generate(specs: Sequence[Path], out: Path) -> None:

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .arch import gencode
-from .errors import CheckFailed, ToolError
+from .errors import CheckFailed, Spilled, ToolError
 from .manifest import GENERATE, NAME, Manifest, Source, load_manifest, sha256
 from .naming import source_path
 from .output import locked, replace_whole
@@ -370,15 +370,11 @@ def _seconds(log: Path) -> dict[str, float]:
 
 def _require_fitting(selection: _Selection, rows: Sequence[Row]) -> None:
     strict = {chosen.source.path for chosen in selection.sources if not chosen.source.allow_spills}
-    if problems := spilling([row for row in rows if row.source in strict]):
-        raise CheckFailed(
-            "\n".join(
-                [
-                    *problems,
-                    f"{LIBRARY} was not replaced; choose smaller tiles, or allow_spills: true in the spec",
-                ]
-            )
-        )
+    of_strict = [row for row in rows if row.source in strict]
+    if problems := spilling(of_strict):
+        functions = dict.fromkeys(row.usage.function for row in of_strict if row.usage.spill or row.usage.stack)
+        mend = f"{LIBRARY} was not replaced; choose smaller tiles, or allow_spills: true in the spec"
+        raise Spilled("\n".join([*problems, mend]), list(functions))
     reported = {(row.source, row.usage.function, row.usage.sm) for row in rows}
     expected = [
         (chosen.source.path, name, sm)

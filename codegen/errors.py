@@ -45,6 +45,14 @@ class CheckFailed(NormgateError):
     exit_code = 1
 
 
+class Spilled(CheckFailed):
+    """Kernels spill registers or keep a stack frame; `functions` names them."""
+
+    def __init__(self, message: str, functions: Sequence[str]) -> None:
+        self.functions = tuple(functions)
+        super().__init__(message)
+
+
 class ToolError(NormgateError):
     """Something normgate needs is missing or failed; the message ends with the command that mends it."""
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import __version__, manifest, naming, output, places, render, tuned
+from . import __version__, manifest, naming, output, places, render, spills, tuned
 from .errors import CheckFailed
 from .plan import Kernel, Plan, make_plan
 from .spec import load_specs
@@ -23,7 +23,7 @@ def files_of(spec_paths: Sequence[Path]) -> dict[str, output.Content]:
     Raises BadInput with everything that is wrong in the specs, or in the tuned tables of their kernels.
     """
     specs = load_specs(spec_paths)
-    plan = make_plan(specs, tuned.load(specs, places.tuned_folder()))
+    plan = make_plan(specs, tuned.load(specs, places.tuned_folder()), spills.read(places.tuned_folder()))
     files: dict[str, output.Content] = dict(render.render(plan))
     files[manifest.NAME] = manifest_of(plan, files, inputs_of(spec_paths)).text()
     return output.collect(files.items())
@@ -87,6 +87,9 @@ def inputs_of(spec_paths: Sequence[Path]) -> dict[str, str]:
     found = {f"specs/{path.name}": manifest.sha256(path.read_bytes()) for path in spec_paths}
     for path in tuned.paths(specs, places.tuned_folder()):
         found[f"specs/tuned/{path.name}"] = manifest.sha256(path.read_bytes())
+    known = spills.read(places.tuned_folder())
+    for kernel in sorted(set(tuned.kernel_names(specs)) & set(known)):
+        found[f"specs/tuned/{spills.FILE} of {kernel}"] = manifest.sha256(" ".join(sorted(known[kernel])).encode())
     templates = places.templates_folder()
     for path in sorted(templates.rglob("*")):
         name = path.relative_to(templates)

@@ -12,6 +12,7 @@ from .errors import Problem as InputProblem
 from .families import FAMILIES, FUSING, MOST_TOKENS_FUSED, Apart, Order, Variant, order_of_sums, parse, parse_served
 from .problem import Problem
 from .spec import RouterSpec
+from .spills import Spills
 from .tuned import LAST_ANCHOR, Tuned, TunedTable
 from .variants import candidates, objections
 
@@ -147,8 +148,13 @@ class Plan:
         return next(kernel for kernel in self.kernels if kernel.problem == path.problem.gate_part)
 
 
-def make_plan(specs: Iterable[RouterSpec], tables: Tuned = {}) -> Plan:  # noqa: B006  nothing writes to it
-    """Groups specs by what they compute and decides each kernel, by its tuned tables where `tables` has them.
+def make_plan(
+    specs: Iterable[RouterSpec],
+    tables: Tuned = {},  # noqa: B006  nothing writes to it
+    spills: Spills = {},  # noqa: B006
+) -> Plan:
+    """Groups specs by what they compute and decides each kernel, by its tuned tables where `tables` has them, and
+    without what `spills` says of it.
 
     BadInput when sharing specs want different thresholds or batch invariance, or a tuned range cannot serve its kernel.
     """
@@ -164,10 +170,17 @@ def make_plan(specs: Iterable[RouterSpec], tables: Tuned = {}) -> Plan:  # noqa:
     ]
     if wrong:
         raise BadInput(wrong)
-    kernels = {problem: _kernel(problem, sharing, tables) for problem, sharing in gates.items()}
+
+    def spilled(problem: Problem) -> frozenset[str]:
+        return spills.get(naming.kernel_name(problem), frozenset())
+
+    kernels = {problem: _kernel(problem, sharing, tables, spilled(problem)) for problem, sharing in gates.items()}
     return Plan(
         tuple(kernels.values()),
-        tuple(_path(problem, sharing, kernels[problem.gate_part], tables) for problem, sharing in paths.items()),
+        tuple(
+            _path(problem, sharing, kernels[problem.gate_part], tables, spilled(problem))
+            for problem, sharing in paths.items()
+        ),
     )
 
 
@@ -179,13 +192,13 @@ def _by_problem(specs: Iterable[RouterSpec], of: Callable[[RouterSpec], Problem]
     return dict(sorted(found.items(), key=lambda item: naming.kernel_name(item[0])))
 
 
-def _kernel(problem: Problem, specs: Sequence[RouterSpec], tables: Tuned) -> Kernel:
+def _kernel(problem: Problem, specs: Sequence[RouterSpec], tables: Tuned, spilled: frozenset[str]) -> Kernel:
     explicit = {spec.name: spec.token_thresholds for spec in specs if spec.token_thresholds != "auto"}
     _require_same("token_thresholds", explicit)
     _require_same("batch_invariant", {spec.name: spec.batch_invariant for spec in specs})
     thresholds = next(iter(explicit.values()), None)
     gemv, split_k = (thresholds.gemv, thresholds.split_k) if thresholds else (None, None)
-    limits = _Limits(gemv, split_k, specs[0].batch_invariant)
+    limits = _Limits(gemv, split_k, specs[0].batch_invariant, spilled)
     targets = sorted({sm for spec in specs for sm in spec.sm_targets})
     # Targets whose ranges come out equal share a source file. Where no tuned table speaks for a target, one reference
     # chip stands for the multiprocessors of its generation.
@@ -211,26 +224,33 @@ def _kernel(problem: Problem, specs: Sequence[RouterSpec], tables: Tuned) -> Ker
     )
 
 
-def _path(problem: Problem, specs: Sequence[RouterSpec], gate: Kernel, tables: Tuned) -> Kernel:
+def _path(
+    problem: Problem, specs: Sequence[RouterSpec], gate: Kernel, tables: Tuned, spilled: frozenset[str]
+) -> Kernel:
     """The kernel of a whole path. The gate's kernel does what is apart, so each group lies within one of that's."""
     groups = []
     for gate_group in gate.groups:
         by_ranges: dict[tuple[Range, ...], list[int]] = {}
         for sm in gate_group.sm_targets:
             table = tables.get((naming.kernel_name(problem), sm))
-            ranges = _path_ranges(problem, gate_group.arch, gate, gate_group.ranges, table)
+            ranges = _path_ranges(problem, gate_group.arch, gate, gate_group.ranges, table, spilled)
             by_ranges.setdefault(ranges, []).append(sm)
         for ranges, sms in by_ranges.items():
             portable: tuple[Range, ...] = ()
             if gate_group.portable_ranges:
                 table = tables.get((naming.kernel_name(problem), sms[0]))
-                portable = _path_ranges(problem, gate_group.arch, gate, gate_group.portable_ranges, table)
+                portable = _path_ranges(problem, gate_group.arch, gate, gate_group.portable_ranges, table, spilled)
             groups.append(Group(tuple(sms), ranges, portable_ranges=portable))
     return Kernel(problem, tuple(specs), tuple(groups))
 
 
 def _path_ranges(
-    problem: Problem, arch: Arch, gate: Kernel, gate_ranges: Sequence[Range], table: TunedTable | None
+    problem: Problem,
+    arch: Arch,
+    gate: Kernel,
+    gate_ranges: Sequence[Range],
+    table: TunedTable | None,
+    spilled: frozenset[str],
 ) -> tuple[Range, ...]:
     """One launch or several for each of the gate's ranges, and for what a table tells apart within them."""
     ends = {served.last_token for served in gate_ranges if served.last_token} | {MOST_TOKENS_FUSED}
@@ -240,7 +260,7 @@ def _path_ranges(
     for last in (*sorted(ends), None):
         first = ranges[-1].last_token + 1 if ranges and ranges[-1].last_token else 1
         inner = next(served for served in gate_ranges if first in served)
-        chosen = _path_range(problem, arch, gate, inner, table, first, last)
+        chosen = _path_range(problem, arch, gate, inner, table, spilled, first, last)
         if ranges and ranges[-1].variant == chosen.variant:
             ranges[-1] = replace(ranges[-1], last_token=last)
         else:
@@ -249,7 +269,14 @@ def _path_ranges(
 
 
 def _path_range(
-    problem: Problem, arch: Arch, gate: Kernel, inner: Range, table: TunedTable | None, first: int, last: int | None
+    problem: Problem,
+    arch: Arch,
+    gate: Kernel,
+    inner: Range,
+    table: TunedTable | None,
+    spilled: frozenset[str],
+    first: int,
+    last: int | None,
 ) -> Range:
     """What serves an interval within one of the gate's ranges."""
     if inner.variant is None or isinstance(inner.variant, Apart):
@@ -275,7 +302,8 @@ def _path_range(
         return _measured(first, last, chosen, table, at, tuned.measured(table, at))
     source = "no tuned table for this SM (python build.py tune); cost model"
     own = inner.variant.family in FUSING and not objections(problem, arch, inner.variant)
-    ranked = _ranked(problem, arch, last, _fusing(last))
+    own = own and inner.variant.name not in spilled
+    ranked = _ranked(problem, arch, last, _fusing(last), spilled)
     if own:
         fused, why = inner.variant, f"the gate's, with the other stages in its launch ({source}); {inner.why}"
     elif ranked:
@@ -336,7 +364,7 @@ def _instead(problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | 
     families = _families(anchor, limits.gemv, limits.split_k)
     timed = tuned.legal_measured(table, problem, anchor) if table else []
     plain = [v for _, v in timed if v.family in families and not objections(problem, arch, v)]
-    plain = plain or [variant for _, variant in _ranked(problem, arch, anchor, families)]
+    plain = plain or [variant for _, variant in _ranked(problem, arch, anchor, families, limits.spilled)]
     if not plain:
         return replace(served, variant=None, why="no variant is legal for this shape", rejected=())
     why = f"{served.name} needs sm_{arch.sm}a; this is the best that later chips can run"
@@ -345,13 +373,14 @@ def _instead(problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | 
 
 @dataclass(frozen=True)
 class _Limits:
-    """A spec's thresholds: the last token count of each family, None where it leaves that open; and whether one order
-    of sums is to serve all counts.
+    """A spec's thresholds: the last token count of each family, None where it leaves that open; whether one order of
+    sums is to serve all counts; and what a compiler spilled.
     """
 
     gemv: int | None
     split_k: int | None
     batch_invariant: bool
+    spilled: frozenset[str]
 
     @property
     def explicit(self) -> bool:
@@ -360,7 +389,7 @@ class _Limits:
 
 def _ranges(problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | None) -> tuple[Range, ...]:
     if limits.batch_invariant:
-        return _invariant_ranges(problem, arch, table)
+        return _invariant_ranges(problem, arch, limits, table)
     ends = {*BOUNDARIES, *(limit for limit in (limits.gemv, limits.split_k) if limit)}
     if table and not limits.explicit:
         # Beyond what was measured the cost model decides, at its own boundaries.
@@ -378,12 +407,12 @@ def _ranges(problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | N
     return tuple(ranges)
 
 
-def _invariant_ranges(problem: Problem, arch: Arch, table: TunedTable | None) -> tuple[Range, ...]:
+def _invariant_ranges(problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | None) -> tuple[Range, ...]:
     """One order of sums for all counts: of those that lose least against the fastest of any order, the one that loses
     least where it loses most. Counts to _DECODE_TOKENS decide; counts beyond follow.
     """
     anchors = (*BOUNDARIES, LAST_ANCHOR)
-    timed = {anchor: _timed(problem, arch, table, anchor) for anchor in anchors}
+    timed = {anchor: _timed(problem, arch, limits, table, anchor) for anchor in anchors}
     by_order: dict[Order, dict[int, tuple[float, Variant]]] = {}
     for anchor, found in timed.items():
         for us, variant in found:
@@ -426,10 +455,12 @@ def _invariant_ranges(problem: Problem, arch: Arch, table: TunedTable | None) ->
     return tuple(ranges)
 
 
-def _timed(problem: Problem, arch: Arch, table: TunedTable | None, num_tokens: int) -> list[tuple[float, Variant]]:
+def _timed(
+    problem: Problem, arch: Arch, limits: _Limits, table: TunedTable | None, num_tokens: int
+) -> list[tuple[float, Variant]]:
     """Variants that can serve a count, fastest first: as measured, else as estimated."""
     measured = tuned.legal_measured(table, problem, num_tokens) if table else []
-    return measured or _ranked(problem, arch, num_tokens, FAMILIES)
+    return measured or _ranked(problem, arch, num_tokens, FAMILIES, limits.spilled)
 
 
 def _chosen(
@@ -450,7 +481,7 @@ def _chosen(
         timed = [one for one in tuned.legal_measured(table, problem, anchor) if one[1].family in families]
         if timed:
             return _measured(first, last, timed[0][1], table, anchor, timed)
-    ranked = _ranked(problem, arch, anchor, families)
+    ranked = _ranked(problem, arch, anchor, families, limits.spilled)
     if not ranked:
         return Range(first, last, None, "no variant is legal for this shape", ())
     source = "the spec says so" if limits.explicit else "no tuned table for this SM (python build.py tune); cost model"
@@ -491,9 +522,13 @@ def _families(num_tokens: int, gemv_limit: int | None, split_k_limit: int | None
     return ("split_k", "tiled", "resident", "wgmma")
 
 
-def _ranked(problem: Problem, arch: Arch, num_tokens: int, families: tuple[str, ...]) -> list[tuple[float, Variant]]:
-    """Legal variants by estimated cost; ties go to the first in the order of variants.py."""
-    legal = [v for v in candidates(problem, arch, num_tokens) if v.family in families]
+def _ranked(
+    problem: Problem, arch: Arch, num_tokens: int, families: tuple[str, ...], spilled: frozenset[str]
+) -> list[tuple[float, Variant]]:
+    """Legal variants by estimated cost, but for what a compiler spilled; ties go to the first in the order of
+    variants.py.
+    """
+    legal = [v for v in candidates(problem, arch, num_tokens) if v.family in families and v.name not in spilled]
     costs = [cost.microseconds(problem, arch, v, num_tokens) for v in legal]
     order = sorted(range(len(legal)), key=lambda i: (costs[i], i))
     return [(costs[i], legal[i]) for i in order]

@@ -121,11 +121,15 @@ def load(specs: Iterable[RouterSpec], folder: Path) -> dict[tuple[str, int], Tun
     return found
 
 
+def kernel_names(specs: Iterable[RouterSpec]) -> list[str]:
+    """Those of the gates and of the whole paths of `specs`."""
+    problems = {problem for spec in specs for problem in (Problem.of(spec), Problem.of(spec).gate_part)}
+    return sorted(map(naming.kernel_name, problems))
+
+
 def paths(specs: Iterable[RouterSpec], folder: Path) -> tuple[Path, ...]:
     """The files of `folder` that tune a kernel of `specs`."""
-    problems = {problem for spec in specs for problem in (Problem.of(spec), Problem.of(spec).gate_part)}
-    kernels = sorted(map(naming.kernel_name, problems))
-    named = (folder / file_name(kernel, sm) for kernel in kernels for sm in SM_TARGETS)
+    named = (folder / file_name(kernel, sm) for kernel in kernel_names(specs) for sm in SM_TARGETS)
     return tuple(path for path in named if path.is_file())
 
 

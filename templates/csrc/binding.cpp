@@ -282,6 +282,27 @@ void check_tensor(const char* name, const Tensor& tensor, const Tensor& x, Scala
   STD_TORCH_CHECK(tensor.is_contiguous(), "normgate: ", name, " has strides; expected a contiguous tensor");
 }
 
+// Whether so many experts can be chosen from so many, in these groups.
+void check_routing(int64_t num_experts, int64_t top_k, int64_t n_group, int64_t topk_group,
+                   const std::string& group_score) {
+  constexpr int64_t kMostChosen = 32;  // one for each lane of the warp that chooses
+  STD_TORCH_CHECK(top_k >= 1 && top_k <= kMostChosen, "normgate: top_k is ", top_k, "; expected 1 to ", kMostChosen);
+  STD_TORCH_CHECK(n_group >= 1 && num_experts % n_group == 0, "normgate: n_group is ", n_group,
+                  "; expected a divisor of ", num_experts, " experts");
+  STD_TORCH_CHECK(topk_group >= 1 && topk_group <= n_group, "normgate: topk_group is ", topk_group,
+                  "; expected 1 to n_group, ", n_group);
+  const int64_t group_size = num_experts / n_group;
+  if (n_group > 1) {
+    const bool top2_sum = group_score == "top2_sum";
+    STD_TORCH_CHECK(top2_sum || group_score == "max", "normgate: group_score is '", group_score,
+                    "'; expected 'top2_sum' or 'max'");
+    STD_TORCH_CHECK(!top2_sum || group_size >= 2, "normgate: n_group is ", n_group,
+                    "; expected groups of 2 experts or more");
+  }
+  STD_TORCH_CHECK(top_k <= topk_group * group_size, "normgate: top_k is ", top_k, "; expected no more than the ",
+                  topk_group * group_size, " experts that are chosen from");
+}
+
 using FiveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& norm_weight,
@@ -310,6 +331,8 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
     STD_TORCH_CHECK(x.size(1) == 0 || residual->stride(1) == 1, "normgate: residual has stride ", residual->stride(1),
                     " in its last dimension; expected 1");
   }
+  STD_TORCH_CHECK(residual || residual_multiplier == 1.0, "normgate: residual_multiplier is ", residual_multiplier,
+                  "; expected 1.0 without a residual");
   Selection selection;
   selection.scoring = enumerator<Scoring>("scoring", scoring,
                                           {{"", Scoring::kNone},
@@ -318,20 +341,34 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
                                            {"sigmoid", Scoring::kSigmoid},
                                            {"sqrtsoftplus", Scoring::kSqrtSoftplus}});
   const bool selects = selection.scoring != Scoring::kNone;
-  STD_TORCH_CHECK(selects || returns_logits, "normgate: returns_logits is false; expected true without scoring");
-  STD_TORCH_CHECK(tid2eid.has_value() == input_ids.has_value(),
-                  "normgate: tid2eid or input_ids is given; expected both or neither");
+  if (!selects) {
+    STD_TORCH_CHECK(returns_logits, "normgate: returns_logits is false; expected true without a scoring");
+    STD_TORCH_CHECK(top_k == 0, "normgate: top_k is ", top_k, "; expected 0 without a scoring");
+    STD_TORCH_CHECK(!e_score_correction_bias, "normgate: e_score_correction_bias is given; expected none without a scoring");
+    STD_TORCH_CHECK(!tid2eid, "normgate: tid2eid is given; expected none without a scoring");
+  }
+  STD_TORCH_CHECK(!tid2eid || !e_score_correction_bias,
+                  "normgate: tid2eid is given; expected none beside e_score_correction_bias");
+  STD_TORCH_CHECK(!input_ids || tid2eid, "normgate: input_ids is given; expected none without tid2eid");
+  STD_TORCH_CHECK(input_ids || !tid2eid, "normgate: input_ids is missing; expected a tensor beside tid2eid");
   if (selects) {
-    STD_TORCH_CHECK(top_k >= 1 && top_k <= 32 && top_k <= num_experts, "normgate: top_k is ", top_k,
-                    "; expected 1 to 32 and at most num_experts");
+    check_routing(num_experts, top_k, n_group, topk_group, group_score);
+    STD_TORCH_CHECK(renormalize_epsilon >= 0, "normgate: renormalize_epsilon is ", renormalize_epsilon,
+                    "; expected 0 or more");
+    STD_TORCH_CHECK(renormalize_floor >= 0, "normgate: renormalize_floor is ", renormalize_floor,
+                    "; expected 0 or more");
+    STD_TORCH_CHECK(routed_scaling_factor > 0, "normgate: routed_scaling_factor is ", routed_scaling_factor,
+                    "; expected more than 0");
+    STD_TORCH_CHECK(softcap >= 0, "normgate: softcap is ", softcap, "; expected 0 or more");
+    STD_TORCH_CHECK(ids_dtype == ScalarType::Int || ids_dtype == ScalarType::Long,
+                    "normgate: ids_dtype is another dtype; expected int32 or int64");
+    STD_TORCH_CHECK(weights_dtype == ScalarType::Float || weights_dtype == ScalarType::BFloat16,
+                    "normgate: weights_dtype is ", name_of(weights_dtype), "; expected float32 or bfloat16");
     selection.top_k = top_k;
     selection.correction_bias = e_score_correction_bias.has_value();
     selection.n_group = n_group;
     selection.topk_group = n_group > 1 ? topk_group : 1;
-    if (n_group > 1) {
-      selection.group_score = enumerator<GroupScore>("group_score", group_score,
-                                                     {{"top2_sum", GroupScore::kTop2Sum}, {"max", GroupScore::kMax}});
-    }
+    if (n_group > 1) selection.group_score = group_score == "max" ? GroupScore::kMax : GroupScore::kTop2Sum;
     if (renormalize) {
       const bool bounded = renormalize_epsilon > 0 || renormalize_floor > 0;
       selection.renormalize = bounded ? Renormalize::kBounded : Renormalize::kSum;
@@ -346,7 +383,7 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
     }
     if (tid2eid) {
       check_tensor("tid2eid", *tid2eid, x, ScalarType::Long, "int64", -1, top_k);
-      STD_TORCH_CHECK(tid2eid->size(0) > 0, "normgate: tid2eid has no rows; expected one a token of the vocabulary");
+      STD_TORCH_CHECK(tid2eid->size(0) > 0, "normgate: tid2eid has no rows; expected one or more");
       check_tensor("input_ids", *input_ids, x, ScalarType::Long, "int64", num_tokens, -1);
     }
   }

@@ -43,7 +43,9 @@ def test_what_they_cannot_do_is_said(name, reason):
 
 
 def test_float16_rows_go_elsewhere():
-    problem = Problem.of(SPECS[0].model_copy(update={"activation_dtype": "float16", "gate_weight_dtype": "float16"})).gate_part
+    problem = Problem.of(
+        SPECS[0].model_copy(update={"activation_dtype": "float16", "gate_weight_dtype": "float16"})
+    ).gate_part
     assert not [v for count in (64, 1024) for v in candidates(problem, ARCHS[90], count) if v.accelerated]
 
 

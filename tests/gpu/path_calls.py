@@ -79,9 +79,7 @@ def is_poison(tensor: torch.Tensor) -> torch.Tensor:
 class Call:
     """A launch that can be queued any number of times. It keeps what the launch reads and writes."""
 
-    def __init__(
-        self, package: Package, function: str, inputs: PathInputs, numbers: Numbers, outputs: Outputs
-    ) -> None:
+    def __init__(self, package: Package, function: str, inputs: PathInputs, numbers: Numbers, outputs: Outputs) -> None:
         self.function, self.inputs, self.outputs = function, inputs, outputs
         self._library = library(package)
         size = self._library.workspace_bytes(function, len(inputs.x))

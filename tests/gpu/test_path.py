@@ -75,7 +75,9 @@ def test_random_rows_through_the_dispatch(package: Package, kernel: Any, sm: int
     assert group is not None, f"{package.folder} holds nothing that runs on sm_{sm}"
     ends = {variant.last_token for variant in group.variants_on(sm) if variant.last_token}
     function_of = {size: lib.select(kernel.kernel, sm, size) for size in ({1, 3, 8, 16, 64, 1000, ROWS_AT_ONCE} | ends)}
-    assert None not in function_of.values(), f"no function for {[s for s, f in function_of.items() if f is None]} tokens"
+    assert None not in function_of.values(), (
+        f"no function for {[s for s, f in function_of.items() if f is None]} tokens"
+    )
     blocks = []  # of calls of a size, their rows checked at once
     for size, function in sorted(function_of.items()):
         rows = size if is_apart(kernel, function) else ROWS_OF_FUSED

@@ -264,7 +264,10 @@ def test_padding_rows_change_no_other_row():
     assert torch.equal(padded.residual_out[:5], alone.residual_out)
     torch.testing.assert_close(padded.topk_weights[:5], alone.topk_weights, rtol=1e-5, atol=0)
     # Chosen by the correction bias alone, for all logits are the least.
-    assert all(len(set(row)) == 4 and set(row) <= set(range(arguments["gate_weight"].shape[0])) for row in padded.topk_ids[5:].tolist())
+    assert all(
+        len(set(row)) == 4 and set(row) <= set(range(arguments["gate_weight"].shape[0]))
+        for row in padded.topk_ids[5:].tolist()
+    )
     assert not padded.topk_weights[5:].any()
     assert not padded.topk_weights[5:].any()
 
