@@ -339,21 +339,25 @@ def bench(
 def draw(record: Path | None, page: Path | None, check: bool) -> None:
     """Write the page of the RECORD of a `bench`, and its picture under measured/ beside it: needs no GPU.
 
-    Without RECORD it is the one docs/measured/*-bench.json.
+    Without RECORD it is the one docs/measured/*-bench.json. Whole paths come from the *-paths.json beside it, if there
+    is one.
     """
     docs = places.home() / "docs"
     record = record or _only(docs / "measured", "*-bench.json")
+    paths: Path | None = record.with_name(record.name.removesuffix("-bench.json") + "-paths.json")
+    if paths == record or not (paths and paths.is_file()):
+        paths = None
     if check:
         from .bench.check import require_fastest
         from .bench.record import read
 
-        require_fastest(read(record))
+        require_fastest(*map(read, filter(None, (record, paths))))
         print(f"{_shown(record)}: no peer is faster than normgate, no count costs more than the next")
         return
     from .bench import page as pages
 
     page = page or docs / "performance.md"
-    pages.write(record, page)
+    pages.write(record, page, paths)
     print(f"{_shown(page)} written")
 
 

@@ -316,9 +316,8 @@ class Wgmma(_TensorCoreTile):
         return max(needed, self.start_registers(problem))
 
     def norm_registers(self, problem: Problem) -> int:
-        """Of a thread that norms rows: for some hidden sizes 64 are 2 too few, so more where there are more."""
-        left = self._all_registers(problem) - self.groups * self.sum_registers(problem)
-        return max(64, min(96, (left - 64) // 8 * 8))
+        """Of a thread that norms rows."""
+        return 64
 
     def copy_registers(self, problem: Problem) -> int:
         """Of a thread that copies and sums squares."""

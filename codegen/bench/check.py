@@ -53,9 +53,9 @@ def cheaper_counts(record: Record) -> list[Finding]:
     ]
 
 
-def require_fastest(record: Record) -> None:
-    """CheckFailed that lists all of both, a line each."""
-    if found := [*faster_peers(record), *cheaper_counts(record)]:
+def require_fastest(*records: Record) -> None:
+    """CheckFailed that lists all of both in the records, a line each."""
+    if found := [one for record in records for one in (*faster_peers(record), *cheaper_counts(record))]:
         raise CheckFailed("\n".join(map(str, found)))
 
 

@@ -20,20 +20,29 @@ _PEERS = ("seed", "flashinfer", "torch_compiled", "torch_compiled_unrounded")
 _PICTURE = Path("measured", "latency.png")
 
 
-def write(record_file: Path, page: Path) -> None:
-    """Write the page of a record, and its picture under measured/ beside it. ToolError without matplotlib."""
+def write(record_file: Path, page: Path, paths_file: Path | None = None) -> None:
+    """Write the page of a record, and its picture under measured/ beside it. ToolError without matplotlib.
+
+    paths_file: the record that whole paths are taken from, if it is another.
+    """
     try:
         from .plot import save
     except ImportError:
         raise ToolError('the picture needs matplotlib: pip install -e ".[bench]"') from None
     found = record.read(record_file)
     save(found, page.parent / _PICTURE)
-    beside = Path(os.path.relpath(record_file, page.parent)).as_posix()
-    replace_whole(page, text(found, beside).encode())
+    paths = None if paths_file is None else (record.read(paths_file), _beside(paths_file, page))
+    replace_whole(page, text(found, _beside(record_file, page), paths).encode())
 
 
-def text(found: Record, record_file: str) -> str:
-    """The page as Markdown; record_file: the record's path, relative to the page."""
+def _beside(record_file: Path, page: Path) -> str:
+    return Path(os.path.relpath(record_file, page.parent)).as_posix()
+
+
+def text(found: Record, record_file: str, paths: tuple[Record, str] | None = None) -> str:
+    """The page as Markdown; record_file: the record's path, relative to the page; paths: the record of whole paths and
+    its path, if it is another.
+    """
     parts = [
         "# Performance",
         f"Generated from [{Path(record_file).name}]({record_file}) by `python build.py draw`; not for editing.",
@@ -50,7 +59,7 @@ def text(found: Record, record_file: str) -> str:
         "## Microseconds",
         "In bold the fastest of what does the work.",
         *(part for name, model in found.models.items() if model.points for part in _model(name, model, found)),
-        *_paths(found),
+        *_paths(*(paths or (found, ""))),
         *_left_out(found),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
@@ -179,11 +188,16 @@ that is not what is dispatched. The gate of one by one and of torch reads the ro
 fastest of these others over normgate."""
 
 
-def _paths(found: Record) -> Iterator[str]:
+def _paths(found: Record, record_file: str) -> Iterator[str]:
+    """The section of whole paths; record_file: where they were recorded, if apart from the rest."""
     measured = {name: model.path for name, model in found.models.items() if model.path}
     if not measured:
         return
     yield "## The whole path"
+    if record_file:
+        changed = ", with changes on top" if found.source.dirty else ""
+        source = f"[{Path(record_file).name}]({record_file}), commit {found.source.commit}{changed}"
+        yield f"From {source}, on {found.machine.chip}, by the same protocol."
     yield _PATHS
     yield f"Up to {FEW_TOKENS} tokens, geometric means; in brackets the smallest and the largest:"
     rows = []

@@ -42,24 +42,31 @@ def record(request: pytest.FixtureRequest) -> dict[str, Any]:
     return _measured.setdefault(request.node.name, {})
 
 
+def software() -> dict[str, Any]:
+    """What a record of a run names: chip, driver, torch, CUDA and commit."""
+    commit = os.environ.get("NORMGATE_COMMIT")
+    if not commit:
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    driver = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return {
+        "chip": torch.cuda.get_device_name(),
+        "driver": subprocess.run(driver, capture_output=True, text=True, check=False).stdout.split("\n")[0],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "commit": commit,
+    }
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     out = os.environ.get("NORMGATE_RECORD")
     if not out or not torch.cuda.is_available():
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     outcomes = {name: len(reporter.stats.get(name, ())) for name in ("passed", "failed", "error", "skipped")}
-    commit = os.environ.get("NORMGATE_COMMIT")
-    if not commit:
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    driver = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     record = {
         "what": "pytest tests/gpu",
-        "chip": torch.cuda.get_device_name(),
-        "driver": subprocess.run(driver, capture_output=True, text=True, check=False).stdout.split("\n")[0],
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "commit": commit,
+        **software(),
         "packages": [str(p.folder.relative_to(ROOT)) for p in packages()],
         "outcomes": outcomes,
         "measured": dict(sorted(_measured.items())),

@@ -1,45 +1,89 @@
-"""Every function of the compiled packages, a few launches each: for compute-sanitizer, whose exit code says what it found.
+"""compute-sanitizer over every function of the compiled packages, a few launches each.
 
-    compute-sanitizer --error-exitcode 9 --tool memcheck python tests/gpu/sanitize.py
+    python tests/gpu/sanitize.py [--paths] [--record FILE] [--tools memcheck,racecheck] [WORD ...]
 
-Tools: memcheck, racecheck, synccheck, initcheck. Words on the command line choose functions that have one of them in
-their names. Tensors are allocated one by one, so that an access beyond one of them is not within torch's next.
+Each tool runs this file again, under itself, with --inside. Exit code 1 where one of them finds something. --paths leaves
+the gates alone; words choose functions that have one of them in their names. Tensors are allocated one by one, so that
+an access beyond one of them is not within the next.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # before torch is asked for the first tensor
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import torch
-from oracle import make_inputs
-from packages import Package, kernels, packages, paths
-from path_calls import Call, forms_of, functions_of, make_outputs, numbers_of
-from path_oracle import make_path_inputs
-from test_numerics import run, variants_of
+import torch  # noqa: E402
+from conftest import software  # noqa: E402
+from oracle import make_inputs  # noqa: E402
+from packages import Package, kernels, packages, paths  # noqa: E402
+from path_calls import Call, forms_of, functions_of, make_outputs, numbers_of  # noqa: E402
+from path_oracle import make_path_inputs  # noqa: E402
+from test_numerics import run, variants_of  # noqa: E402
 
-MOST_TOKENS = 66  # of a launch: more are the same blocks again, and each is run many times slower than it is
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+MOST_TOKENS = 66  # of a launch: more are the same blocks again, and each runs many times slower than it does
+_FOUND = 9
 
 
-def main(words: list[str]) -> int:
-    major, minor = torch.cuda.get_device_capability()
-    sm, launches = 10 * major + minor, 0
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--inside", action="store_true")
+    parser.add_argument("--paths", action="store_true")
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--tools", default=",".join(TOOLS))
+    parser.add_argument("words", nargs="*")
+    asked = parser.parse_args()
+    if asked.inside:
+        _launch_all(asked.words, asked.paths)
+        return 0
     assert packages(), "no compiled package: python build.py"
-    for package, kernel in kernels():
+    arguments = ["--inside", *["--paths"] * asked.paths, *asked.words]
+    found = {tool: _under(tool, arguments) for tool in asked.tools.split(",")}
+    record = {"what": f"compute-sanitizer, tests/gpu/sanitize.py {' '.join(arguments)}", **software(), "tools": found}
+    print(json.dumps(record, indent=1))
+    if asked.record:
+        asked.record.write_text(json.dumps(record, indent=1) + "\n")
+    return int(any(tool["exit_code"] or tool["errors"] != 0 for tool in found.values()))
+
+
+def _under(tool: str, arguments: list[str]) -> dict[str, Any]:
+    command = ["compute-sanitizer", "--error-exitcode", str(_FOUND), "--print-limit", "5", "--tool", tool]
+    done = subprocess.run([*command, sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    errors = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", said)
+    launches = re.search(r"^(\d+) launches of (\d+) functions", said, re.MULTILINE)
+    if done.returncode or errors is None or launches is None:
+        print(said[-6000:], file=sys.stderr)
+    return {
+        "exit_code": done.returncode,
+        "errors": int(errors[1]) if errors else None,
+        "launches": int(launches[1]) if launches else None,
+        "functions": int(launches[2]) if launches else None,
+    }
+
+
+def _launch_all(words: list[str], only_paths: bool) -> None:
+    major, minor = torch.cuda.get_device_capability()
+    sm, launches = 10 * major + minor, []
+    for package, kernel in () if only_paths else kernels():
         for function, most in variants_of(package, kernel, sm):
             if not words or any(word in function for word in words):
-                launches += _gate(package, kernel, function, most)
+                launches.append(_gate(package, kernel, function, most))
     for package, kernel in paths():
         for function, most in functions_of(package, kernel, sm):
             if not words or any(word in function for word in words):
-                launches += _path(package, kernel, function, most)
-    print(f"{launches} launches")
-    return 0
+                launches.append(_path(package, kernel, function, most))
+    print(f"{sum(launches)} launches of {len(launches)} functions")
 
 
 def _counts(most: int | None) -> list[int]:
@@ -66,4 +110,4 @@ def _path(package: Package, kernel: Any, function: str, most: int | None) -> int
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

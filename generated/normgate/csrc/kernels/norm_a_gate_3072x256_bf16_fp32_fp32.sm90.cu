@@ -1334,22 +1334,20 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     if constexpr (V::kEarlyWeights) wait_for_previous_kernel();
     // Rows pass through shared memory, so that the next ones are on their way meanwhile.
     constexpr int kStride = S::kTiles * V::kSplit;
-    const auto copy_row = [&](int token, int place) {
+    const auto copy_row = [&](int turn) {
+      const int token = tile * V::kSplit + slice + turn * kStride, place = turn % V::kRowPlaces;
       if (token < num_tokens && thread == 0) {
         barrier_expect(barrier_address(&row_full[place]), kHiddenSize * 2);
         copy_bytes(staged_rows + place * kHiddenSize, x + token * args.x_row_stride, kHiddenSize * 2,
                    barrier_address(&row_full[place]));
       }
     };
-    const int first_own = tile * V::kSplit + slice;
-#pragma unroll
-    for (int place = 0; place < V::kRowPlaces; ++place) copy_row(first_own + place * kStride, place);
+    for (int turn = 0; turn < V::kRowPlaces; ++turn) copy_row(turn);
     barrier_wait(norm_full, 0);
-    int place = 0, parity = 0;  // counted, not divided for: uniform registers are few
 #pragma unroll 1
-    for (int token = first_own; token < num_tokens; token += kStride) {
-      const Activation* row = staged_rows + place * kHiddenSize;
-      barrier_wait(&row_full[place], parity);
+    for (int token = tile * V::kSplit + slice, turn = 0; token < num_tokens; token += kStride, ++turn) {
+      const Activation* row = staged_rows + turn % V::kRowPlaces * kHiddenSize;
+      barrier_wait(&row_full[turn % V::kRowPlaces], turn / V::kRowPlaces % 2);
       float squares = 0.0f;
 #pragma unroll 8
       for (int c = 0; c < kChunks; ++c) {
@@ -1370,11 +1368,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
         }
       }
       sync_threads(2, 128);  // the row's place is free, and so are the squares
-      copy_row(token + V::kRowPlaces * kStride, place);
-      if (++place == V::kRowPlaces) {
-        place = 0;
-        parity ^= 1;
-      }
+      copy_row(turn + V::kRowPlaces);
     }
     return;
   }
@@ -1613,7 +1607,7 @@ struct WgmmaT48E64S8D6 {
   static constexpr int kChainSteps = 2;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 2;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 96;    // of one that norms rows
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
   static constexpr int kSmemBytes = 155464;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
@@ -1629,7 +1623,7 @@ struct WgmmaT64E64S6D8 {
   static constexpr int kChainSteps = 2;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 96;    // of one that norms rows
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
   static constexpr int kSmemBytes = 223152;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
@@ -1645,7 +1639,7 @@ struct WgmmaT128E64S6D6 {
   static constexpr int kChainSteps = 2;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 96;    // of one that norms rows
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 224;    // of one that multiplies
   static constexpr int kSmemBytes = 224912;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
@@ -1661,7 +1655,7 @@ struct WgmmaT64E64S2D8 {
   static constexpr int kChainSteps = 2;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 96;    // of one that norms rows
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
   static constexpr int kSmemBytes = 222128;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
@@ -1677,7 +1671,7 @@ struct WgmmaT128E64S2D6 {
   static constexpr int kChainSteps = 2;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 96;    // of one that norms rows
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 224;    // of one that multiplies
   static constexpr int kSmemBytes = 222864;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
@@ -1693,7 +1687,7 @@ struct WgmmaT128E64S1D6 {
   static constexpr int kChainSteps = 2;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 96;    // of one that norms rows
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 224;    // of one that multiplies
   static constexpr int kSmemBytes = 222352;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before

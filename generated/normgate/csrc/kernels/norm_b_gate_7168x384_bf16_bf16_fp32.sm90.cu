@@ -1347,22 +1347,20 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     if constexpr (V::kEarlyWeights) wait_for_previous_kernel();
     // Rows pass through shared memory, so that the next ones are on their way meanwhile.
     constexpr int kStride = S::kTiles * V::kSplit;
-    const auto copy_row = [&](int token, int place) {
+    const auto copy_row = [&](int turn) {
+      const int token = tile * V::kSplit + slice + turn * kStride, place = turn % V::kRowPlaces;
       if (token < num_tokens && thread == 0) {
         barrier_expect(barrier_address(&row_full[place]), kHiddenSize * 2);
         copy_bytes(staged_rows + place * kHiddenSize, x + token * args.x_row_stride, kHiddenSize * 2,
                    barrier_address(&row_full[place]));
       }
     };
-    const int first_own = tile * V::kSplit + slice;
-#pragma unroll
-    for (int place = 0; place < V::kRowPlaces; ++place) copy_row(first_own + place * kStride, place);
+    for (int turn = 0; turn < V::kRowPlaces; ++turn) copy_row(turn);
     barrier_wait(norm_full, 0);
-    int place = 0, parity = 0;  // counted, not divided for: uniform registers are few
 #pragma unroll 1
-    for (int token = first_own; token < num_tokens; token += kStride) {
-      const Activation* row = staged_rows + place * kHiddenSize;
-      barrier_wait(&row_full[place], parity);
+    for (int token = tile * V::kSplit + slice, turn = 0; token < num_tokens; token += kStride, ++turn) {
+      const Activation* row = staged_rows + turn % V::kRowPlaces * kHiddenSize;
+      barrier_wait(&row_full[turn % V::kRowPlaces], turn / V::kRowPlaces % 2);
       float squares = 0.0f;
 #pragma unroll 8
       for (int c = 0; c < kChunks; ++c) {
@@ -1383,11 +1381,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
         }
       }
       sync_threads(2, 128);  // the row's place is free, and so are the squares
-      copy_row(token + V::kRowPlaces * kStride, place);
-      if (++place == V::kRowPlaces) {
-        place = 0;
-        parity ^= 1;
-      }
+      copy_row(turn + V::kRowPlaces);
     }
     return;
   }
@@ -1651,7 +1645,7 @@ struct WgmmaT128E64S8D6 {
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 96;    // of one that norms rows
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 200;    // of one that multiplies
   static constexpr int kSmemBytes = 209552;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
@@ -1666,8 +1660,8 @@ struct WgmmaT112E128S8D5 {
   static constexpr int kStages = 5;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 64;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 80;    // of one that norms rows
+  static constexpr int kCopyRegisters = 80;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 184;    // of one that multiplies
   static constexpr int kSmemBytes = 215104;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
@@ -1683,7 +1677,7 @@ struct WgmmaT96E64S2D8 {
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 96;    // of one that norms rows
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
   static constexpr int kSmemBytes = 222512;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
@@ -1698,8 +1692,8 @@ struct WgmmaT96E128S2D6 {
   static constexpr int kStages = 6;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 80;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 96;    // of one that norms rows
+  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
   static constexpr int kSmemBytes = 230672;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
@@ -1714,8 +1708,8 @@ struct WgmmaT96E128S1D6 {
   static constexpr int kStages = 6;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 80;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 96;    // of one that norms rows
+  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
   static constexpr int kSmemBytes = 230288;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
