@@ -1,7 +1,7 @@
 """Memory in which the CTAs of a launch hand logits to the one that chooses experts: who may use it at the same time.
 
-Every launch is compared, in its own stream, with what the same function gave when it ran by itself. NORMGATE_SOAK=1 does
-the same for minutes: 10^5 replays of each graph, and each pair of streams for about half a minute.
+Every launch is compared, in its own stream, with what the same function gave when it ran by itself. NORMGATE_SOAK=1
+does the same for minutes: 10^5 replays of each graph, and each pair of streams for about 40 seconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every function of every whole path against float64, and what holds whatever its inputs are.
 
-A path is x and residual to normed_x, residual_out, the experts' ids and their weights. Ids are to be the oracle's but for
-experts, or groups of them, whose choices differ by less than 1e-6; weights within 1e-5 of a row's largest.
+A path is x and residual to normed_x, residual_out, the experts' ids and their weights. Ids are to be the oracle's but
+for experts, or groups of them, whose choices differ by less than 1e-6; weights within 1e-5 of a row's largest.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The operator of the whole path and the layers that call it, on a GPU: against the reference in float64, eager, compiled,
-in graphs and exported, and what the dispatch and the fallback make of a call.
+"""The operator of the whole path and the layers that call it, on a GPU.
+
+Against the reference in float64; eager, compiled, in graphs, exported; what the dispatch and the fallback make of it.
 """
 
 from __future__ import annotations
