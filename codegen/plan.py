@@ -22,6 +22,10 @@ BOUNDARIES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
 # Every gemv CTA reads all of x, so beyond 4 tokens the tensor cores win whatever the shape (docs/notes/kernels.md).
 AUTO_GEMV_LIMIT = 4
 
+# Where nothing was measured, a path is one launch up to here: where it was, the largest shapes are served faster apart
+# from 24 tokens on (docs/notes/path.md).
+AUTO_FUSED_LIMIT = 16
+
 # Up to here batch invariance is to cost little: what an engine decodes at once. Beyond, prefills follow.
 _DECODE_TOKENS = 64
 
@@ -253,7 +257,7 @@ def _path_ranges(
     spilled: frozenset[str],
 ) -> tuple[Range, ...]:
     """One launch or several for each of the gate's ranges, and for what a table tells apart within them."""
-    ends = {served.last_token for served in gate_ranges if served.last_token} | {MOST_TOKENS_FUSED}
+    ends = {served.last_token for served in gate_ranges if served.last_token} | {AUTO_FUSED_LIMIT, MOST_TOKENS_FUSED}
     if table:
         ends |= {served.last_token for served in table.ranges if served.last_token}
     ranges: list[Range] = []
@@ -301,6 +305,8 @@ def _path_range(
         chosen = apart.variant if isinstance(variant, Apart) else variant
         return _measured(first, last, chosen, table, at, tuned.measured(table, at))
     source = "no tuned table for this SM (python build.py tune); cost model"
+    if last > AUTO_FUSED_LIMIT:
+        return apart
     own = inner.variant.family in FUSING and not objections(problem, arch, inner.variant)
     own = own and inner.variant.name not in spilled
     ranked = _ranked(problem, arch, last, _fusing(last), spilled)

@@ -200,8 +200,8 @@ void check_norm(const Tensor& x, const Tensor& norm_weight, double eps, const st
 }
 
 // norm_order '-': no norm.
-Problem gate_problem(const Tensor& x, const Tensor& gate_weight, const std::optional<Tensor>& gate_bias, char norm_order,
-                     const std::string& logits_from, ScalarType logits_dtype) {
+Problem gate_problem(const Tensor& x, const Tensor& gate_weight, const std::optional<Tensor>& gate_bias,
+                     char norm_order, const std::string& logits_from, ScalarType logits_dtype) {
   return {x.size(1),
           gate_weight.size(0),
           *dtype_of(x.scalar_type()),
@@ -273,8 +273,9 @@ T enumerator(const char* argument, const std::string& word, std::initializer_lis
 // Shape, dtype, device and density of an argument of the selection.
 void check_tensor(const char* name, const Tensor& tensor, const Tensor& x, ScalarType dtype, const char* dtype_name,
                   int64_t rows, int64_t columns) {
-  const bool fits = columns < 0 ? tensor.dim() == 1 && tensor.size(0) == rows
-                                : tensor.dim() == 2 && tensor.size(1) == columns && (rows < 0 || tensor.size(0) == rows);
+  const bool fits = columns < 0
+                        ? tensor.dim() == 1 && tensor.size(0) == rows
+                        : tensor.dim() == 2 && tensor.size(1) == columns && (rows < 0 || tensor.size(0) == rows);
   STD_TORCH_CHECK(fits, "normgate: ", name, "'s shape does not fit the other arguments");
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, "normgate: ", name, " has the wrong dtype; expected ", dtype_name);
   STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), "normgate: ", name,
@@ -344,7 +345,8 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
   if (!selects) {
     STD_TORCH_CHECK(returns_logits, "normgate: returns_logits is false; expected true without a scoring");
     STD_TORCH_CHECK(top_k == 0, "normgate: top_k is ", top_k, "; expected 0 without a scoring");
-    STD_TORCH_CHECK(!e_score_correction_bias, "normgate: e_score_correction_bias is given; expected none without a scoring");
+    STD_TORCH_CHECK(!e_score_correction_bias,
+                    "normgate: e_score_correction_bias is given; expected none without a scoring");
     STD_TORCH_CHECK(!tid2eid, "normgate: tid2eid is given; expected none without a scoring");
   }
   STD_TORCH_CHECK(!tid2eid || !e_score_correction_bias,
@@ -379,7 +381,8 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
     selection.ids = ids_dtype == ScalarType::Long ? Dtype::kInt64 : Dtype::kInt32;
     selection.weights = weights_dtype == ScalarType::BFloat16 ? Dtype::kBFloat16 : Dtype::kFloat32;
     if (e_score_correction_bias) {
-      check_tensor("e_score_correction_bias", *e_score_correction_bias, x, ScalarType::Float, "float32", num_experts, -1);
+      check_tensor("e_score_correction_bias", *e_score_correction_bias, x, ScalarType::Float, "float32", num_experts,
+                   -1);
     }
     if (tid2eid) {
       check_tensor("tid2eid", *tid2eid, x, ScalarType::Long, "int64", -1, top_k);
@@ -399,13 +402,12 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
   Tensor router_logits = tensor_if(returns_logits, num_experts, logits_dtype);
   if (num_tokens == 0) return {normed_x, residual_out, topk_weights, topk_ids, router_logits};
 
-  Problem problem = gate_problem(x, gate_weight, gate_bias, norm_weight ? norm_order[0] : '-', logits_from, logits_dtype);
+  Problem problem =
+      gate_problem(x, gate_weight, gate_bias, norm_weight ? norm_order[0] : '-', logits_from, logits_dtype);
   if (residual) problem.residual = residual_multiplier == 1.0 ? Residual::kAdd : Residual::kScaledAdd;
   problem.selection = selection;
 
-  const auto address = [](const std::optional<Tensor>& tensor) {
-    return tensor ? tensor->const_data_ptr() : nullptr;
-  };
+  const auto address = [](const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; };
   normgate_args args = {};
   args.router_logits = router_logits.mutable_data_ptr();
   args.normed_x = normed_x.mutable_data_ptr();
@@ -430,14 +432,34 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
   }
   using torch::stable::detail::from;
   using torch::stable::detail::to;
-  std::array<StableIValue, 26> stack = {
-      from(x),           from(residual),      from(norm_weight),  from(gate_weight),  from(gate_bias),
-      from(e_score_correction_bias),          from(tid2eid),      from(input_ids),    from(eps),
-      from(norm_order),  from(logits_from),   from(logits_dtype), from(returns_logits), from(residual_multiplier),
-      from(scoring),     from(top_k),         from(n_group),      from(topk_group),   from(group_score),
-      from(renormalize), from(renormalize_epsilon),               from(renormalize_floor),
-      from(routed_scaling_factor),            from(softcap),      from(ids_dtype),    from(weights_dtype)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("normgate::route_reference", "", stack.data(), TORCH_ABI_VERSION));
+  std::array<StableIValue, 26> stack = {from(x),
+                                        from(residual),
+                                        from(norm_weight),
+                                        from(gate_weight),
+                                        from(gate_bias),
+                                        from(e_score_correction_bias),
+                                        from(tid2eid),
+                                        from(input_ids),
+                                        from(eps),
+                                        from(norm_order),
+                                        from(logits_from),
+                                        from(logits_dtype),
+                                        from(returns_logits),
+                                        from(residual_multiplier),
+                                        from(scoring),
+                                        from(top_k),
+                                        from(n_group),
+                                        from(topk_group),
+                                        from(group_score),
+                                        from(renormalize),
+                                        from(renormalize_epsilon),
+                                        from(renormalize_floor),
+                                        from(routed_scaling_factor),
+                                        from(softcap),
+                                        from(ids_dtype),
+                                        from(weights_dtype)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("normgate::route_reference", "", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3]), to<Tensor>(stack[4])};
 }
 

@@ -53,8 +53,8 @@ const Variant* variant_of(const Span<Range>& ranges, int64_t num_tokens) {
 }  // namespace
 
 const Kernel* find_kernel(const Problem& problem) {
-  const auto found =
-      std::find_if(kKernels.begin(), kKernels.end(), [&](const Kernel& kernel) { return kernel.problem.serves(problem); });
+  const auto found = std::find_if(kKernels.begin(), kKernels.end(),
+                                  [&](const Kernel& kernel) { return kernel.problem.serves(problem); });
   return found == kKernels.end() ? nullptr : found;
 }
 

@@ -1,7 +1,7 @@
 // Memory in which the CTAs of a launch hand logits to the one that chooses experts, and whose it is.
 //
-// Launches of one stream follow each other and leave it as it was, so they share theirs. A graph may run beside the stream that
-// it was captured in, so a capture has its own, until the graph and all that was made of it are gone.
+// Launches of one stream follow each other and leave it as it was, so they share theirs. A graph may run beside the
+// stream that it was captured in, so a capture has its own, until the graph and all that was made of it are gone.
 #include "handover.h"
 
 #include <algorithm>
@@ -16,8 +16,8 @@ namespace {
 
 constexpr int64_t kFewestPlaces = 4096;
 
-// A device, a capture or 0, and the stream: by its id, for handles come again, or in a capture, which no stream outlives, by its
-// handle.
+// A device, a capture or 0, and the stream: by its id, for handles come again, or in a capture, which no stream
+// outlives, by its handle.
 using Owner = std::tuple<int, unsigned long long, unsigned long long>;
 
 struct Memory {

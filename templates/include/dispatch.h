@@ -27,8 +27,8 @@ struct Selection {
   bool returns_logits = true;
   Dtype ids = Dtype::kInt32, weights = Dtype::kFloat32;
 
-  // Whether a kernel that has this can serve a call of `call`. One kernel serves a model's hash layers, whose experts come
-  // from a table without a correction bias, and its other layers.
+  // Whether a kernel that has this can serve a call of `call`. One kernel serves a model's hash layers, whose experts
+  // come from a table without a correction bias, and its other layers.
   bool serves(const Selection& call) const {
     return scoring == call.scoring && top_k == call.top_k && n_group == call.n_group && topk_group == call.topk_group &&
            group_score == call.group_score && renormalize == call.renormalize && softcaps == call.softcaps &&

@@ -13,8 +13,9 @@ struct Handover {
   float* places;      // for logits, all empty (selection.cuh)
 };
 
-// What no other launch uses at the same time: the stream's own, or, while it is captured, the capture's. A launch leaves it as
-// it was. Memory is allocated where a stream or a capture asks for the first time, or for more places than before.
+// What no other launch uses at the same time: the stream's own, or, while it is captured, the capture's. A launch
+// leaves it as it was. Memory is allocated where a stream or a capture asks for the first time, or for more places than
+// before.
 cudaError_t find_handover(cudaStream_t stream, int64_t places, Handover* handover);
 
 }  // namespace normgate

@@ -9,12 +9,12 @@ namespace normgate {
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
-// The scores that models give a logit on its way to an expert's weight, within 3e-7 of the formula. Divisions, exponents and
-// roots are the chip's approximations: exact ones cost a selection hundreds of cycles.
+// The scores that models give a logit on its way to an expert's weight, within 3e-7 of the formula. Divisions,
+// exponents and roots are the chip's approximations: exact ones cost a selection hundreds of cycles.
 __device__ __forceinline__ float sigmoid(float logit) { return __fdividef(1.0f, 1.0f + __expf(-logit)); }
 
-// sqrt(log(1 + exp(x))). With t = exp(-|x|) it is sqrt(max(x, 0) + log(1 + t)), and log(1 + t) = 2 atanh(t / (2 + t)), whose
-// series keeps its relative precision where t is small; its argument is at most 1/3.
+// sqrt(log(1 + exp(x))). With t = exp(-|x|) it is sqrt(max(x, 0) + log(1 + t)), and log(1 + t) = 2 atanh(t / (2 + t)),
+// whose series keeps its relative precision where t is small; its argument is at most 1/3.
 __device__ __forceinline__ float sqrtsoftplus(float logit) {
   const float t = __expf(-fabsf(logit));
   const float s = __fdividef(t, 2.0f + t), square = s * s;
@@ -74,9 +74,10 @@ __device__ __forceinline__ float load_logit(const bf16* address) {
   return __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }
 
-// How CTAs hand logits to the one that chooses experts: each logit has a place in memory, which is empty until the logit is
-// there and is emptied by who takes it. So a logit is its own flag, and nobody waits for a fence. Empty is a NaN, which no logit
-// is here. (NCCL's low-latency protocol sends a flag beside each word; here the word can be its own.)
+// How CTAs hand logits to the one that chooses experts: each logit has a place in memory, which is empty until the
+// logit is there and is emptied by who takes it. So a logit is its own flag, and nobody waits for a fence. Empty is a
+// NaN, which no logit is here. (NCCL's low-latency protocol sends a flag beside each word; here the word can be its
+// own.)
 constexpr uint32_t kEmpty = 0xffffffffu;
 
 __device__ __forceinline__ void pass(float* place, float logit) {
@@ -101,8 +102,8 @@ __device__ __forceinline__ void take(float* row, const int (&expert)[kCount], fl
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) missing |= __float_as_uint(logit[i]) == kEmpty;
-    // All lanes go on together: a warp that leaves a loop lane by lane shuffles 2 us longer afterwards (measured). And lanes
-    // without an expert of their own look at another's place, which so is not emptied before.
+    // All lanes go on together: a warp that leaves a loop lane by lane shuffles 2 us longer afterwards (measured). And
+    // lanes without an expert of their own look at another's place, which so is not emptied before.
   } while (__any_sync(kWholeWarp, missing));
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
@@ -110,8 +111,8 @@ __device__ __forceinline__ void take(float* row, const int (&expert)[kCount], fl
   }
 }
 
-// Draws a ticket as one of `all` CTAs. The last one chooses experts: when it waits for the others, they are all running, so
-// it cannot wait in vain, however few CTAs the chip has room for. It leaves the counter at 0, as it was.
+// Draws a ticket as one of `all` CTAs. The last one chooses experts: when it waits for the others, they are all
+// running, so it cannot wait in vain, however few CTAs the chip has room for. It leaves the counter at 0, as it was.
 __device__ __forceinline__ bool draws_last_ticket(uint32_t* tickets, uint32_t all) {
   uint32_t before;
   asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(tickets) : "memory");

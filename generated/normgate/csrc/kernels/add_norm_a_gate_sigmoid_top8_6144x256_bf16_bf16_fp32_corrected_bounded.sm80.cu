@@ -679,49 +679,6 @@ struct SplitKT16E16S6W8B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t8_e32_s8_w6_b4, 17 to 24 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 24
-// tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT8E32S8W6B4 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 6;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
-};
-
-// split_k_t16_e32_s6_w8_b4, 25 to 32 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); cheapest of 349 legal variants of split_k and tiled and resident and wgmma at
-// 32 tokens (no tuned table for this SM (python build.py tune); cost model); 49 to 64 tokens: cheapest of 85 legal
-// variants in one launch at 64 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT16E32S6W8B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
-};
-
-// split_k_t16_e32_s8_w6_b4, 33 to 48 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); cheapest of 426 legal variants of split_k and tiled and resident and wgmma at
-// 48 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT16E32S8W6B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 6;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
-};
-
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
@@ -767,42 +724,6 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   finish<SplitKT16E16S6W8B4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(192, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w6_b4_sm80(
-        const normgate_args args) {
-  split_k<SplitKT8E32S8W6B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w6_b4_sm80_finish(
-        const normgate_args args) {
-  finish<SplitKT8E32S8W6B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm80(
-        const normgate_args args) {
-  split_k<SplitKT16E32S6W8B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm80_finish(
-        const normgate_args args) {
-  finish<SplitKT16E32S6W8B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(192, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w6_b4_sm80(
-        const normgate_args args) {
-  split_k<SplitKT16E32S8W6B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w6_b4_sm80_finish(
-        const normgate_args args) {
-  finish<SplitKT16E32S8W6B4>(args);
-}
-
 extern "C" __global__ void __launch_bounds__(256, 1)
     add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm80(const normgate_args args) {
   add_residual(args);
@@ -813,6 +734,14 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm80(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm80(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm80(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80(
+    const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80(
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm80(
@@ -885,37 +814,76 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_correcte
       {args.num_tokens, 256, 0, 1, false}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w6_b4_sm80(
-    const normgate_args& args) {
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w6_b4_sm80>(
-              {ceil_div(args.num_tokens, 8) * 64, 192, 0, 1, false}, args))
+// apart_split_k_t8_e32_s8_w6_b4, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 349
+// legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t8_e32_s8_w6_b4_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 8192 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm80>(
+          {args.num_tokens, 256, 0, 1, false}, args))
     return error;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w6_b4_sm80_finish>(
-      {args.num_tokens, 256, 0, 1, false}, args);
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm80(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm80(
-    const normgate_args& args) {
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm80>(
-              {ceil_div(args.num_tokens, 16) * 48, 256, 0, 1, false}, args))
+// apart_split_k_t16_e32_s6_w8_b4, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 349
+// legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s6_w8_b4_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 6144 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm80>(
+          {args.num_tokens, 256, 0, 1, false}, args))
     return error;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm80_finish>(
-      {args.num_tokens, 256, 0, 1, false}, args);
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm80(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w6_b4_sm80(
-    const normgate_args& args) {
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w6_b4_sm80>(
-              {ceil_div(args.num_tokens, 16) * 64, 192, 0, 1, false}, args))
+// apart_split_k_t16_e32_s8_w6_b4, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 426
+// legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s8_w6_b4_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 8192 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm80>(
+          {args.num_tokens, 256, 0, 1, false}, args))
     return error;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w6_b4_sm80_finish>(
-      {args.num_tokens, 256, 0, 1, false}, args);
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm80(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of
+// 426 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 6144 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm80>(
+          {args.num_tokens, 256, 0, 1, false}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
 // apart_tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of

@@ -685,10 +685,7 @@ struct GemvT4E3W7C4 {
 
 // split_k_t8_e32_s8_w7_b4, 5 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
 // (python build.py tune); cost model); cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8
-// tokens (no tuned table for this SM (python build.py tune); cost model); 17 to 24 tokens: the gate's, with the other
-// stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 305 legal variants
-// of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost
-// model).
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -702,8 +699,7 @@ struct SplitKT8E32S8W7B4 {
 
 // split_k_t16_e16_s6_w8_b5, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
 // (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16
-// tokens (no tuned table for this SM (python build.py tune); cost model); 25 to 32 tokens: cheapest of 110 legal
-// variants in one launch at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W8B5 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -712,20 +708,6 @@ struct SplitKT16E16S6W8B5 {
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 5;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
-};
-
-// split_k_t16_e32_s8_w7_b4, 33 to 64 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); cheapest of 394 legal variants of split_k and tiled and resident and wgmma at
-// 48 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT16E32S8W7B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
@@ -774,18 +756,6 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   finish<SplitKT16E16S6W8B5>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(224, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm80(
-        const normgate_args args) {
-  split_k<SplitKT16E32S8W7B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm80_finish(
-        const normgate_args args) {
-  finish<SplitKT16E32S8W7B4>(args);
-}
-
 extern "C" __global__ void __launch_bounds__(256, 1)
     add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm80(
         const normgate_args args) {
@@ -798,6 +768,14 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm80(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80(
+    const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80(
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80(
@@ -878,16 +856,80 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
       {args.num_tokens, 256, 0, 1, false}, args);
 }
 
+// apart_split_k_t8_e32_s8_w7_b4, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 305
+// legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm80(
-    const normgate_args& args) {
-  if (const cudaError_t error = launch<
-          add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm80>(
-          {ceil_div(args.num_tokens, 16) * 64, 224, 0, 1, false}, args))
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t8_e32_s8_w7_b4_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 8192 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm80>(
+              {args.num_tokens, 256, 0, 1, false}, args))
     return error;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm80_finish>(
-      {args.num_tokens, 256, 0, 1, false}, args);
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_split_k_t32_e16_s6_w8_b5, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 305
+// legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t32_e16_s6_w8_b5_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 6144 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm80>(
+              {args.num_tokens, 256, 0, 1, false}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm80(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_split_k_t16_e32_s8_w7_b4, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 394
+// legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 8192 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm80>(
+              {args.num_tokens, 256, 0, 1, false}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of
+// 394 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 6144 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm80>(
+              {args.num_tokens, 256, 0, 1, false}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
 // apart_tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of

@@ -726,7 +726,7 @@ struct SplitKT8E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 64 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
 // (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16
 // tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W7B4 {
@@ -777,6 +777,10 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm100(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100(
+    const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100(
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100(
@@ -843,6 +847,44 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sp
   args.places = handover.places;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm100>(
       {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
+}
+
+// apart_tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: between launches of the other stages, the gate's: cheapest of
+// 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w222_k128_d3_sm100(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm100>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm100(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm100>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: between launches of the other stages, the gate's: cheapest of
+// 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm100(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm100>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm100>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
 // apart_tiled_t32_e96_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of

@@ -659,7 +659,7 @@ struct SplitKT8E16S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t8_e32_s8_w4_b4, 9 to 24 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// split_k_t8_e32_s8_w4_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
 // (python build.py tune); cost model); cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16
 // tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W4B4 {
@@ -670,34 +670,6 @@ struct SplitKT8E32S8W4B4 {
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
-};
-
-// split_k_t16_e32_s8_w4_b4, 25 to 48 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); cheapest of 262 legal variants of split_k and tiled and resident and wgmma at
-// 32 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT16E32S8W4B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
-};
-
-// split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); cheapest of 318 legal variants of split_k and tiled and resident and wgmma at
-// 64 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT16E32S5W7B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 5;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
@@ -743,30 +715,6 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   finish<SplitKT8E32S8W4B4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w4_b4_sm86(
-        const normgate_args args) {
-  split_k<SplitKT16E32S8W4B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w4_b4_sm86_finish(
-        const normgate_args args) {
-  finish<SplitKT16E32S8W4B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(224, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm86(
-        const normgate_args args) {
-  split_k<SplitKT16E32S5W7B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm86_finish(
-        const normgate_args args) {
-  finish<SplitKT16E32S5W7B4>(args);
-}
-
 extern "C" __global__ void __launch_bounds__(256, 1)
     add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm86(const normgate_args args) {
   add_residual(args);
@@ -777,6 +725,12 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86(
+    const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm86(
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86(
@@ -849,24 +803,55 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
       {args.num_tokens, 256, 0, 1, false}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w4_b4_sm86(
-    const normgate_args& args) {
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w4_b4_sm86>(
-              {ceil_div(args.num_tokens, 16) * 32, 128, 0, 1, false}, args))
+// apart_split_k_t8_e32_s8_w4_b4, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 83
+// legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s8_w4_b4_sm86(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 4096 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm86>(
+          {args.num_tokens, 256, 0, 1, false}, args))
     return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s8_w4_b4_sm86_finish>(
-      {args.num_tokens, 256, 0, 1, false}, args);
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm86>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm86(
-    const normgate_args& args) {
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm86>(
-              {ceil_div(args.num_tokens, 16) * 20, 224, 0, 1, false}, args))
+// apart_split_k_t16_e32_s8_w4_b4, 25 to 48 tokens: between launches of the other stages, the gate's: cheapest of 262
+// legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w4_b4_sm86(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 4096 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm86>(
+          {args.num_tokens, 256, 0, 1, false}, args))
     return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm86_finish>(
-      {args.num_tokens, 256, 0, 1, false}, args);
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm86>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of 318
+// legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s5_w7_b4_sm86(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 2560 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm86>(
+          {args.num_tokens, 256, 0, 1, false}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm86>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
 // apart_split_k_t32_e32_s8_w8_b2, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 298

@@ -679,62 +679,6 @@ struct SplitKT8E16S6W5B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t8_e32_s8_w4_b3, 17 to 24 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 350 legal variants of split_k and tiled and resident and wgmma at 24
-// tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT8E32S8W4B3 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
-};
-
-// split_k_t16_e16_s6_w5_b3, 25 to 32 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); cheapest of 350 legal variants of split_k and tiled and resident and wgmma at
-// 32 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT16E16S6W5B3 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
-};
-
-// split_k_t16_e32_s8_w4_b3, 33 to 48 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); cheapest of 368 legal variants of split_k and tiled and resident and wgmma at
-// 48 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT16E32S8W4B3 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
-};
-
-// split_k_t16_e32_s6_w5_b3, 49 to 64 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); cheapest of 368 legal variants of split_k and tiled and resident and wgmma at
-// 64 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT16E32S6W5B3 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
-};
-
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
@@ -780,54 +724,6 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   finish<SplitKT8E16S6W5B3>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm86(
-        const normgate_args args) {
-  split_k<SplitKT8E32S8W4B3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm86_finish(
-        const normgate_args args) {
-  finish<SplitKT8E32S8W4B3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(160, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm86(
-        const normgate_args args) {
-  split_k<SplitKT16E16S6W5B3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm86_finish(
-        const normgate_args args) {
-  finish<SplitKT16E16S6W5B3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm86(
-        const normgate_args args) {
-  split_k<SplitKT16E32S8W4B3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm86_finish(
-        const normgate_args args) {
-  finish<SplitKT16E32S8W4B3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(160, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm86(
-        const normgate_args args) {
-  split_k<SplitKT16E32S6W5B3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm86_finish(
-        const normgate_args args) {
-  finish<SplitKT16E32S6W5B3>(args);
-}
-
 extern "C" __global__ void __launch_bounds__(256, 1)
     add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm86(const normgate_args args) {
   add_residual(args);
@@ -838,6 +734,14 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm86(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm86(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm86(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm86(
+    const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm86(
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm86(
@@ -912,48 +816,76 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
       {args.num_tokens, 256, 0, 1, false}, args);
 }
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm86(
-    const normgate_args& args) {
-  if (const cudaError_t error =
-          launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm86>(
-              {ceil_div(args.num_tokens, 8) * 32, 128, 0, 1, false}, args))
+// apart_split_k_t8_e32_s8_w4_b3, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 350
+// legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w4_b3_sm86(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 4096 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm86>(
+          {args.num_tokens, 256, 0, 1, false}, args))
     return error;
-  return launch<
-      add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm86_finish>(
-      {args.num_tokens, 256, 0, 1, false}, args);
+  if (const cudaError_t error =
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm86(from_residual_out(args, 2880)))
+    return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm86>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm86(
-    const normgate_args& args) {
-  if (const cudaError_t error =
-          launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm86>(
-              {ceil_div(args.num_tokens, 16) * 48, 160, 0, 1, false}, args))
+// apart_split_k_t16_e16_s6_w5_b3, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 350
+// legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e16_s6_w5_b3_sm86(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 3072 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm86>(
+          {args.num_tokens, 256, 0, 1, false}, args))
     return error;
-  return launch<
-      add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm86_finish>(
-      {args.num_tokens, 256, 0, 1, false}, args);
+  if (const cudaError_t error =
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm86(from_residual_out(args, 2880)))
+    return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm86>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm86(
-    const normgate_args& args) {
-  if (const cudaError_t error =
-          launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm86>(
-              {ceil_div(args.num_tokens, 16) * 32, 128, 0, 1, false}, args))
+// apart_split_k_t16_e32_s8_w4_b3, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 368
+// legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s8_w4_b3_sm86(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 4096 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm86>(
+          {args.num_tokens, 256, 0, 1, false}, args))
     return error;
-  return launch<
-      add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm86_finish>(
-      {args.num_tokens, 256, 0, 1, false}, args);
+  if (const cudaError_t error =
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm86(from_residual_out(args, 2880)))
+    return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm86>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm86(
-    const normgate_args& args) {
-  if (const cudaError_t error =
-          launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm86>(
-              {ceil_div(args.num_tokens, 16) * 24, 160, 0, 1, false}, args))
+// apart_split_k_t16_e32_s6_w5_b3, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of 368
+// legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w5_b3_sm86(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 3072 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm86>(
+          {args.num_tokens, 256, 0, 1, false}, args))
     return error;
-  return launch<
-      add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm86_finish>(
-      {args.num_tokens, 256, 0, 1, false}, args);
+  if (const cudaError_t error =
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm86(from_residual_out(args, 2880)))
+    return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm86>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
 // apart_split_k_t32_e32_s8_w4_b3, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 316

@@ -689,61 +689,6 @@ struct SplitKT16E32S8W4B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s4_w8_b4, 17 to 24 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 297 legal variants of split_k and tiled and resident and wgmma at 24
-// tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT8E32S4W8B4 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 4;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s5_w7_b4, 25 to 32 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); cheapest of 297 legal variants of split_k and tiled and resident and wgmma at
-// 32 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT16E32S5W7B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 5;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s4_w8_b4, 33 to 48 tokens: the gate's, with the other stages in its launch (no tuned table for this
-// SM (python build.py tune); cost model); cheapest of 403 legal variants of split_k and tiled and resident and wgmma at
-// 48 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT16E32S4W8B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 4;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t32_e32_s8_w8_b2, 49 to 64 tokens: cheapest of 65 legal variants in one launch at 64 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT32E32S8W8B2 {
-  static constexpr int kTokens = 32;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
@@ -771,36 +716,20 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   split_k<SplitKT16E32S8W4B4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s4_w8_b4_sm100(
-        const normgate_args args) {
-  split_k<SplitKT8E32S4W8B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s5_w7_b4_sm100(
-        const normgate_args args) {
-  split_k<SplitKT16E32S5W7B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s4_w8_b4_sm100(
-        const normgate_args args) {
-  split_k<SplitKT16E32S4W8B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t32_e32_s8_w8_b2_sm100(
-        const normgate_args args) {
-  split_k<SplitKT32E32S8W8B2>(args);
-}
-
 extern "C" __global__ void __launch_bounds__(128, 1)
     norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm100(
         const normgate_args args) {
   select_rows(args);
 }
 
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm100(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm100(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm100(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100(
+    const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100(
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100(
@@ -872,64 +801,60 @@ launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 16) * 64, 128, 0, 8, true}, args);
 }
 
+// apart_split_k_t8_e32_s4_w8_b4, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 297
+// legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s4_w8_b4_sm100(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
+  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm100(args))
     return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<
-      norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s4_w8_b4_sm100>(
-      {ceil_div(args.num_tokens, 8) * 32, 256, 0, 4, true}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm100>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
+// apart_split_k_t16_e32_s5_w7_b4, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 297
+// legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s5_w7_b4_sm100(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s5_w7_b4_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
+  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm100(args))
     return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<
-      norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s5_w7_b4_sm100>(
-      {ceil_div(args.num_tokens, 16) * 40, 224, 0, 5, true}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm100>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
+// apart_split_k_t16_e32_s4_w8_b4, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 403
+// legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s4_w8_b4_sm100(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
+  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm100(args))
     return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<
-      norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s4_w8_b4_sm100>(
-      {ceil_div(args.num_tokens, 16) * 32, 256, 0, 4, true}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm100>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
+// apart_tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of
+// 403 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t32_e32_s8_w8_b2_sm100(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s6_w222_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
+  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100(args))
     return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
-  return launch<
-      norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t32_e32_s8_w8_b2_sm100>(
-      {ceil_div(args.num_tokens, 32) * 64, 256, 0, 8, true}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm100>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
 // apart_tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of

@@ -797,8 +797,9 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
 }
 
-// apart_tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: in launches of their own the stages cost less than in one, at
-// 32 tokens (no tuned table for this SM (python build.py tune); cost model).
+// apart_tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: between launches of the other stages, the gate's: cheapest of
+// 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w222_k128_d3_sm100(
     const normgate_args& given) {
@@ -810,8 +811,9 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: in launches of their own the stages cost less than in one, at
-// 64 tokens (no tuned table for this SM (python build.py tune); cost model).
+// apart_tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: between launches of the other stages, the gate's: cheapest of
+// 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm100(
     const normgate_args& given) {

@@ -611,7 +611,7 @@ struct SplitKT8E32S8W7B4 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 32 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
 // (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16
 // tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W7B4 {
@@ -619,19 +619,6 @@ struct SplitKT16E32S8W7B4 {
   static constexpr int kExperts = 32;  // experts that a CTA computes
   static constexpr int kSplit = 8;     // CTAs that share hidden_size
   static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
-};
-
-// split_k_t16_e32_s7_w8_b4, 33 to 64 tokens: cheapest of 64 legal variants in one launch at 64 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT16E32S7W8B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 7;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
@@ -683,23 +670,15 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   finish<SplitKT16E32S8W7B4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s7_w8_b4_sm86(
-        const normgate_args args) {
-  split_k<SplitKT16E32S7W8B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s7_w8_b4_sm86_finish(
-        const normgate_args args) {
-  finish<SplitKT16E32S7W8B4>(args);
-}
-
 extern "C" __global__ void __launch_bounds__(128, 1)
     norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm86(const normgate_args args) {
   select_rows(args);
 }
 
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86(
+    const normgate_args& args);  // of the gate's own kernel
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86(
+    const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86(
     const normgate_args& args);  // of the gate's own kernel
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86(
@@ -776,16 +755,32 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {args.num_tokens, 256, 0, 1, false}, args);
 }
 
+// apart_tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: between launches of the other stages, the gate's: cheapest of
+// 261 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s7_w8_b4_sm86(
-    const normgate_args& args) {
-  if (const cudaError_t error = launch<
-          norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s7_w8_b4_sm86>(
-          {ceil_div(args.num_tokens, 16) * 84, 256, 0, 1, false}, args))
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w222_k128_d3_sm86(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 12288 * args.num_tokens;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86(args))
     return error;
-  return launch<
-      norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s7_w8_b4_sm86_finish>(
-      {args.num_tokens, 256, 0, 1, false}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm86>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: between launches of the other stages, the gate's: cheapest of
+// 296 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm86(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 12288 * args.num_tokens;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86(args))
+    return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm86>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
 // apart_tiled_t32_e96_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of
