@@ -9,8 +9,9 @@ from rich.table import Table
 
 from .arch import ARCHS, Arch
 from .families import Apart, Gemv, SplitK, Variant, ceil_div
-from .plan import Group, Kernel, Range
+from .plan import Group, Kernel
 from .problem import Problem
+from .ranges import Range
 from .tuned import LAST_ANCHOR
 
 Row = tuple[str, str, str, str]

@@ -28,7 +28,8 @@ from .bench.rotation import Protocol
 from .compile import LIBRARY, compile_package
 from .errors import BadInput, CheckFailed, ToolError
 from .families import FAMILIES, MOST_TOKENS_FUSED, Apart, Variant, ceil_div, parse_served
-from .plan import BOUNDARIES, Kernel, Plan, make_plan
+from .plan import Kernel, Plan, make_plan
+from .ranges import BOUNDARIES
 from .spec import RouterSpec
 from .tuned import LAST_ANCHOR, Measurement, Tuned, TunedTable
 

@@ -18,8 +18,9 @@ from ..arch import ARCHS, Arch
 from ..compile import LIBRARY, compile_package
 from ..errors import ToolError
 from ..families import Apart, Gemv, Variant, ceil_div
-from ..plan import Group, Kernel, Plan, Range, make_plan
+from ..plan import Group, Kernel, Plan, make_plan
 from ..problem import Problem
+from ..ranges import Range
 from ..spec import RouterSpec
 from ..variants import candidates
 from .peers import SEED_THREADS, SEED_TOKENS, BenchFunctions, seed_allows
