@@ -20,8 +20,8 @@ _SMEM_BYTES_PER_CYCLE = 128  # of an SM (CUDA programming guide: 32 banks of 4 b
 _SMEM_CYCLES = 4  # of shared memory for a warp's 16-byte loads
 _ROW_NORM_LAUNCH = 2.0  # a norm in a launch of its own
 # A path's other stages, apart and within the gate's launch (H200, up to 16 tokens, docs/notes/path.md).
-_ADD_LAUNCH, _ADD_FUSED = 2.0, 0.3
-_SELECT_LAUNCH, _SELECT_FUSED = 2.3, 1.5
+_ADD_LAUNCH, _ADD_FUSED = 1.2, 0.2
+_SELECT_LAUNCH, _SELECT_FUSED = 1.7, 1.1
 
 
 def microseconds(problem: Problem, arch: Arch, variant: Variant, num_tokens: int) -> float:
