@@ -82,6 +82,18 @@ def test_a_plan_leaves_out_what_spilled(home):
             assert not {variant.name for variant in group.variants} & found[kernel.name]
 
 
+@pytest.mark.parametrize("asked", ["", "token_thresholds: {gemv: 8, split_k: 64}\n"], ids=["estimated", "as the gate"])
+def test_a_path_leaves_out_what_spills_only_with_the_other_stages(home, asked):
+    (home / "specs" / "small.yaml").write_text(ROUTED + asked)
+    spec = load_spec(home / "specs" / "small.yaml")
+    (path,) = make_plan([spec]).paths
+    found = {path.name: frozenset(variant.name for group in path.groups for variant in group.variants)}
+    assert found[path.name]
+    before, after = make_plan([spec]), make_plan([spec], {}, found)
+    assert after.kernels == before.kernels
+    assert not {variant.name for group in after.paths[0].groups for variant in group.variants} & found[path.name]
+
+
 def test_functions_are_told_apart_by_the_longest_kernel_that_begins_them():
     kernels = ["gate_8x8_bf16_bf16_fp32", "gate_8x8_bf16_bf16_fp32_bias"]
     functions = [
