@@ -11,7 +11,7 @@ from .arch import ARCHS, Arch
 from .families import Apart, Gemv, SplitK, Variant, ceil_div
 from .plan import Group, Kernel
 from .problem import Problem
-from .ranges import Range
+from .ranges import Range, in_tokens
 from .tuned import LAST_ANCHOR
 
 Row = tuple[str, str, str, str]
@@ -100,13 +100,13 @@ def of_range(problem: Problem, arch: Arch, served: Range) -> list[Row]:
     rows: list[Row] = [
         (
             "ctas_first",
-            f"ctas at {first} tokens",
+            f"ctas at {in_tokens(first)}",
             f"{variant.ctas(problem, first):,}",
             "blocks of the launch at the first count",
         ),
         (
             "ctas_last",
-            f"ctas at {last} tokens",
+            f"ctas at {in_tokens(last)}",
             f"{ctas:,}",
             "at the last count" if served.last_token else "at a large count: the range has no end",
         ),
@@ -197,7 +197,7 @@ def _mma_rows(problem: Problem, variant: Variant, last: int) -> Iterator[Row]:
         "token_tiles",
         f"ceil({last} / {variant.tokens})",
         f"{tiles:,}",
-        f"tiles of {variant.tokens} tokens at the last count",
+        f"tiles of {in_tokens(variant.tokens)} at the last count",
     )
     taken = variant.slice if isinstance(variant, SplitK) else variant.steps(problem) * variant.step
     terms = problem.gate_terms * problem.row_terms
@@ -210,7 +210,7 @@ def _tokens(served: Range) -> str:
     if served.last_token is None:
         return f"{served.first_token} tokens and more"
     if served.first_token == served.last_token:
-        return f"{served.first_token} token{'s' * (served.first_token > 1)}"
+        return in_tokens(served.first_token)
     return f"{served.first_token} to {served.last_token} tokens"
 
 

@@ -11,7 +11,7 @@ from . import cost, tuned
 from .arch import Arch
 from .families import FUSING, MOST_TOKENS_FUSED, Apart, parse_served
 from .problem import Problem
-from .ranges import Range, families_for, measured, ranked
+from .ranges import Range, families_for, in_tokens, measured, ranked
 from .tuned import TunedTable
 from .variants import objections
 
@@ -86,13 +86,13 @@ def _path_range(
         fused, why = inner.variant, f"the gate's, with the other stages in its launch ({source}); {inner.why}"
     elif estimated:
         fused = estimated[0][1]
-        why = f"cheapest of {len(estimated)} legal variants in one launch at {last} tokens ({source})"
+        why = f"cheapest of {len(estimated)} legal variants in one launch at {in_tokens(last)} ({source})"
     else:
         return apart
     fused_us = cost.microseconds(problem, arch, fused, last) + cost.fused_microseconds(problem)
     apart_us = cost.microseconds(problem.gate_part, arch, inner.variant, last) + cost.apart_microseconds(problem)
     if fused_us > apart_us and not own:
-        why = f"in launches of their own the stages cost less than in one, at {last} tokens ({source})"
+        why = f"in launches of their own the stages cost less than in one, at {in_tokens(last)} ({source})"
         return replace(apart, why=why, rejected=((fused.name, f"{fused_us / apart_us:.2f} times the estimate"),))
     return Range(first, last, fused, why, ((apart.name, f"{apart_us / fused_us:.2f} times the estimate"),))
 

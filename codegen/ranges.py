@@ -155,7 +155,7 @@ def _invariant_ranges(problem: Problem, arch: Arch, limits: Limits, table: Tuned
             ranges[-1] = replace(ranges[-1], last_token=last)
             continue
         first = ranges[-1].last_token + 1 if ranges and ranges[-1].last_token else 1
-        why = f"batch_invariant: the order of sums that loses least to {_DECODE_TOKENS} tokens ({source})"
+        why = f"batch_invariant: the order of sums that loses least to {in_tokens(_DECODE_TOKENS)} ({source})"
         faster = [(other, their_us) for their_us, other in timed[anchor][:3] if their_us < us]
         rejected = tuple((v.name, f"another order; {their_us / us:.2f} times the time") for v, their_us in faster)
         ranges.append(Range(first, last, variant, why, rejected))
@@ -194,9 +194,14 @@ def _chosen(
     source = "the spec says so" if limits.explicit else "no tuned table for this SM (python build.py tune); cost model"
     if table and not limits.explicit:
         source = "not measured on this SM yet (python build.py tune); cost model"
-    why = f"cheapest of {len(estimated)} legal variants of {' and '.join(families)} at {anchor} tokens ({source})"
+    why = f"cheapest of {len(estimated)} legal variants of {' and '.join(families)} at {in_tokens(anchor)} ({source})"
     rejected = tuple((v.name, f"{us / estimated[0][0]:.2f} times the estimate") for us, v in estimated[1:4])
     return Range(first, last, estimated[0][1], why, rejected)
+
+
+def in_tokens(count: int) -> str:
+    """A count in words, as in "1 token"."""
+    return f"{count} token{'s' * (count != 1)}"
 
 
 def measured(
@@ -212,9 +217,10 @@ def measured(
     others = [(us, other) for us, other in timed if other != variant][:3]
     if not own:
         return Range(first, last, variant, f"measured on {table.chip}", ())
-    why = f"measured on {table.chip}: {own:.2f} us at {num_tokens} tokens"
+    why = f"measured on {table.chip}: {own:.2f} us at {in_tokens(num_tokens)}"
     if others:
-        why += f", next best {others[0][1].name} {others[0][0]:.2f}"
+        us, other = others[0]
+        why += f", next best {other.name} {us:.2f}" if us >= own else f"; {other.name}, {us:.2f}, saves too little"
     return Range(first, last, variant, why, tuple((v.name, f"{us / own:.2f} times the time") for us, v in others))
 
 

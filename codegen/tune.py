@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ from rich.table import Table
 
 from . import cost, naming, output, places, tuned, variants
 from .arch import ARCHS, Arch
-from .bench import agreement, path_inputs, peers, record, run, verb
+from .bench import agreement, path_agreement, path_inputs, paths, peers, record, run, verb
+from .bench.agreement import Agreement
 from .bench.build import launched_by_name, package_files
-from .bench.chain import Candidate, Chain, Outputs, Timing
+from .bench.chain import Candidate, Chain, Timing
 from .bench.native import BenchLibrary, Library, PathArgs
 from .bench.rotation import Protocol
 from .compile import LIBRARY, compile_package
@@ -282,18 +283,17 @@ def run_all(
                 if time.monotonic() - begin > budget_s:
                     left += 1
                     continue
-                chain = run.chain_of(work.marks, work.spec, count, weights)
                 path = path_inputs.path_args(work.spec, count) if kernel in plan.paths else None
+                if path is None:
+                    chain = run.chain_of(work.marks, work.spec, count, weights)
+                else:
+                    chain = paths.chain_of(work.marks, work.spec, weights, path, count)
                 candidates = list(_candidates(work, index, table, count, path))
                 if not candidates:
                     continue  # nothing is legal there: the reference serves
-                if path is not None:
-                    problems = _path_disagreements(candidates, chain, work.spec, package, path)
-                else:
-                    right = agreement.expected(work.spec, package.reference, *agreement.last_inputs(chain))
-                    problems = _disagreements(candidates, chain, work.spec, right, count)
-                if problems:
-                    wrong += problems
+                agree = _agreement(chain, work.spec, package, path)
+                if problems := _disagreements(candidates, agree):
+                    wrong += [f"{work.spec.name}, {count} tokens, {problem}" for problem in problems]
                     continue
                 timings = chain.measure(candidates, protocol).timings
                 table = table.with_measured(count, {name: _rounded(one) for name, one in timings.items()})
@@ -354,42 +354,34 @@ def _candidates(
         most = variant.inner.max_tokens if isinstance(variant, Apart) else variant.max_tokens
         if name in work.functions and (most is None or num_tokens <= most):
             library, function = work.functions[name]
-            yield peers.forced(work.spec, library, function, num_tokens, name=name, path=path)
+            if path is None:
+                yield peers.forced(work.spec, library, function, num_tokens, name=name)
+            else:
+                yield paths.forced(work.spec, library, function, num_tokens, name=name, path=path)
 
 
-def _path_disagreements(
-    candidates: Sequence[Candidate], chain: Chain, spec: RouterSpec, package: ModuleType, path: PathArgs
-) -> list[str]:
-    """What is wrong with a candidate's result, a line each."""
-    weights, x = chain.weights[0], chain.sources[0]
-    right = path_inputs.expected(spec, package, weights, x, path)
-    found = []
-    for candidate in candidates:
-        path_inputs.poison(path)
-        try:
-            candidate.launch(weights, x, chain.outputs, torch.cuda.current_stream().cuda_stream)
-            torch.cuda.synchronize()
-            problem = path_inputs.problem_of(path, right)
-        except RuntimeError as error:  # it could not be launched
-            problem = str(error)
-        if problem:
-            found.append(f"{spec.name}, {x.shape[0]} tokens, {candidate.variant}: {problem}")
-    return found
+def _agreement(
+    chain: Chain, spec: RouterSpec, package: ModuleType, path: PathArgs | None
+) -> Callable[[Candidate], Agreement]:
+    """What holds a candidate's result against float64."""
+    if path is not None:
+        right_path = path_agreement.Right(spec, package, chain, path)
+        return lambda candidate: path_agreement.agree(candidate, chain, right_path)
+    right = agreement.expected(spec, package.reference, *agreement.last_inputs(chain))
+    return lambda candidate: agreement.agree(candidate, chain, spec, right)
 
 
-def _disagreements(
-    candidates: Sequence[Candidate], chain: Chain, spec: RouterSpec, right: Outputs, num_tokens: int
-) -> list[str]:
+def _disagreements(candidates: Sequence[Candidate], agree: Callable[[Candidate], Agreement]) -> list[str]:
     """What is wrong with a candidate's result, a line each."""
 
     def problem_of(candidate: Candidate) -> str:
         try:
-            return agreement.agree(candidate, chain, spec, right).problem
+            return agree(candidate).problem
         except RuntimeError as error:  # it could not be launched
             return str(error)
 
     found = [(candidate.variant, problem_of(candidate)) for candidate in candidates]
-    return [f"{spec.name}, {num_tokens} tokens, {variant}: {problem}" for variant, problem in found if problem]
+    return [f"{variant}: {problem}" for variant, problem in found if problem]
 
 
 def _rounded(timing: Timing) -> Measurement:

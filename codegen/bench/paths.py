@@ -69,8 +69,7 @@ def own(
         yield dataclasses.replace(peers.ours(spec, library, gate, sm, num_tokens), name="norm_gate")
     apart = functions.apart.get(num_tokens)
     if "apart" in names and apart and _variant(apart) != _variant(served_by):
-        forced = peers.forced(spec, bench, apart, num_tokens, name="apart", path=path)
-        yield dataclasses.replace(forced, checks="path", tolerance=_tie(spec))
+        yield forced(spec, bench, apart, num_tokens, name="apart", path=path)
     if "one_by_one" in names and functions.row_norm:
         for function in functions.after_norm.get(num_tokens, ()):
             yield one_by_one(spec, bench, function, path, num_tokens)
@@ -79,6 +78,14 @@ def own(
 def _variant(function: str) -> str:
     """A function's name without its target."""
     return function.rpartition("_sm")[0]
+
+
+def forced(
+    spec: RouterSpec, library: Library, function: str, num_tokens: int, *, name: str, path: PathArgs
+) -> Candidate:
+    """A whole path's function by its name, through the C interface."""
+    by_name = peers.forced(spec, library, function, num_tokens, name=name, path=path)
+    return dataclasses.replace(by_name, checks="path", tolerance=_tie(spec))
 
 
 def _tie(spec: RouterSpec) -> float:

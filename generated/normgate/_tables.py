@@ -23,7 +23,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e3_w12_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 72 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c3", "1.00 times the estimate"),
@@ -208,7 +208,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e3_w12_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 72 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c3", "1.00 times the estimate"),
@@ -393,7 +393,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 1.54 us at 1 tokens, next best gemv_t1_e2_w6_c2 1.56",
+                        why="measured on NVIDIA H200: 1.54 us at 1 token, next best gemv_t1_e2_w6_c2 1.56",
                         rejected=(
                             ("gemv_t1_e2_w6_c2", "1.01 times the time"),
                             ("gemv_t1_e2_w4_c3", "1.02 times the time"),
@@ -563,7 +563,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 1.54 us at 1 tokens, next best gemv_t1_e2_w6_c2 1.56",
+                        why="measured on NVIDIA H200: 1.54 us at 1 token, next best gemv_t1_e2_w6_c2 1.56",
                         rejected=(
                             ("gemv_t1_e2_w6_c2", "1.01 times the time"),
                             ("gemv_t1_e2_w4_c3", "1.02 times the time"),
@@ -700,7 +700,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm100",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 72 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c3", "1.00 times the estimate"),
@@ -885,7 +885,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 72 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c3", "1.00 times the estimate"),
@@ -1059,7 +1059,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c4", "1.00 times the estimate"),
@@ -1220,7 +1220,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c4", "1.00 times the estimate"),
@@ -1393,7 +1393,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e2_w8_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 1.07 us at 1 tokens, next best gemv_t1_e3_w8_c2 1.09",
+                        why="measured on NVIDIA H200: 1.07 us at 1 token, next best gemv_t1_e3_w8_c2 1.09",
                         rejected=(
                             ("gemv_t1_e3_w8_c2", "1.02 times the time"),
                             ("gemv_t1_e1_w6_c3", "1.03 times the time"),
@@ -1551,7 +1551,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e2_w8_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 1.07 us at 1 tokens, next best gemv_t1_e3_w8_c2 1.09",
+                        why="measured on NVIDIA H200: 1.07 us at 1 token, next best gemv_t1_e3_w8_c2 1.09",
                         rejected=(
                             ("gemv_t1_e3_w8_c2", "1.02 times the time"),
                             ("gemv_t1_e1_w6_c3", "1.03 times the time"),
@@ -1688,7 +1688,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e1_w16_c1_sm100",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e1_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e1_w4_c4", "1.00 times the estimate"),
@@ -1849,7 +1849,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e1_w16_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e1_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e1_w4_c4", "1.00 times the estimate"),
@@ -2023,7 +2023,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e3_w12_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 82 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w8_c3", "1.00 times the estimate"),
                             ("gemv_t1_e3_w6_c4", "1.00 times the estimate"),
@@ -2196,7 +2196,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e3_w12_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 82 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w8_c3", "1.00 times the estimate"),
                             ("gemv_t1_e3_w6_c4", "1.00 times the estimate"),
@@ -2393,7 +2393,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e4_w8_c3_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 1.38 us at 1 tokens, next best gemv_t1_e4_w12_c2 1.42",
+                        why="measured on NVIDIA H200: 1.38 us at 1 token, next best gemv_t1_e4_w12_c2 1.42",
                         rejected=(
                             ("gemv_t1_e4_w12_c2", "1.03 times the time"),
                             ("gemv_t1_e2_w8_c3", "1.13 times the time"),
@@ -2575,7 +2575,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e4_w8_c3_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 1.38 us at 1 tokens, next best gemv_t1_e4_w12_c2 1.42",
+                        why="measured on NVIDIA H200: 1.38 us at 1 token, next best gemv_t1_e4_w12_c2 1.42",
                         rejected=(
                             ("gemv_t1_e4_w12_c2", "1.03 times the time"),
                             ("gemv_t1_e2_w8_c3", "1.13 times the time"),
@@ -2718,7 +2718,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm100",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 82 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w8_c3", "1.00 times the estimate"),
                             ("gemv_t1_e2_w6_c4", "1.00 times the estimate"),
@@ -2903,7 +2903,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 82 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w8_c3", "1.00 times the estimate"),
                             ("gemv_t1_e2_w6_c4", "1.00 times the estimate"),
@@ -3101,7 +3101,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e3_w10_c3", "1.02 times the estimate"),
@@ -3274,7 +3274,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e3_w10_c3", "1.02 times the estimate"),
@@ -3459,7 +3459,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w10_c3_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 1.65 us at 1 tokens, next best gemv_t1_e3_w14_c2 1.65",
+                        why="measured on NVIDIA H200: 1.65 us at 1 token, next best gemv_t1_e3_w14_c2 1.65",
                         rejected=(
                             ("gemv_t1_e3_w14_c2", "1.00 times the time"),
                             ("gemv_t1_e3_w7_c4", "1.01 times the time"),
@@ -3641,7 +3641,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e3_w10_c3_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 1.65 us at 1 tokens, next best gemv_t1_e3_w14_c2 1.65",
+                        why="measured on NVIDIA H200: 1.65 us at 1 token, next best gemv_t1_e3_w14_c2 1.65",
                         rejected=(
                             ("gemv_t1_e3_w14_c2", "1.00 times the time"),
                             ("gemv_t1_e3_w7_c4", "1.01 times the time"),
@@ -3784,7 +3784,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm100",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c7", "1.00 times the estimate"),
@@ -3981,7 +3981,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c7", "1.00 times the estimate"),
@@ -4191,7 +4191,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e4_w10_c3", "1.02 times the estimate"),
@@ -4364,7 +4364,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e4_w10_c3", "1.02 times the estimate"),
@@ -4537,7 +4537,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.07 us at 1 tokens, next best gemv_t1_e2_w7_c4 2.08",
+                        why="measured on NVIDIA H200: 2.07 us at 1 token, next best gemv_t1_e2_w7_c4 2.08",
                         rejected=(
                             ("gemv_t1_e2_w7_c4", "1.01 times the time"),
                             ("gemv_t1_e4_w14_c2", "1.06 times the time"),
@@ -4707,7 +4707,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.07 us at 1 tokens, next best gemv_t1_e2_w7_c4 2.08",
+                        why="measured on NVIDIA H200: 2.07 us at 1 token, next best gemv_t1_e2_w7_c4 2.08",
                         rejected=(
                             ("gemv_t1_e2_w7_c4", "1.01 times the time"),
                             ("gemv_t1_e4_w14_c2", "1.06 times the time"),
@@ -4829,7 +4829,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm100",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e3_w10_c3", "1.02 times the estimate"),
@@ -4990,7 +4990,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e3_w10_c3", "1.02 times the estimate"),
@@ -5152,7 +5152,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 97 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c3", "1.00 times the estimate"),
@@ -5337,7 +5337,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 97 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c3", "1.00 times the estimate"),
@@ -5522,7 +5522,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w6_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 1.02 us at 1 tokens, next best gemv_t1_e1_w12_c1 1.06",
+                        why="measured on NVIDIA H200: 1.02 us at 1 token, next best gemv_t1_e1_w12_c1 1.06",
                         rejected=(
                             ("gemv_t1_e1_w12_c1", "1.04 times the time"),
                             ("gemv_t1_e1_w6_c2", "1.06 times the time"),
@@ -5692,7 +5692,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w6_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 1.02 us at 1 tokens, next best gemv_t1_e1_w12_c1 1.06",
+                        why="measured on NVIDIA H200: 1.02 us at 1 token, next best gemv_t1_e1_w12_c1 1.06",
                         rejected=(
                             ("gemv_t1_e1_w12_c1", "1.04 times the time"),
                             ("gemv_t1_e1_w6_c2", "1.06 times the time"),
@@ -5832,7 +5832,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm100",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 97 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e1_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e1_w4_c3", "1.00 times the estimate"),
@@ -6029,7 +6029,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 97 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e1_w6_c2", "1.00 times the estimate"),
                             ("gemv_t1_e1_w4_c3", "1.00 times the estimate"),
@@ -6239,7 +6239,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w16_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c4", "1.00 times the estimate"),
@@ -6436,7 +6436,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w16_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e3_w4_c4", "1.00 times the estimate"),
@@ -6633,7 +6633,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w4_c4_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 1.22 us at 1 tokens, next best gemv_t1_e4_w4_c4 1.24",
+                        why="measured on NVIDIA H200: 1.22 us at 1 token, next best gemv_t1_e4_w4_c4 1.24",
                         rejected=(
                             ("gemv_t1_e4_w4_c4", "1.02 times the time"),
                             ("gemv_t1_e2_w6_c3", "1.05 times the time"),
@@ -6803,7 +6803,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e3_w4_c4_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 1.22 us at 1 tokens, next best gemv_t1_e4_w4_c4 1.24",
+                        why="measured on NVIDIA H200: 1.22 us at 1 token, next best gemv_t1_e4_w4_c4 1.24",
                         rejected=(
                             ("gemv_t1_e4_w4_c4", "1.02 times the time"),
                             ("gemv_t1_e2_w6_c3", "1.05 times the time"),
@@ -6931,7 +6931,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm100",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c4", "1.00 times the estimate"),
@@ -7116,7 +7116,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_gemv_t1_e2_w16_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e2_w8_c2", "1.00 times the estimate"),
                             ("gemv_t1_e2_w4_c4", "1.00 times the estimate"),
@@ -7302,7 +7302,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e4_w10_c3", "1.02 times the estimate"),
@@ -7475,7 +7475,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w14_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e4_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e4_w10_c3", "1.02 times the estimate"),
@@ -7648,7 +7648,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.06 us at 1 tokens, next best gemv_t1_e2_w7_c4 2.06",
+                        why="measured on NVIDIA H200: 2.06 us at 1 token, next best gemv_t1_e2_w7_c4 2.06",
                         rejected=(
                             ("gemv_t1_e2_w7_c4", "1.00 times the time"),
                             ("gemv_t1_e2_w10_c3", "1.01 times the time"),
@@ -7830,7 +7830,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.06 us at 1 tokens, next best gemv_t1_e2_w7_c4 2.06",
+                        why="measured on NVIDIA H200: 2.06 us at 1 token, next best gemv_t1_e2_w7_c4 2.06",
                         rejected=(
                             ("gemv_t1_e2_w7_c4", "1.00 times the time"),
                             ("gemv_t1_e2_w10_c3", "1.01 times the time"),
@@ -7964,7 +7964,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm100",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e3_w10_c3", "1.02 times the estimate"),
@@ -8125,7 +8125,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("gemv_t1_e3_w7_c4", "1.00 times the estimate"),
                             ("gemv_t1_e3_w10_c3", "1.02 times the estimate"),
@@ -8287,7 +8287,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e3_w12_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w12_c1", "1.57 times the estimate"),
                         ),
@@ -8432,7 +8432,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e3_w12_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w12_c1", "1.52 times the estimate"),
                         ),
@@ -8577,7 +8577,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w6_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.84 us at 1 tokens, next best gemv_t1_e2_w12_c1 2.93",
+                        why="measured on NVIDIA H200: 2.84 us at 1 token, next best gemv_t1_e2_w12_c1 2.93",
                         rejected=(
                             ("gemv_t1_e2_w12_c1", "1.03 times the time"),
                             ("gemv_t1_e3_w12_c1", "1.03 times the time"),
@@ -8738,7 +8738,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w6_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.84 us at 1 tokens, next best gemv_t1_e2_w12_c1 2.93",
+                        why="measured on NVIDIA H200: 2.84 us at 1 token, next best gemv_t1_e2_w12_c1 2.93",
                         rejected=(
                             ("gemv_t1_e2_w12_c1", "1.03 times the time"),
                             ("gemv_t1_e3_w12_c1", "1.03 times the time"),
@@ -8899,7 +8899,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w12_c1", "1.57 times the estimate"),
                         ),
@@ -9044,7 +9044,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w12_c1", "1.57 times the estimate"),
                         ),
@@ -9199,7 +9199,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w12_c2", "1.51 times the estimate"),
                         ),
@@ -9335,7 +9335,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w12_c2", "1.44 times the estimate"),
                         ),
@@ -9489,7 +9489,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.80 us at 1 tokens, next best gemv_t1_e4_w8_c3 2.81",
+                        why="measured on NVIDIA H200: 2.80 us at 1 token, next best gemv_t1_e4_w8_c3 2.81",
                         rejected=(
                             ("gemv_t1_e4_w8_c3", "1.00 times the time"),
                             ("gemv_t1_e4_w12_c2", "1.01 times the time"),
@@ -9650,7 +9650,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.80 us at 1 tokens, next best gemv_t1_e4_w8_c3 2.81",
+                        why="measured on NVIDIA H200: 2.80 us at 1 token, next best gemv_t1_e4_w8_c3 2.81",
                         rejected=(
                             ("gemv_t1_e4_w8_c3", "1.00 times the time"),
                             ("gemv_t1_e4_w12_c2", "1.01 times the time"),
@@ -9802,7 +9802,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w12_c2_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w12_c2", "1.52 times the estimate"),
                         ),
@@ -9946,7 +9946,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w12_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w12_c2", "1.52 times the estimate"),
                         ),
@@ -10118,7 +10118,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w14_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w14_c2", "1.49 times the estimate"),
                         ),
@@ -10254,7 +10254,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w14_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w14_c2", "1.42 times the estimate"),
                         ),
@@ -10399,7 +10399,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 3.02 us at 1 tokens, next best gemv_t1_e3_w10_c3 3.06",
+                        why="measured on NVIDIA H200: 3.02 us at 1 token, next best gemv_t1_e3_w10_c3 3.06",
                         rejected=(
                             ("gemv_t1_e3_w10_c3", "1.01 times the time"),
                             ("gemv_t1_e2_w7_c4", "1.09 times the time"),
@@ -10572,7 +10572,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 3.02 us at 1 tokens, next best gemv_t1_e3_w10_c3 3.06",
+                        why="measured on NVIDIA H200: 3.02 us at 1 token, next best gemv_t1_e3_w10_c3 3.06",
                         rejected=(
                             ("gemv_t1_e3_w10_c3", "1.01 times the time"),
                             ("gemv_t1_e2_w7_c4", "1.09 times the time"),
@@ -10733,7 +10733,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e2_w14_c2_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w14_c2", "1.51 times the estimate"),
                         ),
@@ -10887,7 +10887,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e2_w14_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w14_c2", "1.51 times the estimate"),
                         ),
@@ -11069,7 +11069,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w14_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e4_w14_c2", "1.47 times the estimate"),
                         ),
@@ -11195,7 +11195,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w14_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e4_w14_c2", "1.39 times the estimate"),
                         ),
@@ -11331,7 +11331,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w7_c4_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 3.11 us at 1 tokens, next best gemv_t1_e4_w10_c3 3.17",
+                        why="measured on NVIDIA H200: 3.11 us at 1 token, next best gemv_t1_e4_w10_c3 3.17",
                         rejected=(
                             ("gemv_t1_e4_w10_c3", "1.02 times the time"),
                             ("gemv_t1_e2_w7_c4", "1.07 times the time"),
@@ -11379,7 +11379,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_s14_sm90",
                         first_token=17,
                         last_token=32,
-                        why="measured on NVIDIA H200: 7.56 us at 32 tokens, next best split_k_t32_e32_s8_w7_b2_r2 7.52",
+                        why="measured on NVIDIA H200: 7.56 us at 32 tokens; split_k_t32_e32_s8_w7_b2_r2, 7.52, saves too little",
                         rejected=(
                             ("split_k_t32_e32_s8_w7_b2_r2", "0.99 times the time"),
                             ("split_k_t32_e32_s7_w8_b2_r2", "1.02 times the time"),
@@ -11480,7 +11480,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w7_c4_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 3.11 us at 1 tokens, next best gemv_t1_e4_w10_c3 3.17",
+                        why="measured on NVIDIA H200: 3.11 us at 1 token, next best gemv_t1_e4_w10_c3 3.17",
                         rejected=(
                             ("gemv_t1_e4_w10_c3", "1.02 times the time"),
                             ("gemv_t1_e2_w7_c4", "1.07 times the time"),
@@ -11605,7 +11605,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w14_c2_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w14_c2", "1.48 times the estimate"),
                         ),
@@ -11731,7 +11731,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w14_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w14_c2", "1.48 times the estimate"),
                         ),
@@ -11876,7 +11876,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w16_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w16_c1", "1.57 times the estimate"),
                         ),
@@ -12012,7 +12012,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w16_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w16_c1", "1.57 times the estimate"),
                         ),
@@ -12157,7 +12157,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.50 us at 1 tokens, next best gemv_t1_e3_w8_c2 2.56",
+                        why="measured on NVIDIA H200: 2.50 us at 1 token, next best gemv_t1_e3_w8_c2 2.56",
                         rejected=(
                             ("gemv_t1_e3_w8_c2", "1.03 times the time"),
                             ("gemv_t1_e1_w4_c4", "1.03 times the time"),
@@ -12330,7 +12330,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.50 us at 1 tokens, next best gemv_t1_e3_w8_c2 2.56",
+                        why="measured on NVIDIA H200: 2.50 us at 1 token, next best gemv_t1_e3_w8_c2 2.56",
                         rejected=(
                             ("gemv_t1_e3_w8_c2", "1.03 times the time"),
                             ("gemv_t1_e1_w4_c4", "1.03 times the time"),
@@ -12506,7 +12506,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e1_w16_c1", "1.58 times the estimate"),
                         ),
@@ -12641,7 +12641,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e1_w16_c1", "1.58 times the estimate"),
                         ),
@@ -12804,7 +12804,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w12_c1", "1.59 times the estimate"),
                         ),
@@ -12949,7 +12949,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w12_c1", "1.59 times the estimate"),
                         ),
@@ -13094,7 +13094,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.48 us at 1 tokens, next best gemv_t1_e2_w6_c2 2.50",
+                        why="measured on NVIDIA H200: 2.48 us at 1 token, next best gemv_t1_e2_w6_c2 2.50",
                         rejected=(
                             ("gemv_t1_e2_w6_c2", "1.01 times the time"),
                             ("gemv_t1_e1_w4_c3", "1.01 times the time"),
@@ -13231,7 +13231,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.48 us at 1 tokens, next best gemv_t1_e2_w6_c2 2.50",
+                        why="measured on NVIDIA H200: 2.48 us at 1 token, next best gemv_t1_e2_w6_c2 2.50",
                         rejected=(
                             ("gemv_t1_e2_w6_c2", "1.01 times the time"),
                             ("gemv_t1_e1_w4_c3", "1.01 times the time"),
@@ -13362,7 +13362,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e1_w12_c1", "1.60 times the estimate"),
                         ),
@@ -13516,7 +13516,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e1_w12_c1", "1.60 times the estimate"),
                         ),
@@ -13698,7 +13698,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w16_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w16_c1", "1.22 times the estimate"),
                         ),
@@ -13852,7 +13852,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w16_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w16_c1", "1.20 times the estimate"),
                         ),
@@ -14006,7 +14006,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.67 us at 1 tokens, next best gemv_t1_e4_w4_c4 2.72",
+                        why="measured on NVIDIA H200: 2.67 us at 1 token, next best gemv_t1_e4_w4_c4 2.72",
                         rejected=(
                             ("gemv_t1_e4_w4_c4", "1.02 times the time"),
                             ("gemv_t1_e2_w4_c4", "1.04 times the time"),
@@ -14158,7 +14158,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 2.67 us at 1 tokens, next best gemv_t1_e4_w4_c4 2.72",
+                        why="measured on NVIDIA H200: 2.67 us at 1 token, next best gemv_t1_e4_w4_c4 2.72",
                         rejected=(
                             ("gemv_t1_e4_w4_c4", "1.02 times the time"),
                             ("gemv_t1_e2_w4_c4", "1.04 times the time"),
@@ -14286,7 +14286,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w16_c1_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w16_c1", "1.23 times the estimate"),
                         ),
@@ -14430,7 +14430,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w16_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w16_c1", "1.23 times the estimate"),
                         ),
@@ -14592,7 +14592,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w14_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e4_w14_c2", "1.19 times the estimate"),
                         ),
@@ -14728,7 +14728,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w14_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e4_w14_c2", "1.15 times the estimate"),
                         ),
@@ -14864,7 +14864,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 3.03 us at 1 tokens, next best gemv_t1_e4_w10_c3 3.18",
+                        why="measured on NVIDIA H200: 3.03 us at 1 token, next best gemv_t1_e4_w10_c3 3.18",
                         rejected=(
                             ("gemv_t1_e4_w10_c3", "1.05 times the time"),
                             ("gemv_t1_e3_w7_c4", "1.05 times the time"),
@@ -14936,7 +14936,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s14_sm90",
                         first_token=25,
                         last_token=32,
-                        why="measured on NVIDIA H200: 5.61 us at 32 tokens, next best apart_resident_t32_s16 5.55",
+                        why="measured on NVIDIA H200: 5.61 us at 32 tokens; apart_resident_t32_s16, 5.55, saves too little",
                         rejected=(
                             ("apart_resident_t32_s16", "0.99 times the time"),
                             ("split_k_t32_e32_s8_w7_b2_r2", "1.26 times the time"),
@@ -15037,7 +15037,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90",
                         first_token=1,
                         last_token=1,
-                        why="measured on NVIDIA H200: 3.03 us at 1 tokens, next best gemv_t1_e4_w10_c3 3.18",
+                        why="measured on NVIDIA H200: 3.03 us at 1 token, next best gemv_t1_e4_w10_c3 3.18",
                         rejected=(
                             ("gemv_t1_e4_w10_c3", "1.05 times the time"),
                             ("gemv_t1_e3_w7_c4", "1.05 times the time"),
@@ -15183,7 +15183,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w14_c2_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w14_c2", "1.19 times the estimate"),
                         ),
@@ -15309,7 +15309,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w14_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w14_c2", "1.19 times the estimate"),
                         ),

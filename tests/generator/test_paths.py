@@ -164,5 +164,5 @@ def test_fused_launches_pass_logits_where_a_launch_apart_writes_them():
         for group in path.groups:
             text = rendered[str(naming.source_path(path.name, group.sm))]
             fused = [v for v in group.variants if group.arch.has_cluster or isinstance(v, Gemv)]
-            assert text.count("find_handover(") == len(fused)
+            assert text.count("prepare_handover(") == len(fused)
             assert ("select_rows" in text) == bool(group.apart)

@@ -1,10 +1,10 @@
 """compute-sanitizer over every function of the compiled packages, a few launches each.
 
-    python tests/gpu/sanitize.py [--paths] [--record FILE] [--tools memcheck,racecheck] [WORD ...]
+    python tests/gpu/sanitize.py [--paths] [--record FILE] [--tools memcheck,racecheck] [--shares N] [WORD ...]
 
-Each tool runs this file again, under itself, with --inside. Exit code 1 where one of them finds something. --paths leaves
-the gates alone; words choose functions that have one of them in their names. Tensors are allocated one by one, so that
-an access beyond one of them is not within the next.
+Each tool runs this file again, under itself, with --inside, once for each share of the functions, all at the same time.
+Exit code 1 where one of them finds something. --paths leaves the gates alone; words choose functions that have one of
+them in their names. Tensors are allocated one by one, so that an access beyond one of them is not within the next.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +39,30 @@ _FOUND = 9
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--inside", action="store_true")
+    parser.add_argument("--inside", type=int, help="launch this share of the functions")
+    parser.add_argument("--shares", type=int, default=4)
     parser.add_argument("--paths", action="store_true")
     parser.add_argument("--record", type=Path)
     parser.add_argument("--tools", default=",".join(TOOLS))
     parser.add_argument("words", nargs="*")
     asked = parser.parse_args()
-    if asked.inside:
-        _launch_all(asked.words, asked.paths)
+    if asked.inside is not None:
+        _launch(list(_functions(asked.words, asked.paths))[asked.inside :: asked.shares])
         return 0
     assert packages(), "no compiled package: python build.py"
-    arguments = ["--inside", *["--paths"] * asked.paths, *asked.words]
-    found = {tool: _under(tool, arguments) for tool in asked.tools.split(",")}
-    record = {"what": f"compute-sanitizer, tests/gpu/sanitize.py {' '.join(arguments)}", **software(), "tools": found}
+    arguments = [*["--paths"] * asked.paths, *asked.words]
+    tools = asked.tools.split(",")
+    with ThreadPoolExecutor(len(tools) * asked.shares) as pool:
+        runs = {
+            tool: [
+                pool.submit(_under, tool, ["--inside", str(share), "--shares", str(asked.shares), *arguments])
+                for share in range(asked.shares)
+            ]
+            for tool in tools
+        }
+        found = {tool: _whole([run.result() for run in shares]) for tool, shares in runs.items()}
+    what = " ".join(["compute-sanitizer, python tests/gpu/sanitize.py", *arguments])
+    record = {"what": what, **software(), "tools": found}
     print(json.dumps(record, indent=1))
     if asked.record:
         asked.record.write_text(json.dumps(record, indent=1) + "\n")
@@ -72,17 +85,29 @@ def _under(tool: str, arguments: list[str]) -> dict[str, Any]:
     }
 
 
-def _launch_all(words: list[str], only_paths: bool) -> None:
+def _whole(shares: list[dict[str, Any]]) -> dict[str, Any]:
+    """The shares of one tool together: the worst exit code and sums, None where one share gave no number."""
+    whole: dict[str, Any] = {"exit_code": max(share["exit_code"] for share in shares)}
+    for key in ("errors", "launches", "functions"):
+        numbers = [share[key] for share in shares]
+        whole[key] = None if None in numbers else sum(numbers)
+    return whole
+
+
+_Function = tuple[Package, Any, str, int | None, bool]
+"""Its package, its kernel, its name, the most tokens it takes, and whether it is a whole path's."""
+
+
+def _functions(words: list[str], only_paths: bool) -> Iterator[_Function]:
     major, minor = torch.cuda.get_device_capability()
-    sm, launches = 10 * major + minor, []
-    for package, kernel in () if only_paths else kernels():
-        for function, most in variants_of(package, kernel, sm):
-            if not words or any(word in function for word in words):
-                launches.append(_gate(package, kernel, function, most))
-    for package, kernel in paths():
-        for function, most in functions_of(package, kernel, sm):
-            if not words or any(word in function for word in words):
-                launches.append(_path(package, kernel, function, most))
+    sm = 10 * major + minor
+    found = [] if only_paths else [(*of, *each, False) for of in kernels() for each in variants_of(*of, sm)]
+    found += [(*of, *each, True) for of in paths() for each in functions_of(*of, sm)]
+    yield from (one for one in found if not words or any(word in one[2] for word in words))
+
+
+def _launch(functions: list[_Function]) -> None:
+    launches = [(_path if whole else _gate)(*function) for *function, whole in functions]
     print(f"{sum(launches)} launches of {len(launches)} functions")
 
 

@@ -21,8 +21,9 @@ constexpr int64_t kFewestPlaces = 4096;
 using Owner = std::tuple<int, unsigned long long, unsigned long long>;
 
 struct Memory {
-  Handover handover;
-  int64_t places;
+  uint32_t* tickets;
+  float* places;
+  int64_t num_places;
 };
 
 struct Registry {
@@ -37,8 +38,8 @@ Registry& registry() {
 }
 
 // Zeroes and empties. On a stream of its own, and in a way that does not end a capture under way.
-cudaError_t allocate(int64_t places, Memory* memory) {
-  const size_t bytes = kTickets * sizeof(uint32_t) + places * sizeof(float);
+cudaError_t allocate(int64_t num_places, Memory* memory) {
+  const size_t bytes = kTickets * sizeof(uint32_t) + num_places * sizeof(float);
   void* base = nullptr;
   cudaStream_t stream = nullptr;
   cudaError_t error = cudaMalloc(&base, bytes);
@@ -52,15 +53,15 @@ cudaError_t allocate(int64_t places, Memory* memory) {
     return error;
   }
   auto* tickets = static_cast<uint32_t*>(base);
-  *memory = {{tickets, reinterpret_cast<float*>(tickets + kTickets)}, places};
+  *memory = {tickets, reinterpret_cast<float*>(tickets + kTickets), num_places};
   return cudaSuccess;
 }
 
-cudaError_t allocate_beside_captures(int64_t places, Memory* memory) {
+cudaError_t allocate_beside_captures(int64_t num_places, Memory* memory) {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
   if (error != cudaSuccess) return error;
-  error = allocate(places, memory);
+  error = allocate(num_places, memory);
   const cudaError_t restored = cudaThreadExchangeStreamCaptureMode(&mode);
   return error != cudaSuccess ? error : restored;
 }
@@ -93,7 +94,8 @@ cudaError_t keep_with(cudaGraph_t graph, const Owner& owner) {
 
 }  // namespace
 
-cudaError_t find_handover(cudaStream_t stream, int64_t places, Handover* handover) {
+cudaError_t prepare_handover(int64_t places, normgate_args* args) {
+  const auto stream = static_cast<cudaStream_t>(args->stream);
   int device = 0;
   unsigned long long stream_id = 0, capture_id = 0;
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -112,10 +114,11 @@ cudaError_t find_handover(cudaStream_t stream, int64_t places, Handover* handove
   Registry& all = registry();
   const std::lock_guard<std::mutex> lock(all.mutex);
   std::vector<Memory>& owned = all.owned[owner];
-  if (owned.empty() || owned.back().places < places) {
+  if (owned.empty() || owned.back().num_places < places) {
     if (owned.empty() && captures && (error = keep_with(graph, owner)) != cudaSuccess) return error;
     std::vector<Memory>& free = all.free[device];
-    const auto fits = std::find_if(free.begin(), free.end(), [&](const Memory& one) { return one.places >= places; });
+    const auto fits =
+        std::find_if(free.begin(), free.end(), [&](const Memory& one) { return one.num_places >= places; });
     if (fits != free.end()) {
       owned.push_back(*fits);
       free.erase(fits);
@@ -127,7 +130,8 @@ cudaError_t find_handover(cudaStream_t stream, int64_t places, Handover* handove
       owned.push_back(memory);
     }
   }
-  *handover = owned.back().handover;
+  args->tickets = owned.back().tickets;
+  args->places = owned.back().places;
   return cudaSuccess;
 }
 

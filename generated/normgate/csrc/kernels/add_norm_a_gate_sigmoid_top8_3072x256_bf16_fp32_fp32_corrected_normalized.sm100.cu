@@ -176,7 +176,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -206,7 +206,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   };
   launch_next_kernel();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -327,7 +327,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -433,7 +433,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     }
   }
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);              // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -645,8 +645,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     float4 logits = sum_slices(own, token, column);
     logits = scale4(logits, rstd_of(token));
     const int expert = first_expert + column * 4;
-    if (expert < kNumExperts)
-      pass4(static_cast<float*>(args.places) + (first_token + token) * kPlaces + expert, logits);
+    if (expert < kNumExperts) pass4(args.places + (first_token + token) * kPlaces + expert, logits);
   };
   __shared__ Select::Scratch scratch[S::kOwnTokens < S::kThreads / 32 ? S::kOwnTokens : S::kThreads / 32];
 #pragma unroll 1
@@ -679,7 +678,7 @@ __device__ __forceinline__ void add_residual(const normgate_args& args) {
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
   launch_next_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -689,8 +688,8 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
 }
 
 // gemv_t1_e2_w12_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM
+// (python build.py tune); cost model).
 struct GemvT1E2W12C1 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes
@@ -795,36 +794,22 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100(const normgate_args& args);
 
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm100>(
       {128, 384, 0, 1, true}, args);
 }
@@ -832,12 +817,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w12_c1_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w12_c1_sm100>(
       {128, 384, 0, 1, true}, args);
 }
@@ -845,12 +825,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm100>(
       {128, 384, 0, 1, true}, args);
 }
@@ -859,12 +834,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm100>(
       {ceil_div(args.num_tokens, 8) * 96, 128, 0, 6, true}, args);
@@ -874,12 +844,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm100>(
       {ceil_div(args.num_tokens, 16) * 96, 128, 0, 6, true}, args);
@@ -892,7 +857,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w8_b2_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -911,7 +876,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e16_s6_w214_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -930,7 +895,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s6_w124_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -949,7 +914,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e64_s8_w124_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -968,7 +933,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s6_w222_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -987,7 +952,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s2_w124_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1006,7 +971,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s2_w124_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1025,7 +990,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s2_w222_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1044,7 +1009,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s1_w222_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1063,7 +1028,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e64_s1_w412_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))

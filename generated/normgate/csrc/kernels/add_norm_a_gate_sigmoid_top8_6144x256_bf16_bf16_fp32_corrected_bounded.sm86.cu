@@ -174,7 +174,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -202,7 +202,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     return token < num_tokens && in_row(k) ? load_activations(residual + token * args.residual_row_stride + k)
                                            : zeros<Activation>();
   };
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -322,7 +322,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -619,8 +619,8 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
 }
 
 // gemv_t1_e3_w12_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM
+// (python build.py tune); cost model).
 struct GemvT1E3W12C2 {
   static constexpr int kTokens = 1;     // tokens that a CTA serves
   static constexpr int kExperts = 3;    // experts that a CTA computes
@@ -734,36 +734,22 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm86(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm86(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm86(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k64_d4_sm86(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm86(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm86(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm86(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k64_d4_sm86(const normgate_args& args);
 
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm86(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm86>(
       {86, 384, 0, 1, false}, args);
 }
@@ -771,12 +757,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm86(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm86>(
       {86, 384, 0, 1, false}, args);
 }
@@ -784,12 +765,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t4_e3_w12_c2_sm86(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t4_e3_w12_c2_sm86>(
       {86, 384, 0, 1, false}, args);
 }

@@ -177,7 +177,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -207,7 +207,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   };
   launch_next_kernel();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -328,7 +328,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -434,7 +434,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     }
   }
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);              // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -645,8 +645,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     float4 logits = sum_slices(own, token, column);
     logits = scale4(logits, rstd_of(token));
     const int expert = first_expert + column * 4;
-    if (expert < kNumExperts)
-      pass4(static_cast<float*>(args.places) + (first_token + token) * kPlaces + expert, logits);
+    if (expert < kNumExperts) pass4(args.places + (first_token + token) * kPlaces + expert, logits);
   };
   __shared__ Select::Scratch scratch[S::kOwnTokens < S::kThreads / 32 ? S::kOwnTokens : S::kThreads / 32];
 #pragma unroll 1
@@ -679,7 +678,7 @@ __device__ __forceinline__ void add_residual(const normgate_args& args) {
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
   launch_next_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -688,7 +687,7 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e3_w12_c2, 1 token: measured on NVIDIA H200: 2.80 us at 1 tokens, next best gemv_t1_e4_w8_c3 2.81.
+// gemv_t1_e3_w12_c2, 1 token: measured on NVIDIA H200: 2.80 us at 1 token, next best gemv_t1_e4_w8_c3 2.81.
 struct GemvT1E3W12C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 3;           // experts that a CTA computes
@@ -828,46 +827,27 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_s16_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d8_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
 
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm90>(
       {86, 384, 0, 1, true}, args);
 }
@@ -875,12 +855,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90>(
       {86, 256, 0, 1, true}, args);
 }
@@ -888,12 +863,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w16_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w16_b2_sm90>(
       {ceil_div(args.num_tokens, 8) * 96, 512, 0, 6, true}, args);
 }
@@ -901,12 +871,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90>(
       {ceil_div(args.num_tokens, 8) * 56, 224, 0, 7, true}, args);
 }
@@ -914,12 +879,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90>(
       {ceil_div(args.num_tokens, 8) * 48, 256, 0, 6, true}, args);
 }
@@ -927,12 +887,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90>(
       {ceil_div(args.num_tokens, 16) * 48, 256, 0, 6, true}, args);
 }
@@ -941,12 +896,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90>(
       {ceil_div(args.num_tokens, 16) * 32, 384, 0, 4, true}, args);
@@ -957,7 +907,7 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sp
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -974,7 +924,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t32_e64_s8_d12_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -991,7 +941,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t48_e64_s7_d12_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1008,7 +958,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e64_s8_d8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1025,7 +975,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t48_e128_s5_d8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1042,7 +992,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e128_s5_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1059,7 +1009,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t64_e128_s2_d7_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1076,7 +1026,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e128_s2_d5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1092,7 +1042,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s6_w8_b2_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1109,7 +1059,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s8_w4_b3_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1126,7 +1076,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s6_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1143,7 +1093,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e128_s6_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1160,7 +1110,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1177,7 +1127,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s2_w214_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1194,7 +1144,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;

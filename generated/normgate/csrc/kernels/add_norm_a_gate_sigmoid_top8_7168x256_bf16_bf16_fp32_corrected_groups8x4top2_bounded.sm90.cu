@@ -209,7 +209,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -239,7 +239,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   };
   launch_next_kernel();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -360,7 +360,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -466,7 +466,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     }
   }
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);              // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -677,8 +677,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     float4 logits = sum_slices(own, token, column);
     logits = scale4(logits, rstd_of(token));
     const int expert = first_expert + column * 4;
-    if (expert < kNumExperts)
-      pass4(static_cast<float*>(args.places) + (first_token + token) * kPlaces + expert, logits);
+    if (expert < kNumExperts) pass4(args.places + (first_token + token) * kPlaces + expert, logits);
   };
   __shared__ Select::Scratch scratch[S::kOwnTokens < S::kThreads / 32 ? S::kOwnTokens : S::kThreads / 32];
 #pragma unroll 1
@@ -711,7 +710,7 @@ __device__ __forceinline__ void add_residual(const normgate_args& args) {
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
   launch_next_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -720,7 +719,7 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e3_w7_c4, 1 token: measured on NVIDIA H200: 3.02 us at 1 tokens, next best gemv_t1_e3_w10_c3 3.06.
+// gemv_t1_e3_w7_c4, 1 token: measured on NVIDIA H200: 3.02 us at 1 token, next best gemv_t1_e3_w10_c3 3.06.
 struct GemvT1E3W7C4 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 3;           // experts that a CTA computes
@@ -862,51 +861,30 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_s16_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_s16_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s6_d10_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d7_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d10_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s6_d10_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d7_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d10_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
 
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90>(
       {86, 224, 0, 1, true}, args);
@@ -916,12 +894,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90>(
       {86, 224, 0, 1, true}, args);
@@ -931,12 +904,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90>(
       {ceil_div(args.num_tokens, 8) * 96, 320, 0, 6, true}, args);
@@ -946,12 +914,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90>(
       {ceil_div(args.num_tokens, 8) * 80, 384, 0, 5, true}, args);
@@ -961,12 +924,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm90>(
       {ceil_div(args.num_tokens, 16) * 64, 224, 0, 8, true}, args);
@@ -976,12 +934,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90>(
       {ceil_div(args.num_tokens, 8) * 32, 224, 0, 4, true}, args);
@@ -991,12 +944,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w10_b2_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w10_b2_r2_sm90>(
       {ceil_div(args.num_tokens, 16) * 48, 320, 0, 6, true}, args);
@@ -1008,7 +956,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t48_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1026,7 +974,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1044,7 +992,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t32_e64_s8_d12_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1062,7 +1010,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t48_e64_s7_d12_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1080,7 +1028,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t64_e64_s6_d10_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1098,7 +1046,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t48_e128_s5_d7_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1116,7 +1064,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t64_e64_s2_d10_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1134,7 +1082,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t64_e128_s2_d7_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1152,7 +1100,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t128_e128_s2_d5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1169,7 +1117,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1186,7 +1134,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1204,7 +1152,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s8_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1222,7 +1170,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e96_s8_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1240,7 +1188,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e96_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1258,7 +1206,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1276,7 +1224,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s2_w214_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1294,7 +1242,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
               {args.num_tokens, 256, 0, 1, true}, args))

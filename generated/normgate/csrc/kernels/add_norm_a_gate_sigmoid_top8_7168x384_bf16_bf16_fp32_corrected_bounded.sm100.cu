@@ -177,7 +177,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -207,7 +207,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   };
   launch_next_kernel();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -328,7 +328,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -434,7 +434,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     }
   }
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);              // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -645,8 +645,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     float4 logits = sum_slices(own, token, column);
     logits = scale4(logits, rstd_of(token));
     const int expert = first_expert + column * 4;
-    if (expert < kNumExperts)
-      pass4(static_cast<float*>(args.places) + (first_token + token) * kPlaces + expert, logits);
+    if (expert < kNumExperts) pass4(args.places + (first_token + token) * kPlaces + expert, logits);
   };
   __shared__ Select::Scratch scratch[S::kOwnTokens < S::kThreads / 32 ? S::kOwnTokens : S::kThreads / 32];
 #pragma unroll 1
@@ -679,7 +678,7 @@ __device__ __forceinline__ void add_residual(const normgate_args& args) {
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
   launch_next_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -689,8 +688,8 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
 }
 
 // gemv_t1_e3_w14_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM
+// (python build.py tune); cost model).
 struct GemvT1E3W14C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 3;           // experts that a CTA computes
@@ -777,34 +776,21 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args& args);
 
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w14_c2_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w14_c2_sm100>(
       {128, 448, 0, 1, true}, args);
 }
@@ -812,12 +798,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w14_c2_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w14_c2_sm100>(
       {128, 448, 0, 1, true}, args);
 }
@@ -825,12 +806,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w7_b4_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w7_b4_sm100>(
       {ceil_div(args.num_tokens, 8) * 96, 224, 0, 8, true}, args);
 }
@@ -839,12 +815,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm100>(
       {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
 }
@@ -856,7 +827,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w222_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -875,7 +846,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -894,7 +865,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s8_w222_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -913,7 +884,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -932,7 +903,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s8_w222_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -951,7 +922,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s2_w124_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -970,7 +941,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s2_w222_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -989,7 +960,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s1_w222_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))
@@ -1008,7 +979,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm100(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error =
           launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm100>(
               {args.num_tokens, 256, 0, 1, true}, args))

@@ -177,7 +177,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -207,7 +207,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   };
   launch_next_kernel();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -328,7 +328,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -434,7 +434,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     }
   }
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);              // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -645,8 +645,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     float4 logits = sum_slices(own, token, column);
     logits = scale4(logits, rstd_of(token));
     const int expert = first_expert + column * 4;
-    if (expert < kNumExperts)
-      pass4(static_cast<float*>(args.places) + (first_token + token) * kPlaces + expert, logits);
+    if (expert < kNumExperts) pass4(args.places + (first_token + token) * kPlaces + expert, logits);
   };
   __shared__ Select::Scratch scratch[S::kOwnTokens < S::kThreads / 32 ? S::kOwnTokens : S::kThreads / 32];
 #pragma unroll 1
@@ -679,7 +678,7 @@ __device__ __forceinline__ void add_residual(const normgate_args& args) {
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
   launch_next_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -688,7 +687,7 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e4_w7_c4, 1 token: measured on NVIDIA H200: 3.11 us at 1 tokens, next best gemv_t1_e4_w10_c3 3.17.
+// gemv_t1_e4_w7_c4, 1 token: measured on NVIDIA H200: 3.11 us at 1 token, next best gemv_t1_e4_w10_c3 3.17.
 struct GemvT1E4W7C4 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 4;           // experts that a CTA computes
@@ -771,48 +770,28 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w214_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w214_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(const normgate_args& args);
 
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w7_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w7_c4_sm90>(
       {96, 224, 0, 1, true}, args);
 }
@@ -820,12 +799,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e4_w7_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e4_w7_c4_sm90>(
       {96, 224, 0, 1, true}, args);
 }
@@ -833,12 +807,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w8_b4_sm90>(
       {ceil_div(args.num_tokens, 8) * 84, 256, 0, 7, true}, args);
 }
@@ -846,22 +815,17 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm90>(
       {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
 }
 
-// apart_resident_t32_s14, 17 to 32 tokens: measured on NVIDIA H200: 7.56 us at 32 tokens, next best
-// split_k_t32_e32_s8_w7_b2_r2 7.52.
+// apart_resident_t32_s14, 17 to 32 tokens: measured on NVIDIA H200: 7.56 us at 32 tokens;
+// split_k_t32_e32_s8_w7_b2_r2, 7.52, saves too little.
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_s14_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -878,7 +842,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -895,7 +859,7 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_correcte
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -912,7 +876,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e64_s8_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -929,7 +893,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t112_e128_s8_d5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -946,7 +910,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e64_s2_d8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -963,7 +927,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e128_s2_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -980,7 +944,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e128_s1_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -996,7 +960,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s8_w7_b2_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1012,7 +976,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e32_s8_w412_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1029,7 +993,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s8_w214_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1046,7 +1010,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1063,7 +1027,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1080,7 +1044,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1097,7 +1061,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1114,7 +1078,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t128_e64_s2_w412_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;

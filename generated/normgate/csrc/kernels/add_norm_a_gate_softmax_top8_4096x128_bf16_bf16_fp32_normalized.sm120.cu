@@ -175,7 +175,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -322,7 +322,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -635,8 +635,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     float4 logits = sum_slices(own, token, column);
     logits = scale4(logits, rstd_of(token));
     const int expert = first_expert + column * 4;
-    if (expert < kNumExperts)
-      pass4(static_cast<float*>(args.places) + (first_token + token) * kPlaces + expert, logits);
+    if (expert < kNumExperts) pass4(args.places + (first_token + token) * kPlaces + expert, logits);
   };
   __shared__ Select::Scratch scratch[S::kOwnTokens < S::kThreads / 32 ? S::kOwnTokens : S::kThreads / 32];
 #pragma unroll 1
@@ -675,8 +674,8 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
 }
 
 // gemv_t1_e1_w16_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM
+// (python build.py tune); cost model).
 struct GemvT1E1W16C1 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 1;           // experts that a CTA computes
@@ -761,36 +760,22 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm120(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm120(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm120(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(const normgate_args& args);
 
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm120>(
       {128, 512, 0, 1, true}, args);
 }
@@ -798,12 +783,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e1_w16_c1_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e1_w16_c1_sm120>(
       {128, 512, 0, 1, true}, args);
 }
@@ -811,12 +791,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w4_b4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w4_b4_sm120>(
       {ceil_div(args.num_tokens, 8) * 64, 128, 0, 8, true}, args);
 }
@@ -824,12 +799,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w4_b4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w4_b4_sm120>(
       {ceil_div(args.num_tokens, 8) * 32, 128, 0, 8, true}, args);
 }
@@ -840,7 +810,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s8_w4_b4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -857,7 +827,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w4_b4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -874,7 +844,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s5_w7_b4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -891,7 +861,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s8_w8_b2_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -909,7 +879,7 @@ cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e32_s6_w222_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -927,7 +897,7 @@ cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s6_w222_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -945,7 +915,7 @@ cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e32_s2_w124_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -963,7 +933,7 @@ cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s2_w124_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -981,7 +951,7 @@ cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s1_w124_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -999,7 +969,7 @@ cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s1_w222_k64_d4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;

@@ -175,7 +175,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -322,7 +322,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -635,8 +635,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     float4 logits = sum_slices(own, token, column);
     logits = scale4(logits, rstd_of(token));
     const int expert = first_expert + column * 4;
-    if (expert < kNumExperts)
-      pass4(static_cast<float*>(args.places) + (first_token + token) * kPlaces + expert, logits);
+    if (expert < kNumExperts) pass4(args.places + (first_token + token) * kPlaces + expert, logits);
   };
   __shared__ Select::Scratch scratch[S::kOwnTokens < S::kThreads / 32 ? S::kOwnTokens : S::kThreads / 32];
 #pragma unroll 1
@@ -674,7 +673,7 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e1_w6_c3, 1 token: measured on NVIDIA H200: 2.50 us at 1 tokens, next best gemv_t1_e3_w8_c2 2.56.
+// gemv_t1_e1_w6_c3, 1 token: measured on NVIDIA H200: 2.50 us at 1 token, next best gemv_t1_e3_w8_c2 2.56.
 struct GemvT1E1W6C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 1;           // experts that a CTA computes
@@ -850,44 +849,26 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_s16_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_s8_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t64_s8_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s6_d11_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t96_e64_s5_d9_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s1_d12_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s5_w7_b2_r2_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t64_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s6_d11_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t96_e64_s5_d9_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s1_d12_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s5_w7_b2_r2_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
 
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90>(
       {128, 192, 0, 1, true}, args);
 }
@@ -895,12 +876,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90>(
       {64, 128, 0, 1, true}, args);
 }
@@ -908,12 +884,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w8_b2_sm90>(
       {ceil_div(args.num_tokens, 8) * 64, 256, 0, 8, true}, args);
 }
@@ -921,12 +892,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w16_b1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w16_b1_sm90>(
       {ceil_div(args.num_tokens, 8) * 64, 512, 0, 8, true}, args);
 }
@@ -934,12 +900,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90>(
       {ceil_div(args.num_tokens, 8) * 40, 448, 0, 5, true}, args);
 }
@@ -947,12 +908,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90>(
       {ceil_div(args.num_tokens, 8) * 28, 160, 0, 7, true}, args);
 }
@@ -960,12 +916,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90>(
       {ceil_div(args.num_tokens, 8) * 20, 224, 0, 5, true}, args);
 }
@@ -973,12 +924,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90>(
       {ceil_div(args.num_tokens, 16) * 28, 320, 0, 7, true}, args);
 }
@@ -986,12 +932,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s4_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s4_w8_b4_sm90>(
       {ceil_div(args.num_tokens, 16) * 16, 256, 0, 4, true}, args);
 }
@@ -1001,7 +942,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1017,7 +958,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1033,7 +974,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t64_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1049,7 +990,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s6_d11_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1065,7 +1006,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t96_e64_s5_d9_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1081,7 +1022,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s2_d12_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1097,7 +1038,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s1_d12_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1113,7 +1054,7 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s8_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1130,7 +1071,7 @@ cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s5_w7_b2_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1147,7 +1088,7 @@ cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e32_s6_w412_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1164,7 +1105,7 @@ cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s6_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1181,7 +1122,7 @@ cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1198,7 +1139,7 @@ cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s2_w214_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1215,7 +1156,7 @@ cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;

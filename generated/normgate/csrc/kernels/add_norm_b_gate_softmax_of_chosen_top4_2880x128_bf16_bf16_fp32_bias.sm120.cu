@@ -175,7 +175,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -323,7 +323,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
     logit += widen(static_cast<const GateWeight*>(args.gate_bias)[expert]);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -642,8 +642,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     const float* b = &bias[column * 4];
     logits = add4(logits, make_float4(b[0], b[1], b[2], b[3]));
     const int expert = first_expert + column * 4;
-    if (expert < kNumExperts)
-      pass4(static_cast<float*>(args.places) + (first_token + token) * kPlaces + expert, logits);
+    if (expert < kNumExperts) pass4(args.places + (first_token + token) * kPlaces + expert, logits);
   };
   __shared__ Select::Scratch scratch[S::kOwnTokens < S::kThreads / 32 ? S::kOwnTokens : S::kThreads / 32];
 #pragma unroll 1
@@ -682,8 +681,8 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
 }
 
 // gemv_t1_e1_w12_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM
+// (python build.py tune); cost model).
 struct GemvT1E1W12C1 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 1;           // experts that a CTA computes
@@ -788,38 +787,28 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm120(const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
+    const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s2_w124_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
+    const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
+    const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s1_w124_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
+    const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s1_w222_k64_d4_sm120(
-    const normgate_args& args);  // of the gate's own kernel
+    const normgate_args& args);
 
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm120>(
       {128, 384, 0, 1, true}, args);
 }
@@ -827,12 +816,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm120>(
       {128, 384, 0, 1, true}, args);
 }
@@ -840,12 +824,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm120>(
       {128, 384, 0, 1, true}, args);
 }
@@ -853,12 +832,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm120>(
       {ceil_div(args.num_tokens, 8) * 64, 128, 0, 8, true}, args);
 }
@@ -866,12 +840,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm120>(
       {ceil_div(args.num_tokens, 8) * 48, 160, 0, 6, true}, args);
 }
@@ -883,7 +852,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w4_b3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -901,7 +870,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e16_s6_w5_b3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -919,7 +888,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s8_w4_b3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -937,7 +906,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w5_b3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -955,7 +924,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s8_w4_b3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -973,7 +942,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s6_w5_b3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -991,7 +960,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s6_w222_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1009,7 +978,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e32_s2_w124_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1027,7 +996,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s2_w124_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1045,7 +1014,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s1_w124_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1063,7 +1032,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s1_w222_k64_d4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm120>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;

@@ -175,7 +175,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -323,7 +323,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
     logit += widen(static_cast<const GateWeight*>(args.gate_bias)[expert]);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -642,8 +642,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     const float* b = &bias[column * 4];
     logits = add4(logits, make_float4(b[0], b[1], b[2], b[3]));
     const int expert = first_expert + column * 4;
-    if (expert < kNumExperts)
-      pass4(static_cast<float*>(args.places) + (first_token + token) * kPlaces + expert, logits);
+    if (expert < kNumExperts) pass4(args.places + (first_token + token) * kPlaces + expert, logits);
   };
   __shared__ Select::Scratch scratch[S::kOwnTokens < S::kThreads / 32 ? S::kOwnTokens : S::kThreads / 32];
 #pragma unroll 1
@@ -681,7 +680,7 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w12_c1, 1 token: measured on NVIDIA H200: 2.48 us at 1 tokens, next best gemv_t1_e2_w6_c2 2.50.
+// gemv_t1_e2_w12_c1, 1 token: measured on NVIDIA H200: 2.48 us at 1 token, next best gemv_t1_e2_w6_c2 2.50.
 struct GemvT1E2W12C1 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes
@@ -804,42 +803,30 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_s12_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_s8_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_s8_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t48_e64_s5_d9_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d12_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t112_e64_s3_d9_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d12_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w8_b2_sm90(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_s12_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t48_e64_s5_d9_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d12_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t112_e64_s3_d9_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d12_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w8_b2_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s6_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
+    const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
+    const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
+    const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s2_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
+    const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s2_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
+    const normgate_args& args);
 
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90>(
       {64, 384, 0, 1, true}, args);
 }
@@ -847,12 +834,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90>(
       {ceil_div(args.num_tokens, 8) * 48, 160, 0, 6, true}, args);
 }
@@ -860,12 +842,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90>(
       {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
 }
@@ -873,12 +850,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90>(
       {ceil_div(args.num_tokens, 8) * 48, 512, 0, 6, true}, args);
 }
@@ -886,12 +858,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s7_w7_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s7_w7_b2_sm90>(
       {ceil_div(args.num_tokens, 8) * 28, 224, 0, 7, true}, args);
 }
@@ -899,12 +866,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90>(
       {ceil_div(args.num_tokens, 16) * 24, 256, 0, 6, true}, args);
 }
@@ -914,7 +876,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t32_s12_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -930,7 +892,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -946,7 +908,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t64_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -962,7 +924,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t48_e64_s5_d9_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -978,7 +940,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t32_e64_s2_d12_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -994,7 +956,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t112_e64_s3_d9_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1010,7 +972,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t64_e64_s1_d12_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1027,7 +989,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s6_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1044,7 +1006,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e32_s6_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1061,7 +1023,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s6_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1078,7 +1040,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1095,7 +1057,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e128_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
@@ -1112,7 +1074,7 @@ cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;

@@ -1482,7 +1482,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   }
 }
 
-// gemv_t1_e2_w8_c2, 1 token: measured on NVIDIA H200: 1.07 us at 1 tokens, next best gemv_t1_e3_w8_c2 1.09.
+// gemv_t1_e2_w8_c2, 1 token: measured on NVIDIA H200: 1.07 us at 1 token, next best gemv_t1_e3_w8_c2 1.09.
 struct GemvT1E2W8C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes

@@ -1501,7 +1501,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   }
 }
 
-// gemv_t1_e3_w10_c3, 1 token: measured on NVIDIA H200: 1.65 us at 1 tokens, next best gemv_t1_e3_w14_c2 1.65.
+// gemv_t1_e3_w10_c3, 1 token: measured on NVIDIA H200: 1.65 us at 1 token, next best gemv_t1_e3_w14_c2 1.65.
 struct GemvT1E3W10C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 3;           // experts that a CTA computes

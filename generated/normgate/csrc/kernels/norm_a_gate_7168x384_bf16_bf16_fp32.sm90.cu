@@ -1540,7 +1540,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   }
 }
 
-// gemv_t1_e2_w14_c2, 1 token: measured on NVIDIA H200: 2.07 us at 1 tokens, next best gemv_t1_e2_w7_c4 2.08.
+// gemv_t1_e2_w14_c2, 1 token: measured on NVIDIA H200: 2.07 us at 1 token, next best gemv_t1_e2_w7_c4 2.08.
 struct GemvT1E2W14C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes

@@ -618,7 +618,7 @@ __device__ __forceinline__ void finish(const normgate_args& args) {
   }
 }
 
-// gemv_t1_e2_w12_c1, 1 token: cheapest of 97 legal variants of gemv and split_k at 1 tokens (no tuned table for this SM
+// gemv_t1_e2_w12_c1, 1 token: cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM
 // (python build.py tune); cost model).
 struct GemvT1E2W12C1 {
   static constexpr int kTokens = 1;     // tokens that a CTA serves

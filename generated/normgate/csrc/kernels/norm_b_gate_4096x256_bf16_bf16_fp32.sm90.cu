@@ -1485,7 +1485,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   }
 }
 
-// gemv_t1_e3_w4_c4, 1 token: measured on NVIDIA H200: 1.22 us at 1 tokens, next best gemv_t1_e4_w4_c4 1.24.
+// gemv_t1_e3_w4_c4, 1 token: measured on NVIDIA H200: 1.22 us at 1 token, next best gemv_t1_e4_w4_c4 1.24.
 struct GemvT1E3W4C4 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 3;           // experts that a CTA computes

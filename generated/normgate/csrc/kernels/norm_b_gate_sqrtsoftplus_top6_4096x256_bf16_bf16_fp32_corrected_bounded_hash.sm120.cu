@@ -184,7 +184,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -208,7 +208,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   };
   launch_next_kernel();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts && args.e_score_correction_bias != nullptr) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -317,7 +317,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -414,7 +414,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     }
   }
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);              // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts && args.e_score_correction_bias != nullptr) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -610,8 +610,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     float4 logits = sum_slices(own, token, column);
     logits = scale4(logits, rstd_of(token));
     const int expert = first_expert + column * 4;
-    if (expert < kNumExperts)
-      pass4(static_cast<float*>(args.places) + (first_token + token) * kPlaces + expert, logits);
+    if (expert < kNumExperts) pass4(args.places + (first_token + token) * kPlaces + expert, logits);
   };
   __shared__ Select::Scratch scratch[S::kOwnTokens < S::kThreads / 32 ? S::kOwnTokens : S::kThreads / 32];
 #pragma unroll 1
@@ -628,7 +627,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
   launch_next_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts && args.e_score_correction_bias != nullptr) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -638,8 +637,8 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
 }
 
 // gemv_t1_e2_w16_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM
+// (python build.py tune); cost model).
 struct GemvT1E2W16C1 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes
@@ -722,36 +721,22 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(const normgate_args& args);
 
 cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w16_c1_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w16_c1_sm120>(
       {128, 512, 0, 1, true}, args);
 }
@@ -759,12 +744,7 @@ cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_correct
 cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w16_c1_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w16_c1_sm120>(
       {128, 512, 0, 1, true}, args);
 }
@@ -773,12 +753,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w4_b4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w4_b4_sm120>(
       {ceil_div(args.num_tokens, 8) * 64, 128, 0, 8, true}, args);
@@ -788,12 +763,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w4_b4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w4_b4_sm120>(
       {ceil_div(args.num_tokens, 16) * 64, 128, 0, 8, true}, args);
@@ -806,7 +776,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm120(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(
@@ -820,7 +790,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s5_w7_b4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(
@@ -834,7 +804,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm120(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(
@@ -848,7 +818,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s6_w222_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(
@@ -862,7 +832,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(
@@ -876,7 +846,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s6_w222_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(
@@ -890,7 +860,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s2_w124_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(
@@ -904,7 +874,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s2_w124_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(
@@ -918,7 +888,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s1_w124_k128_d3_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(
@@ -932,7 +902,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s1_w222_k64_d4_sm120(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(

@@ -184,7 +184,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -208,7 +208,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   };
   launch_next_kernel();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts && args.e_score_correction_bias != nullptr) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -317,7 +317,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -414,7 +414,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     }
   }
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);              // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts && args.e_score_correction_bias != nullptr) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -610,8 +610,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     float4 logits = sum_slices(own, token, column);
     logits = scale4(logits, rstd_of(token));
     const int expert = first_expert + column * 4;
-    if (expert < kNumExperts)
-      pass4(static_cast<float*>(args.places) + (first_token + token) * kPlaces + expert, logits);
+    if (expert < kNumExperts) pass4(args.places + (first_token + token) * kPlaces + expert, logits);
   };
   __shared__ Select::Scratch scratch[S::kOwnTokens < S::kThreads / 32 ? S::kOwnTokens : S::kThreads / 32];
 #pragma unroll 1
@@ -628,7 +627,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
   launch_next_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts && args.e_score_correction_bias != nullptr) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -637,7 +636,7 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w6_c3, 1 token: measured on NVIDIA H200: 2.67 us at 1 tokens, next best gemv_t1_e4_w4_c4 2.72.
+// gemv_t1_e2_w6_c3, 1 token: measured on NVIDIA H200: 2.67 us at 1 token, next best gemv_t1_e4_w4_c4 2.72.
 struct GemvT1E2W6C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes
@@ -715,50 +714,29 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s16_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s16_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t64_s16_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s8_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s8_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s4_d9_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d8_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s1_d8_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e32_s4_w8_b2_r2_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s4_d9_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s1_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e32_s4_w8_b2_r2_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
 
 cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90>(
       {128, 192, 0, 1, true}, args);
 }
@@ -766,12 +744,7 @@ cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_correct
 cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w6_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w6_c3_sm90>(
       {128, 192, 0, 1, true}, args);
 }
@@ -780,12 +753,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e16_s5_w14_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e16_s5_w14_b2_sm90>(
       {ceil_div(args.num_tokens, 8) * 80, 448, 0, 5, true}, args);
@@ -795,12 +763,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s5_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s5_w7_b4_sm90>(
       {ceil_div(args.num_tokens, 8) * 40, 224, 0, 5, true}, args);
@@ -812,7 +775,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -825,7 +788,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s16_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -837,7 +800,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s16_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -849,7 +812,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t64_s16_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -861,7 +824,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_s8_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -873,7 +836,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_s8_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -885,7 +848,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e64_s4_d9_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t96_e64_s4_d9_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -897,7 +860,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t64_e64_s2_d12_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -910,7 +873,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t64_e128_s2_d8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d8_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -923,7 +886,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t64_e128_s1_d8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e128_s1_d8_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -935,7 +898,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -947,7 +910,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s8_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -960,7 +923,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t32_e32_s4_w8_b2_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e32_s4_w8_b2_r2_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -973,7 +936,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s6_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -986,7 +949,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -999,7 +962,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s2_w214_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -1012,7 +975,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(

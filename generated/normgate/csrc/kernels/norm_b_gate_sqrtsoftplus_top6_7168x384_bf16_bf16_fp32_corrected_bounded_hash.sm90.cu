@@ -184,7 +184,7 @@ constexpr int kPlaces = (kNumExperts + 3) / 4 * 4;  // of a token
 
 __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t token, Select::Scratch& scratch) {
   select_experts(args, token, scratch, [&](const int (&expert)[Select::kPerLane], float (&logit)[Select::kPerLane]) {
-    take(static_cast<float*>(args.places) + token * kPlaces, expert, logit);
+    take(args.places + token * kPlaces, expert, logit);
   });
 }
 
@@ -208,7 +208,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   };
   launch_next_kernel();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts && args.e_score_correction_bias != nullptr) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -317,7 +317,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(static_cast<float*>(args.places) + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, logit);
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -414,7 +414,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     }
   }
   if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "I have begun": waited for before the first push
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);              // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts && args.e_score_correction_bias != nullptr) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -610,8 +610,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
     float4 logits = sum_slices(own, token, column);
     logits = scale4(logits, rstd_of(token));
     const int expert = first_expert + column * 4;
-    if (expert < kNumExperts)
-      pass4(static_cast<float*>(args.places) + (first_token + token) * kPlaces + expert, logits);
+    if (expert < kNumExperts) pass4(args.places + (first_token + token) * kPlaces + expert, logits);
   };
   __shared__ Select::Scratch scratch[S::kOwnTokens < S::kThreads / 32 ? S::kOwnTokens : S::kThreads / 32];
 #pragma unroll 1
@@ -628,7 +627,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
   launch_next_kernel();
-  constexpr int kLine = 128 / sizeof(float);
+  constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts && args.e_score_correction_bias != nullptr) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
@@ -637,7 +636,7 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e4_w7_c4, 1 token: measured on NVIDIA H200: 3.03 us at 1 tokens, next best gemv_t1_e4_w10_c3 3.18.
+// gemv_t1_e4_w7_c4, 1 token: measured on NVIDIA H200: 3.03 us at 1 token, next best gemv_t1_e4_w10_c3 3.18.
 struct GemvT1E4W7C4 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 4;           // experts that a CTA computes
@@ -734,54 +733,31 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   select_rows(args);
 }
 
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s16_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s14_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(
-    const normgate_args& args);  // of the gate's own kernel
+// Of the gate's own kernel.
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s14_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(const normgate_args& args);
 
 cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90>(
       {96, 224, 0, 1, true}, args);
 }
@@ -789,12 +765,7 @@ cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_correct
 cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90>(
       {128, 224, 0, 1, true}, args);
 }
@@ -803,12 +774,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90>(
       {ceil_div(args.num_tokens, 8) * 96, 224, 0, 8, true}, args);
@@ -818,12 +784,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90>(
       {ceil_div(args.num_tokens, 8) * 84, 256, 0, 7, true}, args);
@@ -833,12 +794,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  Handover handover;
-  if (const cudaError_t error =
-          find_handover(static_cast<cudaStream_t>(args.stream), args.num_tokens * kPlaces, &handover))
-    return error;
-  args.tickets = handover.tickets;
-  args.places = handover.places;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
       norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w7_b4_sm90>(
       {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
@@ -850,19 +806,19 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s16_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t32_s14, 25 to 32 tokens: measured on NVIDIA H200: 5.61 us at 32 tokens, next best
-// apart_resident_t32_s16 5.55.
+// apart_resident_t32_s14, 25 to 32 tokens: measured on NVIDIA H200: 5.61 us at 32 tokens; apart_resident_t32_s16, 5.55,
+// saves too little.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s14_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -874,7 +830,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_s14_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s14_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -887,7 +843,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -899,7 +855,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -911,7 +867,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t128_e64_s8_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -924,7 +880,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t112_e128_s8_d5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -937,7 +893,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e64_s2_d8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -949,7 +905,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e128_s2_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -962,7 +918,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e128_s1_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -974,7 +930,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t32_e32_s8_w7_b2_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -986,7 +942,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -998,7 +954,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e32_s8_w412_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -1011,7 +967,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -1024,7 +980,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -1037,7 +993,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -1050,7 +1006,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -1063,7 +1019,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
@@ -1076,7 +1032,7 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t128_e64_s2_w412_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 0 * args.num_tokens;
+  args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
