@@ -1,10 +1,11 @@
 """compute-sanitizer over every function of the compiled packages, a few launches each.
 
-    python tests/gpu/sanitize.py [--paths] [--record FILE] [--tools memcheck,racecheck] [--shares N] [WORD ...]
+    python tests/gpu/sanitize.py [--paths] [--record FILE] [--tools memcheck,racecheck] [--seconds N] [WORD ...]
 
 Each tool runs this file again, under itself, with --inside, once for each share of the functions, all at the same time.
-Exit code 1 where one of them finds something. --paths leaves the gates alone; words choose functions that have one of
-them in their names. Tensors are allocated one by one, so that an access beyond one of them is not within the next.
+Exit code 1 where one of them finds something, or where functions are left when the seconds are over. --paths leaves the
+gates alone; words choose functions that have one of them in their names. Tensors are allocated one by one, so that an
+access beyond one of them is not within the next.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,31 +36,34 @@ from path_oracle import make_path_inputs  # noqa: E402
 from test_numerics import run, variants_of  # noqa: E402
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-MOST_TOKENS = 66  # of a launch: more are the same blocks again, and each runs many times slower than it does
+MOST_TOKENS = 66  # of a launch: more are the same blocks again
+RACECHECK_TOKENS = 17  # it takes a second or more for each launch, the others a fraction
 _FOUND = 9
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--inside", type=int, help="launch this share of the functions")
-    parser.add_argument("--shares", type=int, default=4)
+    parser.add_argument("--shares", type=int, default=4, help="of the functions, each with a process of its own")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no more launches begin")
+    parser.add_argument("--most-tokens", type=int, default=MOST_TOKENS)
     parser.add_argument("--paths", action="store_true")
     parser.add_argument("--record", type=Path)
     parser.add_argument("--tools", default=",".join(TOOLS))
     parser.add_argument("words", nargs="*")
     asked = parser.parse_args()
     if asked.inside is not None:
-        _launch(list(_functions(asked.words, asked.paths))[asked.inside :: asked.shares])
+        functions = list(_functions(asked.words, asked.paths))
+        random.Random(0).shuffle(functions)  # what is left at the end is of no one kernel
+        _launch(functions[asked.inside :: asked.shares], asked.most_tokens, time.monotonic() + asked.seconds)
         return 0
     assert packages(), "no compiled package: python build.py"
     arguments = [*["--paths"] * asked.paths, *asked.words]
+    limits = ["--shares", str(asked.shares), "--seconds", str(asked.seconds)]
     tools = asked.tools.split(",")
     with ThreadPoolExecutor(len(tools) * asked.shares) as pool:
         runs = {
-            tool: [
-                pool.submit(_under, tool, ["--inside", str(share), "--shares", str(asked.shares), *arguments])
-                for share in range(asked.shares)
-            ]
+            tool: [pool.submit(_under, tool, ["--inside", str(n), *limits, *arguments]) for n in range(asked.shares)]
             for tool in tools
         }
         found = {tool: _whole([run.result() for run in shares]) for tool, shares in runs.items()}
@@ -66,15 +72,17 @@ def main() -> int:
     print(json.dumps(record, indent=1))
     if asked.record:
         asked.record.write_text(json.dumps(record, indent=1) + "\n")
-    return int(any(tool["exit_code"] or tool["errors"] != 0 for tool in found.values()))
+    return int(any(tool["exit_code"] or tool["errors"] != 0 or tool["left"] != 0 for tool in found.values()))
 
 
 def _under(tool: str, arguments: list[str]) -> dict[str, Any]:
+    most = RACECHECK_TOKENS if tool == "racecheck" else MOST_TOKENS
     command = ["compute-sanitizer", "--error-exitcode", str(_FOUND), "--print-limit", "5", "--tool", tool]
-    done = subprocess.run([*command, sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    command += [sys.executable, __file__, "--most-tokens", str(most), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     errors = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", said)
-    launches = re.search(r"^(\d+) launches of (\d+) functions", said, re.MULTILINE)
+    launches = re.search(r"^(\d+) launches of (\d+) functions, (\d+) left", said, re.MULTILINE)
     if done.returncode or errors is None or launches is None:
         print(said[-6000:], file=sys.stderr)
     return {
@@ -82,16 +90,18 @@ def _under(tool: str, arguments: list[str]) -> dict[str, Any]:
         "errors": int(errors[1]) if errors else None,
         "launches": int(launches[1]) if launches else None,
         "functions": int(launches[2]) if launches else None,
+        "left": int(launches[3]) if launches else None,
+        "most_tokens": most,
     }
 
 
 def _whole(shares: list[dict[str, Any]]) -> dict[str, Any]:
     """The shares of one tool together: the worst exit code and sums, None where one share gave no number."""
     whole: dict[str, Any] = {"exit_code": max(share["exit_code"] for share in shares)}
-    for key in ("errors", "launches", "functions"):
+    for key in ("errors", "launches", "functions", "left"):
         numbers = [share[key] for share in shares]
         whole[key] = None if None in numbers else sum(numbers)
-    return whole
+    return {**whole, "most_tokens": shares[0]["most_tokens"]}
 
 
 _Function = tuple[Package, Any, str, int | None, bool]
@@ -106,32 +116,33 @@ def _functions(words: list[str], only_paths: bool) -> Iterator[_Function]:
     yield from (one for one in found if not words or any(word in one[2] for word in words))
 
 
-def _launch(functions: list[_Function]) -> None:
-    launches = [(_path if whole else _gate)(*function) for *function, whole in functions]
-    print(f"{sum(launches)} launches of {len(launches)} functions")
+def _launch(functions: list[_Function], most_tokens: int, until: float) -> None:
+    launches, left = [], len(functions)
+    for package, kernel, function, most, whole in functions:
+        if time.monotonic() > until:
+            break
+        last = min(most or most_tokens, most_tokens)
+        counts = sorted({1, min(3, last), last})  # one token, a partly filled tile, the most
+        launches.append((_path if whole else _gate)(package, kernel, function, counts))
+        left -= 1
+    print(f"{sum(launches)} launches of {len(launches)} functions, {left} left")
 
 
-def _counts(most: int | None) -> list[int]:
-    """One token, a partly filled tile, the most."""
-    last = min(most or MOST_TOKENS, MOST_TOKENS)
-    return sorted({1, min(3, last), last})
-
-
-def _gate(package: Package, kernel: Any, function: str, most: int | None) -> int:
-    for count in _counts(most):
+def _gate(package: Package, kernel: Any, function: str, counts: list[int]) -> int:
+    for count in counts:
         run(package, kernel, function, make_inputs(kernel, count, count))
-    return len(_counts(most))
+    return len(counts)
 
 
-def _path(package: Package, kernel: Any, function: str, most: int | None) -> int:
-    for count in _counts(most):
+def _path(package: Package, kernel: Any, function: str, counts: list[int]) -> int:
+    for count in counts:
         for hashes in forms_of(kernel):
             inputs = make_path_inputs(kernel, count, count, hashes)
             call = Call(package, function, inputs, numbers_of(package, kernel), make_outputs(kernel, count))
             for _ in range(2):  # the second finds the hand-over's memory as the first has left it
                 call.queue()
             torch.cuda.synchronize()
-    return 2 * len(_counts(most)) * len(forms_of(kernel))
+    return 2 * len(counts) * len(forms_of(kernel))
 
 
 if __name__ == "__main__":
