@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -53,8 +52,7 @@ def main() -> int:
     parser.add_argument("words", nargs="*")
     asked = parser.parse_args()
     if asked.inside is not None:
-        functions = list(_functions(asked.words, asked.paths))
-        random.Random(0).shuffle(functions)  # what is left at the end is of no one kernel
+        functions = sorted(_functions(asked.words, asked.paths), key=_size)  # what is left at the end is of the largest
         _launch(functions[asked.inside :: asked.shares], asked.most_tokens, time.monotonic() + asked.seconds)
         return 0
     assert packages(), "no compiled package: python build.py"
@@ -114,6 +112,11 @@ def _functions(words: list[str], only_paths: bool) -> Iterator[_Function]:
     found = [] if only_paths else [(*of, *each, False) for of in kernels() for each in variants_of(*of, sm)]
     found += [(*of, *each, True) for of in paths() for each in functions_of(*of, sm)]
     yield from (one for one in found if not words or any(word in one[2] for word in words))
+
+
+def _size(function: _Function) -> int:
+    kernel = function[1]
+    return int(kernel.hidden_size) * int(kernel.num_experts)
 
 
 def _launch(functions: list[_Function], most_tokens: int, until: float) -> None:
