@@ -53,6 +53,12 @@ def _specs_option(command: _Command) -> _Command:
     )(command)
 
 
+def _all_option(command: _Command) -> _Command:
+    return click.option(
+        "--all", "every", is_flag=True, help="Those of specs/on_demand/ too, by default into build/all."
+    )(command)
+
+
 def _out_option(command: _Command) -> _Command:
     return click.option(
         "--out", type=_PATH, metavar="DIR", help="The package becomes DIR/normgate.  [default: generated]"
@@ -61,16 +67,20 @@ def _out_option(command: _Command) -> _Command:
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @_specs_option
+@_all_option
 @_out_option
 @click.option("--sm", default="all", show_default=True, metavar="native|all|90,100", help="SM targets to compile for.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.")
 @click.pass_context
-def cli(context: click.Context, specs: tuple[Path, ...], out: Path | None, sm: str, jobs: int | None) -> None:
+def cli(
+    context: click.Context, specs: tuple[Path, ...], every: bool, out: Path | None, sm: str, jobs: int | None
+) -> None:
     """Generate the normgate package from specs and compile it. Without a verb: both."""
     if context.invoked_subcommand is not None:
         given = [name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
         if given:
-            raise click.UsageError(f"options go behind the verb: {context.invoked_subcommand} --{given[0].rstrip('s')}")
+            option = {"every": "all"}.get(given[0], given[0].rstrip("s"))
+            raise click.UsageError(f"options go behind the verb: {context.invoked_subcommand} --{option}")
         return
     from . import spills
     from .compile import compile_package
@@ -78,7 +88,7 @@ def cli(context: click.Context, specs: tuple[Path, ...], out: Path | None, sm: s
     from .toolkit import select_sms
 
     console = _console()
-    out = out or _default_out()
+    specs, out = _asked(specs, every, out)
     select_sms(sm)  # what no package could have is said before anything is written
     package = out / places.PACKAGE
     for plans_left in reversed(range(_MOST_PLANS)):
@@ -105,10 +115,11 @@ def cli(context: click.Context, specs: tuple[Path, ...], out: Path | None, sm: s
 
 @cli.command()
 @_specs_option
+@_all_option
 @_out_option
-def generate(specs: tuple[Path, ...], out: Path | None) -> None:
+def generate(specs: tuple[Path, ...], every: bool, out: Path | None) -> None:
     """Render the package, and compile nothing."""
-    _generate(specs, out or _default_out())
+    _generate(*_asked(specs, every, out))
 
 
 @cli.command()
@@ -134,16 +145,23 @@ def _answers(command: _Command) -> _Command:
 
 
 @cli.command()
-@click.argument("config", type=_PATH, metavar="CONFIG.json")
+@click.argument("config", type=_PATH, metavar="CONFIG")
 @click.option("--name", help="The spec's name.  [default: made from _name_or_path]")
 @click.option("--out", type=_PATH, metavar="DIR", help="Where the spec is written.  [default: specs]")
 @click.option("--force", is_flag=True, help="Replace a spec of that name which says something else.")
+@click.option("--source", default="said by a flag of add", metavar="TEXT", help="Where the answers come from.")
 @_answers
-def add(config: Path, name: str | None, out: Path | None, force: bool, **answers: str | None) -> None:
-    """Write a spec from a model's Hugging Face config.json."""
+def add(config: Path, name: str | None, out: Path | None, force: bool, source: str, **answers: str | None) -> None:
+    """Write a spec from CONFIG, a model's Hugging Face config.json, or the checkpoint's folder with it, whose
+    safetensors headers then say what the config does not.
+    """
     given = {key.replace("_", "-"): word for key, word in answers.items() if word is not None}
-    known = hf_config.load_config(config)
-    spec = hf_config.spec_from_config(known, name=name, answers=given, file=str(config))
+    checkpoint = config if config.is_dir() else None
+    file = config / "config.json" if checkpoint else config
+    known = hf_config.load_config(file)
+    spec = hf_config.spec_from_config(
+        known, name=name, answers=given, file=str(file), source=source, checkpoint=checkpoint
+    )
     text = dump_spec(spec, hf_config.comment_for(known))
     path = (out or places.home() / "specs") / f"{spec.name}.yaml"
     if path.exists() and not force:
@@ -167,6 +185,37 @@ def add(config: Path, name: str | None, out: Path | None, force: bool, **answers
     except OSError as error:
         raise BadInput([Problem(_shown(path), None, f"cannot be written: {error.strerror}")]) from None
     print(f"{_shown(path)} written; next: python build.py")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--write", is_flag=True, help="Write docs/coverage.md.")
+@click.option("--check", is_flag=True, help="Exit code 1 where docs/coverage.md is not what --write would write.")
+def coverage(as_json: bool, write: bool, check: bool) -> None:
+    """Say which models' router paths are covered, on which chips, and what is missing."""
+    import json
+
+    from . import coverage as found
+    from .output import replace_whole
+
+    reference = load_specs(places.all_specs())
+    measured = found.ran(places.home() / "docs" / "measured")
+    models = found.covered(load_specs(places.every_spec()), frozenset(spec.name for spec in reference), measured)
+    path, text = places.home() / "docs" / "coverage.md", found.page(models)
+    if write:
+        replace_whole(path, text.encode())
+        print(f"{_shown(path)} written: {found.summary(models)}")
+    elif check:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            mend = "python build.py coverage --write"
+            raise CheckFailed(f"{_shown(path)} is not what the specs and records give: {mend}")
+        print(f"{_shown(path)} is fresh")
+    elif as_json:
+        print(json.dumps(found.data(models), indent=1))
+    else:
+        console = _console()
+        for part in found.table(models):
+            console.print(part, soft_wrap=isinstance(part, str), markup=False)
 
 
 @cli.command()
@@ -447,10 +496,19 @@ def _plan_without(found: Mapping[str, frozenset[str]], spilled: Spilled) -> None
     print(f"{', '.join(names)}: spilled; planned anew without ({_shown(folder / spills.FILE)})", file=sys.stderr)
 
 
+def _asked(specs: tuple[Path, ...], every: bool, out: Path | None) -> tuple[tuple[Path, ...], Path]:
+    """The specs asked for, and where their package goes."""
+    if every and specs:
+        raise click.UsageError("--all is every spec there is: leave --spec out")
+    if every:
+        return places.every_spec(), out or places.home() / "build" / "all"
+    return specs or places.all_specs(), out or _default_out()
+
+
 def _generate(specs: Sequence[Path], out: Path) -> None:
     from . import package
 
-    written = package.generate(specs or places.all_specs(), out)
+    written = package.generate(specs, out)
     folder = _shown(out / places.PACKAGE)
     if written is None or not (written.written or written.removed):
         print(f"{folder}: up to date")
@@ -464,7 +522,7 @@ def _sharing(model: str) -> list[RouterSpec]:
     from . import naming
     from .problem import Problem as Path_
 
-    specs = load_specs(places.all_specs())
+    specs = load_specs(places.every_spec())
     problems = {spec.name: Path_.of(spec).gate_part for spec in specs}
     by_kernel = {naming.kernel_name(of): spec.name for spec in specs for of in (problems[spec.name], Path_.of(spec))}
     name = by_kernel.get(model, model)

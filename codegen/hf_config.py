@@ -1,12 +1,14 @@
 """A model's Hugging Face config.json into a `RouterSpec`.
 
-Three things may say a fact, and the spec's `sources` tell which did: a key of the config, the model's family
-(what its `model_type` implies and no key says), and the person who runs `add`, by a flag. A fact that nobody
-says is asked for by the flag that answers it; two that disagree are an error. Nothing is guessed.
+Four things may say a fact, and the spec's `sources` tell which did: a key of the config, the headers of the
+checkpoint beside it, the model's family (what its `model_type` implies and no key says), and the person who runs
+`add`, by a flag. A fact that nobody says is asked for by the flag that answers it; two that disagree are an error.
+Nothing is guessed.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -14,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import hf_checkpoint
 from .errors import BadInput, Problem
-from .hf_families import FAMILIES, KEYS, SCORING_WORDS, Family
+from .hf_families import ALIASES, ARCHITECTURES, FAMILIES, PARAMS_JSON, UNCOVERED_KEYS, Family, family_of
+from .hf_keys import EXPERT_PARTS, KEYS, SCORING_WORDS, TEXT_PARTS
 from .spec import NAME_PATTERN, RIGHT, SCORINGS, RouterSpec, spec_from_data
 from .strict_yaml import plain_value, read_text, shown, shown_key
 
@@ -189,15 +193,22 @@ def load_config(path: str | Path) -> dict[str, Any]:
 
 
 def spec_from_config(
-    config: dict[str, Any], *, name: str | None, answers: Mapping[str, str], file: str = "config.json"
+    config: dict[str, Any],
+    *,
+    name: str | None,
+    answers: Mapping[str, str],
+    file: str = "config.json",
+    source: str = "said by a flag of add",
+    checkpoint: Path | None = None,
 ) -> RouterSpec:
     """The spec of the model that `config` describes.
 
     name: the spec's name, else made from `_name_or_path`; answers: flags (keys of ANSWERS) to the words given
-    for them; file: what messages call the config. Raises BadInput listing all at once: what the config does
-    not say and the flag that answers it, keys that disagree, wrong types, and answers against the config.
+    for them; file: what messages call the config; source: where the answers come from; checkpoint: the folder with
+    the model's safetensors. Raises BadInput listing all at once: what the config does not say and the flag that
+    answers it, keys that disagree, wrong types, and answers against the config.
     """
-    facts = _Facts(_Config.of(config))
+    facts = _Facts(_Config.of(config), source, checkpoint)
     facts.settle_all(_answered(answers, facts.problems), name)
     if facts.problems:
         raise BadInput([Problem(None if text.startswith("--") else file, None, text) for text in facts.problems])
@@ -227,17 +238,23 @@ class _Config:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> _Config:
-        """Descend to where the text model is described: text_config, and ffn_config for its experts."""
-        prefix, here, problems = "", config, []
-        for key in ("text_config", "ffn_config"):
-            inner = here.get(key)
-            if inner is not None and not isinstance(inner, dict):
-                problems.append(f"{prefix}{key}: {shown(inner)} given, an object would be right")
-        if isinstance(config.get("text_config"), dict):
-            prefix, here = "text_config.", config["text_config"]
-        places = [(prefix, here)]
-        if isinstance(here.get("ffn_config"), dict):
-            places.append((f"{prefix}ffn_config.", here["ffn_config"]))
+        """Descend to where the text model is described, and beside it its experts."""
+        problems: list[str] = []
+
+        def part(prefix: str, here: dict[str, Any], keys: tuple[str, ...]) -> tuple[str, dict[str, Any]] | None:
+            for key in keys:
+                inner = here.get(key)
+                if isinstance(inner, dict):
+                    return f"{prefix}{key}.", inner
+                if inner is not None:
+                    problems.append(f"{prefix}{key}: {shown(inner)} given, an object would be right")
+            return None
+
+        prefix, here = "", config
+        while inner := part(prefix, here, TEXT_PARTS):
+            prefix, here = inner
+        experts = part(prefix, here, EXPERT_PARTS)
+        places = [(prefix, here), *([experts] if experts else [])]
         read = cls(tuple(places), config, ())
         if read.model_type is None and any(c.get("model_type") is not None for c in (here, config)):
             problems.append("model_type: no text given, a name such as deepseek_v3 would be right")
@@ -254,7 +271,17 @@ class _Config:
 
     @property
     def family(self) -> Family | None:
-        return FAMILIES.get(self.model_type) if self.model_type is not None else None
+        """What the whole is, where that says more than its text model does."""
+        whole, architectures = self.outer.get("model_type"), self.outer.get("architectures")
+        if isinstance(whole, str) and whole in FAMILIES:
+            return FAMILIES[whole]
+        if isinstance(architectures, list):
+            for name in architectures:
+                if isinstance(name, str) and name in ARCHITECTURES:
+                    return FAMILIES[ARCHITECTURES[name]]
+        if self.model_type is None and "dim" in self.outer and isinstance(self.outer.get("moe"), dict):
+            return PARAMS_JSON
+        return family_of(self.model_type) if self.model_type is not None else None
 
     def given(self, *keys: str) -> Iterator[tuple[str, Any]]:
         """(key with its prefix, value) of each of `keys` that is there and not null."""
@@ -302,8 +329,11 @@ def _answered(answers: Mapping[str, str], problems: list[str]) -> dict[str, obje
 class _Facts:
     """Each key of the spec with its value and who said it (a config key, a --flag, or _FAMILY)."""
 
-    def __init__(self, config: _Config) -> None:
+    def __init__(self, config: _Config, source: str, checkpoint: Path | None) -> None:
         self.config = config
+        self.source = source
+        self.checkpoint = checkpoint
+        self.stored: dict[str, dict[str, object]] = {}  # what its headers say, by the spec's keys
         self.problems = list(config.problems)
         self.values: dict[str, object] = {}
         self.said_by: dict[str, str] = {}
@@ -311,6 +341,9 @@ class _Facts:
     def settle_all(self, answered: Mapping[str, object], name: str | None) -> None:
         """Settle every key and the name. With a problem among them, say too when the family is not known."""
         for key, flag in _FLAGS.items():
+            if key == "routing.top_k" and self.checkpoint is not None:  # the sizes are settled
+                sizes = self.values.get("hidden_size"), self.values.get("num_experts")
+                self.stored = hf_checkpoint.claims_of(self.checkpoint, *sizes)
             if answered.get(key) is ...:
                 continue
             if moot := self._moot(key):
@@ -326,9 +359,11 @@ class _Facts:
         if self.name is None:
             self.problems.append("name: the config does not say (no _name_or_path); answer with --name NAME")
         if self.problems and self.config.family is None:
-            model_type, known = shown(self.config.model_type), ", ".join(FAMILIES)
+            model_type = self.config.model_type
+            near = difflib.get_close_matches(model_type or "", [*FAMILIES, *ALIASES], n=3)
+            known = f" (known ones near it: {', '.join(near)})" if near else ""
             self.problems.append(
-                f"model_type: {model_type} given, of which nothing is known beyond its keys ({known} are)"
+                f"model_type: {shown(model_type)} given, of which nothing is known beyond its keys{known}"
             )
 
     def _settle(self, key: str, answered: Mapping[str, object]) -> None:
@@ -369,7 +404,10 @@ class _Facts:
         """What the config's keys say of the spec's `key`: {config key: value}. Raises _WrongType."""
         config = self.config
         if key == "dtypes.activation":
-            return {at: dtype for at, dtype in config.dtypes().items() if dtype in _DTYPES}
+            named: dict[str, object] = {at: dtype for at, dtype in config.dtypes().items() if dtype in _DTYPES}
+            return named or self.stored.get(key, {})
+        if key == "dtypes.gate_weight":
+            return self.stored.get(key, {})
         if key == "norm.order":
             return {at: "G" for at, on in config.given("use_gemma_norm", "zero_centered") if on is True}
         if key == _TID2EID:
@@ -389,10 +427,13 @@ class _Facts:
         if key == _N_GROUP:
             return said | {at: 1 for at, method in config.given("topk_method") if method == "greedy"}
         if key == "num_experts":
-            for at, more in config.given("zero_expert_num"):  # experts without weights have rows in the gate too
+            # Experts without weights, and shared ones that tokens are weighed against, have rows in the gate too.
+            shared = any(value is True for _, value in config.given("shared_expert_sink"))
+            for at, more in config.given("zero_expert_num", *["n_shared_experts"] * shared):
                 said = {f"{one} + {at}": count + _typed(at, more, int) for one, count in said.items()}
         if key == _CORRECTION and not said:
-            return {at: True for at, method in config.given("topk_method") if method == "noaux_tc"}
+            said = {at: True for at, method in config.given("topk_method") if method == "noaux_tc"}
+            return said or self.stored.get(key, {})
         return said
 
     def _implied(self, key: str) -> tuple[object, str] | None:
@@ -441,6 +482,10 @@ class _Facts:
     def data(self) -> dict[str, Any]:
         """The spec in the shape of its YAML."""
         values = {**self.values, "name": self.name, "sources": self._sources()}
+        not_covered = list(self.config.family.not_covered) if self.config.family else []
+        not_covered += [UNCOVERED_KEYS[at.split(".")[-1]] for at, count in self.config.given(*UNCOVERED_KEYS) if count]
+        if not_covered:
+            values["not_covered"] = not_covered
         residual, renormalize = values.pop("residual", False), values.pop(_RENORMALIZE, False)
         data: dict[str, Any] = {}
         for key, value in values.items():
@@ -472,12 +517,15 @@ class _Facts:
         facts = {key: f"{key} {_word(value)}" for key, value in self.values.items()}
         from_config: list[str] = []
         lines: dict[str, list[str]] = {f"the model's config.json{self._model_type()}": from_config}
+        stored = {at: f"read in {at}" for said in self.stored.values() for at in said}
         for key, by in self.said_by.items():
             if by == _FAMILY and (implied := self._implied(key)):
                 lines.setdefault(implied[1], []).append(facts[key])
+            elif by in stored:
+                lines.setdefault(stored[by], []).append(facts[key])
             elif not by.startswith("--"):
                 from_config.append(key)
-        lines["said by a flag of add"] = [facts[key] for key, by in self.said_by.items() if by.startswith("--")]
+        lines[self.source] = [facts[key] for key, by in self.said_by.items() if by.startswith("--")]
         return [f"{', '.join(said)}: {source}" for source, said in lines.items() if said]
 
 

@@ -1,4 +1,4 @@
-"""What families of models imply and no key of their config.json says, and the names configs use."""
+"""What families of models imply and no key of their config.json says, by model_type, and where it was read."""
 
 from __future__ import annotations
 
@@ -8,196 +8,378 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """What a model_type implies. note: what is special, for the spec's top; facts: key -> (value, source)."""
+    """What a model_type implies.
+
+    note: what is special, for the spec's top; facts: key -> (value, source), which hold where no key of the config says
+    otherwise; not_covered: what of the router path no spec can say yet, a line each.
+    """
 
     note: str
     facts: Mapping[str, tuple[object, str]]
+    not_covered: tuple[str, ...] = ()
 
 
-def _family(
-    note: str,
-    *,
-    math: str,
-    order: str,
-    bias: bool = False,
-    correction: bool = False,
-    gate: tuple[str, str] | None = None,
-    activation: str = "",
-    stages: str,
-    path: Mapping[str, object],
-) -> Family:
-    """math: where norm order and biases were read; gate: the gate weight's dtype and its source; activation:
-    the source of bfloat16 activations, for families whose configs do not name a dtype; stages: where `path`,
-    the add before the norm and the choice of experts, was read."""
-    facts: dict[str, tuple[object, str]] = {
-        "norm.order": (order, f"read in {math}"),
-        "gate_bias": (bias, f"read in {math}"),
-        "routing.e_score_correction_bias": (correction, f"read in {math}"),
-    }
-    if gate:
-        facts["dtypes.gate_weight"] = gate
-    if activation:
-        facts["dtypes.activation"] = ("bfloat16", activation)
-    facts.update({key: (value, f"read in {stages}") for key, value in path.items()})
-    return Family(note, facts)
-
-
-def _modeling(name: str, version: str) -> str:
-    return f"transformers {version} models/{name}/modeling_{name}.py"
-
-
-_OLD, _NEW = "5.23.0", "5.24.0"
-"""The versions of transformers that were read: the one for norms and biases, the other for the stages around."""
+_Facts = Mapping[str, object]
 
 _BF16 = "bfloat16"
+_CORRECTED = "routing.e_score_correction_bias"
+_SCORING = "routing.scoring"
 _GROUPS = "routing.groups.n_group"
 _GROUP_SCORE = "routing.groups.score"
+_RENORMALIZE = "routing.renormalize"
 _EPSILON = "routing.renormalize.epsilon"
 _SCALE = "routing.routed_scaling_factor"
 
-_SIGMOID_IN_GROUPS = {"residual": True, "routing.scoring": "sigmoid", _GROUP_SCORE: "top2_sum", _EPSILON: 1e-20}
+# Routers, as many families have them. Scores are of all experts unless it says "of chosen".
+_SIGMOID_IN_GROUPS: _Facts = {
+    _CORRECTED: True, _SCORING: "sigmoid", _GROUP_SCORE: "top2_sum", _EPSILON: 1e-20,
+}  # fmt: skip
 """As DeepSeek-V3 has it; the config says how many groups, whether to renormalize, and the scale."""
+_SIGMOID: _Facts = {
+    _CORRECTED: True, _SCORING: "sigmoid", _GROUPS: 1, _RENORMALIZE: True, _EPSILON: 0.0, _SCALE: 1.0,
+}  # fmt: skip
+_SOFTMAX: _Facts = {_CORRECTED: False, _SCORING: "softmax", _GROUPS: 1, _EPSILON: 0.0, _SCALE: 1.0}
+"""The config says whether to renormalize."""
+_SOFTMAX_RENORMALIZED: _Facts = {**_SOFTMAX, _RENORMALIZE: True}
+_SOFTMAX_IN_GROUPS: _Facts = {
+    _CORRECTED: False, _SCORING: "softmax", _GROUP_SCORE: "top2_sum", _RENORMALIZE: True, _EPSILON: 1e-20,
+}  # fmt: skip
+_SOFTMAX_OF_CHOSEN: _Facts = {_CORRECTED: False, _SCORING: "softmax_of_chosen", _SCALE: 1.0}
+_ENGINE_CHOOSES: _Facts = {_CORRECTED: False, _SCORING: None}
+"""What a spec has no words for: the kernel gives logits."""
 
-_QWEN3_MOE = _family(
-    "Softmax over all experts, no correction bias. The model's own code rounds logits to bf16, here they "
-    "stay fp32.",
-    math=_modeling("qwen3_moe", _OLD), order="A",
+TRANSFORMERS = "5.24.0"
+"""The version that was read."""
+
+
+def _read(
+    name: str,
+    router: _Facts,
+    order: str | None = "A",
+    note: str = "",
+    *,
+    residual: bool = True,
+    bias: bool = False,
+    gate: tuple[str, str] | None = None,
+    activation: str = "",
+    at: str = "",
+    lacks: tuple[str, ...] = (),
+    **more: object,
+) -> Family:
+    """A family whose code was read: in transformers' models/<name>, or `at`.
+
+    order: of the norm, None where the kernel before does it; residual, bias: whether there is an add before the norm,
+    a bias on the gate; gate: the gate weight's dtype and its source; activation: the source of bfloat16 activations,
+    for families whose configs name no dtype; more: keys of the spec, dots as two underscores.
+    """
+    source = f"read in {at or f'transformers {TRANSFORMERS} models/{name}/modeling_{name}.py'}"
+    own = {key.replace("__", "."): value for key, value in more.items()}
+    read = {"norm.order": order, "residual": residual, "gate_bias": bias, **router, **own}
+    facts: dict[str, tuple[object, str]] = {key: (value, source) for key, value in read.items()}
+    if gate:
+        facts["dtypes.gate_weight"] = gate
+    if activation:
+        facts["dtypes.activation"] = (_BF16, activation)
+    return Family(note, facts, lacks)
+
+
+_GROUPED_NOTE = "Sigmoid scores, top k within the best groups where there are several, chosen with a correction bias."
+_SOFTMAX_NOTE = (
+    "Softmax over all experts, no correction bias. The model's own code rounds logits to bf16, here they stay fp32."
+)
+_STREAMS_NOTE = "Several residual streams are collapsed into x before this norm, so there is no add."
+_FP32_GATE = "float32"
+
+_DEEPSEEK_V3 = _read(
+    "deepseek_v3", _SIGMOID_IN_GROUPS,
+    note="Sigmoid scores, top k within the best groups, chosen with a correction bias. The norm rounds before "
+    "its weight multiplies.",
+    gate=(_BF16, "read in the safetensors header of DeepSeek-V3"),
+)  # fmt: skip
+_GLM4 = _read("glm4_moe", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE)
+_KIMI_LINEAR = _read("kimi_linear", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE)
+_QWEN3 = _read(
+    "qwen3_moe", _SOFTMAX, note=_SOFTMAX_NOTE,
     gate=(_BF16, "read in the safetensors header of Qwen3-30B-A3B; other sizes remembered, unverified"),
-    stages=_modeling("qwen3_moe", _NEW),
-    path={"residual": True, "routing.scoring": "softmax", _GROUPS: 1, _EPSILON: 0.0, _SCALE: 1.0},
 )  # fmt: skip
-
-_LLAMA4 = _family(
-    "One expert a token, whose weight, the sigmoid of its logit, multiplies what the expert reads.",
-    math=_modeling("llama4", _NEW), order="A", stages=_modeling("llama4", _NEW),
-    path={
-        "residual": True, "routing.scoring": "sigmoid", _GROUPS: 1, "routing.renormalize": False, _SCALE: 1.0,
+_QWEN3_VL = _read("qwen3_vl_moe", _SOFTMAX_RENORMALIZED, note=_SOFTMAX_NOTE)
+_QWEN3_OMNI = _read("qwen3_omni_moe", _SOFTMAX_RENORMALIZED, note=_SOFTMAX_NOTE)
+_QWEN3_5 = _read("qwen3_5_moe", _SOFTMAX_RENORMALIZED, "G", _SOFTMAX_NOTE)
+_QWEN4 = _read(
+    "qwen4_exp", _SOFTMAX, None,
+    "The streams are normed before they are mixed into what the router reads, so there is no norm here.",
+    residual=False,
+)  # fmt: skip
+_LLAMA4 = _read(
+    "llama4", {_CORRECTED: False, _SCORING: "sigmoid", _GROUPS: 1, _RENORMALIZE: False, _SCALE: 1.0},
+    note="One expert a token, whose weight, the sigmoid of its logit, multiplies what the expert reads.",
+)  # fmt: skip
+_GLM5_NEXT = _read("glm5_next", _SIGMOID_IN_GROUPS, note=f"{_STREAMS_NOTE} {_GROUPED_NOTE}", residual=False)
+_DOTS3 = _read("dots3_note", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE)
+_ERNIE = _read(
+    "ernie4_5_moe", {**_SIGMOID, _SCORING: "softmax"},
+    note="Softmax over all experts, chosen with a correction bias on the probabilities.",
+)  # fmt: skip
+_ERNIE_VL = _read(
+    "ernie4_5_vl_moe", {**_SIGMOID, _SCORING: "softmax"},
+    note="Softmax over all experts, chosen with a correction bias on the probabilities.",
+    lacks=("tokens of images go to experts, and through a gate, of their own: call each kind's layer with its rows",),
+)  # fmt: skip
+_MINIMAX_M3 = _read(
+    "minimax_m3_vl", _SIGMOID, "G", "The scale, which the model applies to the experts' sum, is in the weights here."
+)
+_MISTRAL_LARGE4 = _read(
+    "mistral_large4", _SOFTMAX_IN_GROUPS,
+    gate=(_FP32_GATE, f"kept in float32, read in transformers {TRANSFORMERS} modeling_mistral_large4.py"),
+)  # fmt: skip
+_MUSE = _read(
+    "muse_spark", {**_SIGMOID, _EPSILON: 1e-15}, "B",
+    "Give the norm weight as 1 + weight, which the model rounds before it multiplies, and the gate weight times "
+    "output_multiplier, which the model multiplies logits by. A residual gate before the norm makes x.",
+    residual=False,
+)  # fmt: skip
+_GEMMA4 = _read(
+    "gemma4", _SOFTMAX_RENORMALIZED, "A",
+    "The router's own norm: its weight is router.scale * hidden_size^-0.5. Experts read another norm of residual_out.",
+    lacks=("per_expert_scale[id] multiplies the weights once they are renormalized: multiply topk_weights by it",),
+)  # fmt: skip
+_STEP3P5 = _read(
+    "step3p7", _SIGMOID, "G", "The scale, which the model applies to the experts' sum, is in the weights here."
+)
+_INKLING = _read(
+    "inkling", _ENGINE_CHOOSES, note="The gate has rows for the shared experts behind those of the routed ones.",
+    lacks=("weights are shared out among the chosen and the shared experts together: choose from the logits",),
+)  # fmt: skip
+_GRANITE_NOTE = (
+    "What attention gives is multiplied before it is added to the residual. Softmax over the chosen logits only."
+)
+_BIAS_OF_IMAGES = "image tokens choose with bias_vl: call the layer for their rows with it as e_score_correction_bias"
+_LAYER_NORM = "the norm is a LayerNorm, which subtracts the mean: the kernel before does it"
+_BAILING = _read(
+    "bailing_moe",
+    {  # of Ling 1; later configs say otherwise
+        **_SIGMOID_IN_GROUPS, _CORRECTED: False, _SCORING: "softmax", _GROUPS: 1, _SCALE: 1.0,
     },
+    note="The scale, which engines apply to the experts' sum, is in the weights here.",
+    at="vllm/model_executor/models/bailing_moe.py",
 )  # fmt: skip
-
-
-def _granite(name: str) -> Family:
-    return _family(
-        "What attention gives is multiplied before it is added to the residual. Softmax over the chosen logits only.",
-        math=_modeling(name, _NEW), order="A", stages=_modeling(name, _NEW),
-        path={"residual": True, "routing.scoring": "softmax_of_chosen", _SCALE: 1.0},
-    )  # fmt: skip
-
 
 FAMILIES: dict[str, Family] = {
-    "deepseek_v4": _family(
+    "deepseek_v4": _read(
+        "deepseek_v4",
+        {_CORRECTED: True, _SCORING: "sqrtsoftplus", _GROUPS: 1, _RENORMALIZE: True, _EPSILON: 1e-20}, "B",
         "Four residual streams are collapsed into x before this norm, whose weight multiplies in fp32, with "
         "one rounding. Hash layers take expert ids from tid2eid; the gate still supplies their weights.",
-        math=f"{_modeling('deepseek_v4', _OLD)} and vllm/models/deepseek_v4/nvidia/model.py",
-        order="B", correction=True,
+        residual=False,
         gate=(_BF16, "read in the safetensors headers of DeepSeek-V4-Pro and DeepSeek-V4-Flash"),
-        stages=_modeling("deepseek_v4", _NEW),
-        path={
-            "residual": False, "routing.scoring": "sqrtsoftplus", _GROUPS: 1, "routing.renormalize": True,
-            _EPSILON: 1e-20,
-        },
     ),
-    "deepseek_v3": _family(
-        "Sigmoid scores, top k within the best groups, chosen with a correction bias. The norm rounds before "
-        "its weight multiplies.",
-        math=_modeling("deepseek_v3", _OLD), order="A", correction=True,
-        gate=(_BF16, "read in the safetensors header of DeepSeek-V3"),
-        stages=_modeling("deepseek_v3", _NEW), path=_SIGMOID_IN_GROUPS,
+    "deepseek_v41_text": _read(
+        "deepseek_v41", {_CORRECTED: True, _SCORING: "sqrtsoftplus", _GROUPS: 1, _RENORMALIZE: True, _EPSILON: 1e-20},
+        "B", _STREAMS_NOTE, residual=False, at="vllm/models/deepseek_v41/nvidia/model.py", lacks=(_BIAS_OF_IMAGES,),
     ),
-    "kimi_k2": _family(
-        "The sizes of DeepSeek-V4-Pro's router with another norm order: the same gate, a norm of its own.",
-        math=f"{_modeling('deepseek_v3', _OLD)}, which it shares", order="A", correction=True,
+    "deepseek_v3": _DEEPSEEK_V3,
+    "deepseek_v32": _read("deepseek_v32", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE),
+    "kimi_k2": _read(
+        "deepseek_v3", _SIGMOID_IN_GROUPS,
+        note="The sizes of DeepSeek-V4-Pro's router with another norm order: the same gate, a norm of its own.",
         gate=(_BF16, "read in the safetensors header of Kimi-K2-Instruct"),
-        stages=f"{_modeling('deepseek_v3', _NEW)}, which it shares", path=_SIGMOID_IN_GROUPS,
+        at=f"transformers {TRANSFORMERS} models/deepseek_v3/modeling_deepseek_v3.py, which it shares",
     ),
-    "glm_moe_dsa": _family(
-        "Sigmoid scores in one group, chosen with a correction bias.",
-        math=_modeling("glm_moe_dsa", _OLD), order="A", correction=True,
+    "kimi_linear": _KIMI_LINEAR,
+    "kimi_k3": _read(
+        "kimi_k3", _SIGMOID_IN_GROUPS, note="Earlier blocks' outputs are mixed into x before this norm.",
+        residual=False, at="tokenspeed/runtime/models/kimi_k3.py",
+    ),
+    "glm4_moe": _GLM4,
+    "glm4v_moe_text": _read("glm4v_moe", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE),
+    "glm4_moe_lite": _read("glm4_moe_lite", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE),
+    "glm_moe_dsa": _read(
+        "glm_moe_dsa", _SIGMOID_IN_GROUPS, note="Sigmoid scores in one group, chosen with a correction bias.",
         gate=(_BF16, "read in the safetensors header of GLM-5.1; GLM-5 remembered, unverified"),
-        stages=_modeling("glm_moe_dsa", _NEW), path=_SIGMOID_IN_GROUPS,
     ),
-    "qwen3_moe": _QWEN3_MOE,
-    "qwen3_vl_moe_text": _QWEN3_MOE,
-    "gpt_oss": _family(
-        "The router is a Linear with a bias, softmax over the chosen logits only. 2880 is no multiple "
-        "of 128.",
-        math=_modeling("gpt_oss", _OLD), order="B", bias=True,
+    "glm5_next_text": _GLM5_NEXT,
+    "qwen2_moe": _read("qwen2_moe", _SOFTMAX, note=_SOFTMAX_NOTE),
+    "qwen3_moe": _QWEN3,
+    "qwen3_vl_moe_text": _QWEN3_VL,
+    "qwen3_omni_moe_text": _QWEN3_OMNI,
+    "qwen3_next": _read("qwen3_next", _SOFTMAX, "G", _SOFTMAX_NOTE),
+    "qwen3_5_moe_text": _QWEN3_5,
+    "qwen4_exp_text": _QWEN4,
+    "gpt_oss": _read(
+        "gpt_oss", _SOFTMAX_OF_CHOSEN, "B",
+        "The router is a Linear with a bias, softmax over the chosen logits only. 2880 is no multiple of 128.",
+        bias=True,
         gate=(_BF16, "read in the safetensors header of gpt-oss-20b; gpt-oss-120b remembered, unverified"),
         activation="dtype of the norm weights, read in the safetensors header of gpt-oss-20b; gpt-oss-120b "
         "remembered, unverified",
-        stages=_modeling("gpt_oss", _NEW),
-        path={"residual": True, "routing.scoring": "softmax_of_chosen", _SCALE: 1.0},
     ),
-    "minimax_m2": _family(
-        "The gate weight is stored in fp32.",
-        math=_modeling("minimax_m2", _OLD), order="A", correction=True,
-        gate=("float32", "read in the safetensors header of MiniMax-M2.7; M2 and M2.5 remembered, unverified"),
+    "minimax": _read(
+        "minimax", _SOFTMAX_RENORMALIZED, residual=False,
+        note="The kernel before makes x, the residual and attention's output each multiplied by a factor; the residual "
+        "stream then goes on from normed_x.",
+        lacks=("attn_alpha_factor multiplies the residual before the add: the kernel before does the add",),
+    ),
+    "minimax_m2": _read(
+        "minimax_m2", _SIGMOID, note="The gate weight is stored in fp32.",
+        gate=(_FP32_GATE, "read in the safetensors header of MiniMax-M2.7; M2 and M2.5 remembered, unverified"),
         activation="dtype of the norm weights, read in the safetensors header of MiniMax-M2.7; M2 and M2.5 "
         "remembered, unverified",
-        stages=_modeling("minimax_m2", _NEW),
-        path={
-            "residual": True, "routing.scoring": "sigmoid", _GROUPS: 1, "routing.renormalize": True, _EPSILON: 0.0,
-            _SCALE: 1.0,
-        },
     ),
-    "deepseek_v2": _family(
-        "Softmax over all experts, top k within the groups of the best experts; the weights are not renormalized.",
-        math=_modeling("deepseek_v2", _NEW), order="A", stages=_modeling("deepseek_v2", _NEW),
-        path={"residual": True, "routing.scoring": "softmax", "routing.renormalize": False},
+    "minimax_m3_vl_text": _MINIMAX_M3,
+    "deepseek_v2": _read(
+        "deepseek_v2",
+        {_CORRECTED: False, _SCORING: "softmax", _GROUP_SCORE: "max", _RENORMALIZE: False},
+        note="Softmax over all experts, top k within the groups of the best experts; the weights are not renormalized.",
     ),
-    "ernie4_5_moe": _family(
-        "Softmax over all experts, chosen with a correction bias on the probabilities.",
-        math=_modeling("ernie4_5_moe", _NEW), order="A", correction=True, stages=_modeling("ernie4_5_moe", _NEW),
-        path={
-            "residual": True, "routing.scoring": "softmax", _GROUPS: 1, "routing.renormalize": True, _EPSILON: 0.0,
-            _SCALE: 1.0,
-        },
+    "mixtral": _read("mixtral", _SOFTMAX_RENORMALIZED, note=_SOFTMAX_NOTE),
+    "mistral4": _read("mistral4", _SOFTMAX_IN_GROUPS, note="Softmax over all experts, no correction bias."),
+    "mistral_large4_text": _MISTRAL_LARGE4,
+    "olmoe": _read("olmoe", _SOFTMAX, note=_SOFTMAX_NOTE),
+    "flex_olmo": _read(
+        "flex_olmo", _SOFTMAX, None, "Norms come behind attention and experts: the router reads the residual stream.",
+        residual=False,
     ),
-    "granitemoe": _granite("granitemoe"),
-    "granitemoehybrid": _granite("granitemoehybrid"),
-    "grok-1": _family(
-        "x is attention's output as its own norm gives it. Logits are capped before the softmax.",
-        math="vllm/model_executor/models/grok1.py", order="A", stages="vllm/model_executor/models/grok1.py",
-        path={
-            "residual": True, "routing.scoring": "softmax", _GROUPS: 1, "routing.renormalize": True, _EPSILON: 0.0,
-            _SCALE: 1.0, "routing.softcap": 30.0,
-        },
+    "mellum": _read("mellum", _SOFTMAX, note=_SOFTMAX_NOTE),
+    "lara_mini": _read("lara_mini", _SOFTMAX, "B", note=_SOFTMAX_NOTE),
+    "jamba": _read("jamba", {**_SOFTMAX, _RENORMALIZE: False}, note=_SOFTMAX_NOTE),
+    "hunyuan_v1_moe": _read(
+        "hunyuan_v1_moe", _SOFTMAX_RENORMALIZED, note=_SOFTMAX_NOTE,
+        gate=(_FP32_GATE, f"declared in float32, read in transformers {TRANSFORMERS} modeling_hunyuan_v1_moe.py"),
     ),
-    "llama4": _LLAMA4,
+    "hy_v3": _read("hy_v3", {**_SIGMOID, _EPSILON: 1e-20}),
+    "hy_v4": _read("hy_v4", _SIGMOID_IN_GROUPS, note=f"{_STREAMS_NOTE} {_GROUPED_NOTE}", residual=False),
+    "ernie4_5_moe": _ERNIE,
+    "ernie4_5_vl_moe_text": _ERNIE_VL,
+    "granitemoe": _read("granitemoe", _SOFTMAX_OF_CHOSEN, note=_GRANITE_NOTE),
+    "granitemoeshared": _read("granitemoeshared", _SOFTMAX_OF_CHOSEN, note=_GRANITE_NOTE),
+    "granitemoe_swa": _read("granitemoe_swa", _SOFTMAX_OF_CHOSEN, note=_GRANITE_NOTE),
+    "granitemoehybrid": _read("granitemoehybrid", _SOFTMAX_OF_CHOSEN, note=_GRANITE_NOTE),
+    "aria_text": _read("aria", _SOFTMAX_OF_CHOSEN),
+    "jetmoe": _read("jetmoe", _SOFTMAX_OF_CHOSEN),
+    "dots1": _read("dots1", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE),
+    "dots3_note_text": _DOTS3,
+    "solar_open": _read("solar_open", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE),
+    "exaone_moe": _read("exaone_moe", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE),
+    "axk1": _read("axk1", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE),
+    "axk2": _read(
+        "axk2", {**_SIGMOID_IN_GROUPS, _GROUPS: 1}, None, _GROUPED_NOTE, residual=False,
+        lacks=("the norm is multiplied by a low-rank gate of itself: the kernel before does it",),
+    ),
+    "bailing_moe": _BAILING,
+    "bailing_moe_v2": _BAILING,
+    "bailing_hybrid": _read("bailing_hybrid", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE),
+    "mimo_v2_flash": _read("mimo_v2_flash", {**_SIGMOID_IN_GROUPS, _SCALE: 1.0}, note=_GROUPED_NOTE),
+    "mimo_v2": _read(
+        "mimo_v2", {**_SIGMOID_IN_GROUPS, _SCALE: 1.0}, note=_GROUPED_NOTE,
+        at="vllm/model_executor/models/mimo_v2_flash.py, which it shares",
+    ),
+    "nemotron_h": _read("nemotron_h", _SIGMOID_IN_GROUPS, "B", _GROUPED_NOTE),
+    "afmoe": _read(
+        "afmoe", {**_SIGMOID, _EPSILON: 1e-20}, "B", "x is attention's output as its own norm gives it."
+    ),
+    "lfm2_moe": _read(
+        "lfm2_moe", {_SCORING: "sigmoid", _GROUPS: 1, _EPSILON: 1e-6},
+        note="Sigmoid scores, of all experts in one group.",
+    ),
+    "laguna": _read(
+        "laguna", _SIGMOID, note="The scale, which the model applies to the experts' sum, is in the weights here."
+    ),
+    "flint": _read(
+        "flint", {**_SIGMOID, _CORRECTED: False}, "B",
+        gate=(_FP32_GATE, f"kept in float32, read in transformers {TRANSFORMERS} modeling_flint.py"),
+    ),
+    "beam": _read(
+        "beam", _SIGMOID_IN_GROUPS, "B", residual=False,
+        note="The kernel before makes x, an add scaled by depth. The scale, which the model applies to the experts' "
+        "sum, is in the weights here.",
+    ),
+    "longcat_flash": _read(
+        "longcat_flash", {_CORRECTED: True, _SCORING: "softmax", _GROUPS: 1, _RENORMALIZE: False},
+        note="Rows of the gate for experts without weights come behind the others.",
+    ),
     "llama4_text": _LLAMA4,
+    "muse_spark_text": _MUSE,
+    "step3p5": _STEP3P5,
+    "step3_text": _read(
+        "step3_text", _SOFTMAX, note=_SOFTMAX_NOTE, at="vllm/model_executor/models/step3_text.py"
+    ),
+    "arctic": _read(
+        "arctic", _SOFTMAX_RENORMALIZED, residual=False, at="vllm/model_executor/models/arctic.py",
+        note="The experts' norm reads the layer's input, beside the sum that attention and the dense half make.",
+    ),
+    "grok-1": _read(
+        "grok1", _SOFTMAX_RENORMALIZED, at="vllm/model_executor/models/grok1.py", routing__softcap=30.0,
+        note="x is attention's output as its own norm gives it. Logits are capped before the softmax.",
+    ),
+    "sarvam_moe": Family(_BAILING.note, {
+        key: (value, "read in vllm/model_executor/models/sarvam.py: its layers are those of bailing_moe.py")
+        for key, (value, _) in _BAILING.facts.items()
+    }),
+    "sarvam_mla": Family(_DEEPSEEK_V3.note, {
+        key: (value, "remembered, unverified: the config's class is that of DeepSeek-V3")
+        for key, (value, _) in _DEEPSEEK_V3.facts.items() if key != "dtypes.gate_weight"
+    }),
+    "gemma4_text": _GEMMA4,
+    "phimoe": _read(
+        "phimoe", _ENGINE_CHOOSES, None, residual=False,
+        lacks=(_LAYER_NORM, "experts are chosen one after the other (sparsemixer): choose from the logits"),
+    ),
+    "dbrx": _read("dbrx", _SOFTMAX_RENORMALIZED, None, _SOFTMAX_NOTE, residual=False, lacks=(_LAYER_NORM,)),
+    "cohere2_moe": _read(
+        "cohere2_moe", {_CORRECTED: False, _GROUPS: 1, _EPSILON: 0.0, _SCALE: 1.0}, None,
+        "Attention and experts read the same norm.", residual=False, lacks=(_LAYER_NORM,),
+    ),
+    "inkling_text": _INKLING,
+    "kolibri1": _read(
+        "kolibri1", _ENGINE_CHOOSES, note="x is attention's output as its own norm gives it.",
+        lacks=("experts are chosen by logit + correction bias, not by score: choose from the logits",),
+    ),
 }  # fmt: skip
-"""Facts by model_type that no key of these configs says. Only what was read, or is said to be remembered."""
+"""Facts by the text model's model_type that no key of these configs says. Only what was read, or is said to be
+remembered."""
 
-KEYS: dict[str, tuple[str, ...]] = {
-    "hidden_size": ("hidden_size", "d_model", "n_embd"),
-    "num_experts": ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"),
-    "routing.top_k": (
-        "num_experts_per_tok", "num_experts_per_token", "experts_per_token",
-        "moe_topk", "moe_top_k", "moe_k", "top_k_experts",
-    ),
-    "norm.eps": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_eps"),
-    "gate_bias": ("router_bias",),
-    "routing.e_score_correction_bias": (
-        "use_routing_bias", "use_expert_bias", "moe_router_enable_expert_bias", "use_moe_router_bias",
-    ),
-    "residual.multiplier": ("residual_multiplier",),
-    "routing.scoring": (
-        "scoring_func", "score_function", "score_func", "moe_router_activation", "moe_router_activation_func",
-        "expert_selection_fn",
-    ),
-    _GROUPS: ("n_group", "num_expert_group"),
-    "routing.groups.topk_group": ("topk_group",),
-    "routing.renormalize": ("norm_topk_prob", "moe_renormalize", "norm_expert_weight", "route_norm"),
-    "routing.renormalize.floor": ("moe_norm_min",),
-    _SCALE: (
-        "routed_scaling_factor", "route_scale", "router_scaling_factor", "moe_router_scaling_factor",
-        "moe_routed_scaling_factor",
-    ),
-    "routing.softcap": ("router_logit_softcapping", "moe_router_logit_softcapping"),
-}  # fmt: skip
-"""The names that configs use for each key of the spec."""
-
-SCORING_WORDS: dict[str, dict[str, str]] = {
-    "expert_selection_fn": {"softmax": "softmax_of_chosen", "sigmoid": "sigmoid"},
+ALIASES: dict[str, str] = {
+    "deepseek_v41": "deepseek_v41_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
+    "qwen3_omni_moe": "qwen3_omni_moe_text",
+    "qwen3_omni_moe_thinker": "qwen3_omni_moe_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen4_exp": "qwen4_exp_text",
+    "glm4v_moe": "glm4v_moe_text",
+    "glm5_next": "glm5_next_text",
+    "minimax_m3_vl": "minimax_m3_vl_text",
+    "llama4": "llama4_text",
+    "mistral_large4": "mistral_large4_text",
+    "muse_spark": "muse_spark_text",
+    "gemma4": "gemma4_text",
+    "ernie4_5_vl_moe": "ernie4_5_vl_moe_text",
+    "dots3_note": "dots3_note_text",
+    "step3": "step3_text",
+    "step3_vl": "step3_text",
+    "step3p7": "step3p5",
+    "step3p7_text": "step3p5",
+    "step3p5_text": "step3p5",
+    "aria": "aria_text",
+    "inkling": "inkling_text",
+    "inkling_mm_model": "inkling_text",
+    "kimi_k25": "kimi_k2",
 }
-"""What the words of a key for the scoring mean, where it is not what they say: Command-A+ chooses by logit first."""
+"""Other model_types of the same text models: those of the whole, where it has several modalities."""
+
+
+UNCOVERED_KEYS: dict[str, str] = {"vision_n_layers": _BIAS_OF_IMAGES}
+"""Keys of configs that, where they say more than 0, mean what no spec can say yet (DeepSeek-V4-Flash-Vision-Exp)."""
+
+ARCHITECTURES: dict[str, str] = {"Grok1ForCausalLM": "grok-1"}
+"""Families whose configs carry a model_type that says nothing, by `architectures` (Grok-2's says git)."""
+
+PARAMS_JSON = _read(
+    "mistral_large_3", {**_SOFTMAX_RENORMALIZED, _GROUP_SCORE: "top2_sum"},
+    at="vllm/transformers_utils/configs/mistral.py and vllm/model_executor/models/mistral_large_3.py",
+)  # fmt: skip
+"""Mistral's own params.json, which has no model_type."""
+
+
+def family_of(model_type: str) -> Family | None:
+    """The family of a model_type, by its own name or another."""
+    return FAMILIES.get(ALIASES.get(model_type, model_type))

@@ -11,6 +11,7 @@ __all__ = [
     "PACKAGE",
     "all_specs",
     "build_folder",
+    "every_spec",
     "generator_files",
     "home",
     "specs_folder",
@@ -48,6 +49,11 @@ def all_specs() -> tuple[Path, ...]:
             [Problem(str(specs_folder()), None, "holds no *.yaml; write one: python build.py add CONFIG.json")]
         )
     return found
+
+
+def every_spec() -> tuple[Path, ...]:
+    """Those and the ones that are generated and built on demand only, of specs/on_demand/."""
+    return (*all_specs(), *sorted((specs_folder() / "on_demand").glob("*.yaml")))
 
 
 def generator_files() -> tuple[Path, ...]:

@@ -2,11 +2,11 @@
 
 The YAML uses these keys (see `RIGHT` for what each may be); those with a default may be left out:
 
-    name, sources, hidden_size, num_experts, gate_bias, early_weight_loads, batch_invariant, allow_spills, sm_targets,
-    logits_from, dtypes: {activation, gate_weight, logits}, residual: {multiplier} or none, norm: {order, eps} or none,
-    routing: {top_k, e_score_correction_bias, tid2eid: {vocab_size}, scoring or none, groups: {n_group, topk_group,
-    score}, renormalize: {epsilon, floor}, routed_scaling_factor, softcap, router_logits, ids_dtype, weights_dtype},
-    token_thresholds: {gemv, split_k} or auto
+    name, sources, not_covered, hidden_size, num_experts, gate_bias, early_weight_loads, batch_invariant, allow_spills,
+    sm_targets, logits_from, dtypes: {activation, gate_weight, logits}, residual: {multiplier} or none,
+    norm: {order, eps} or none, routing: {top_k, e_score_correction_bias, tid2eid: {vocab_size}, scoring or none,
+    groups: {n_group, topk_group, score}, renormalize: {epsilon, floor}, routed_scaling_factor, softcap, router_logits,
+    ids_dtype, weights_dtype}, token_thresholds: {gemv, split_k} or auto
 
 The path is [residual add] -> [norm] -> gate -> [scoring and top k]; `residual`, `norm` and `routing.scoring` switch
 its stages on and off.
@@ -44,6 +44,7 @@ RIGHT: dict[str, str] = {
     "name": "a plain name such as deepseek-v4-pro (a lower case letter first, then lower case letters and "
     "digits, single - _ . between them, at most 64 characters)",
     "sources": "a list of at least one line of text that says where the facts come from",
+    "not_covered": "a list of at least one line of text, what of the model's router path this spec does not say",
     "hidden_size": "a multiple of 8 from 8 to 65536",
     "num_experts": "a whole number from 1 to 1024",
     "dtypes": "a mapping with activation and gate_weight",
@@ -221,6 +222,7 @@ class RouterSpec(_Frozen):
     [num_experts, hidden_size] of gate_weight_dtype (as is the gate bias, [num_experts]), router_logits are
     [num_tokens, num_experts] of logits_dtype. norm None means the gate alone: x is normed already; residual None that
     x holds the sum already.
+    not_covered: what of the model's router path the engine has to do beside it, a line each.
     batch_invariant: whether a row's bits must not depend on the other rows of a call.
     logits_from: whether the gate reads the norm as kept in fp32 (unrounded) or as written in activation_dtype
     (rounded). Building one by hand from impossible values raises pydantic's ValidationError.
@@ -229,6 +231,9 @@ class RouterSpec(_Frozen):
     name: str = Field(pattern=NAME_PATTERN, max_length=64)
     sources: tuple[Annotated[str, Field(max_length=1000), AfterValidator(_source)], ...] = Field(
         min_length=1, max_length=32
+    )
+    not_covered: tuple[Annotated[str, Field(max_length=1000), AfterValidator(_source)], ...] = Field(
+        default=(), max_length=32
     )
     hidden_size: int = Field(ge=8, le=65536, multiple_of=8)
     num_experts: int = Field(ge=1, le=1024)
@@ -373,7 +378,7 @@ def _flattened(data: dict[str, Any]) -> tuple[dict[str, Any], dict[Where, str]]:
             key: None if value == "none" and RIGHT[f"routing.{key}"].startswith("none") else value
             for key, value in routing.items()
         }
-    for key in ("sources", "sm_targets"):
+    for key in ("sources", "not_covered", "sm_targets"):
         if isinstance(flat.get(key), list):
             flat[key] = tuple(flat[key])
     return flat, said
@@ -497,6 +502,8 @@ def dump_spec(spec: RouterSpec, comment: str = "") -> str:
     name = spec.name if yaml.safe_load(spec.name) == spec.name else json.dumps(spec.name)
     lines += [f"name: {name}", "sources:"]
     lines += [f"  - {json.dumps(source, ensure_ascii=False)}" for source in spec.sources]
+    lines += ["not_covered:"] * bool(spec.not_covered)
+    lines += [f"  - {json.dumps(reason, ensure_ascii=False)}" for reason in spec.not_covered]
     lines += [f"hidden_size: {spec.hidden_size}", f"num_experts: {spec.num_experts}"]
     lines += ["dtypes:", f"  activation: {spec.activation_dtype}", f"  gate_weight: {spec.gate_weight_dtype}"]
     if spec.logits_dtype != "float32":

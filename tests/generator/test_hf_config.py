@@ -181,8 +181,9 @@ def test_nested_text_config() -> None:
 
     vision = config_of("qwen3-235b-a22b") | {"model_type": "qwen3_vl_moe_text"}
     del vision["torch_dtype"]
-    assert spec_of({"text_config": vision, "torch_dtype": "bfloat16"}).activation_dtype == "bfloat16"
-    assert problems_of({"text_config": vision}) == [
+    stored = {"gate_weight_dtype": "bfloat16"}
+    assert spec_of({"text_config": vision, "torch_dtype": "bfloat16"}, **stored).activation_dtype == "bfloat16"
+    assert problems_of({"text_config": vision}, **stored) == [
         "config.json: dtypes.activation: the config does not say; answer with --activation-dtype bfloat16|float16"
     ]
 
@@ -202,7 +203,6 @@ def test_experts_in_ffn_config_and_other_names() -> None:
 
 
 def test_an_unknown_model_type_asks_for_everything_not_said() -> None:
-    known = ", ".join(FAMILIES)
     assert problems_of(UNKNOWN, name=None) == [
         "config.json: norm.order: the config does not say; answer with --norm-order A|B|G|none",
         "config.json: residual: the config does not say; answer with --residual yes|no",
@@ -223,7 +223,10 @@ def test_an_unknown_model_type_asks_for_everything_not_said() -> None:
         "config.json: routing.renormalize: the config does not say; answer with --renormalize yes|no",
         ("config.json: routing.routed_scaling_factor: the config does not say; answer with --routed-scaling-factor N"),
         "config.json: name: the config does not say (no _name_or_path); answer with --name NAME",
-        f"config.json: model_type: 'new_moe' given, of which nothing is known beyond its keys ({known} are)",
+        (
+            "config.json: model_type: 'new_moe' given, of which nothing is known beyond its keys "
+            "(known ones near it: exaone_moe, qwen3_moe, qwen2_moe)"
+        ),
     ]
     assert len(problems_of({}, name=None)) == 16
 
@@ -359,7 +362,7 @@ EDIT = "leave the flag out, or edit the spec once it is written"
             "B",
             (
                 "B given, but the config says model_type kimi_k2, which means A "
-                "(read in transformers 5.23.0 models/deepseek_v3/modeling_deepseek_v3.py, which it shares)"
+                "(read in transformers 5.24.0 models/deepseek_v3/modeling_deepseek_v3.py, which it shares)"
             ),
         ),
         (
@@ -621,3 +624,48 @@ def test_a_file_that_is_no_config(tmp_path: Path, content: bytes, message: str) 
 def test_every_answer_is_a_key_of_the_spec() -> None:
     assert {answer.key for answer in ANSWERS.values()} <= set(RIGHT)
     assert ANSWERS["norm-order"].metavar == "A|B|G|none"
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        ({"llm_config": {"model_type": "mixtral"}}, "llm_config."),
+        ({"thinker_config": {"text_config": {"model_type": "qwen3_omni_moe_text"}}}, "thinker_config.text_config."),
+    ],
+)
+def test_text_models_by_other_names_and_deeper(config: dict[str, Any], part: str) -> None:
+    here = config
+    for key in part.rstrip(".").split("."):
+        here = here[key]
+    here.update({**SIZES, "num_local_experts": 8, "num_experts_per_tok": 2})
+    spec = spec_of(config, gate_weight_dtype="bfloat16")
+    assert (spec.num_experts, spec.routing.scoring, spec.routing.renormalize) == (8, "softmax", Renormalize())
+    here["num_experts_per_tok"] = "two"
+    assert problems_of(config, gate_weight_dtype="bfloat16")[0].startswith(
+        f"config.json: {part}num_experts_per_tok: 'two' given, a whole number"
+    )
+
+
+def test_mistrals_own_params_json() -> None:
+    moe = {"num_experts": 128, "num_experts_per_tok": 4, "num_expert_groups": 1, "num_expert_groups_per_tok": 1}
+    config = {"dim": 7168, "norm_eps": 1e-6, "moe": {**moe, "routed_scale": 2.0}}
+    spec = spec_of(config, activation_dtype="bfloat16", gate_weight_dtype="bfloat16")
+    assert (spec.hidden_size, spec.routing.routed_scaling_factor, spec.norm) == (7168, 2.0, Norm(order="A", eps=1e-6))
+
+
+def test_what_no_spec_can_say_is_named_and_kept() -> None:
+    config = {**SIZES, "model_type": "phimoe", "num_local_experts": 16, "num_experts_per_tok": 2}
+    spec = spec_of(config, gate_weight_dtype="bfloat16")
+    assert (spec.norm, spec.routing.scoring) == (None, None)
+    assert "LayerNorm" in spec.not_covered[0] and "sparsemixer" in spec.not_covered[1]
+    vision = config_of("deepseek-v4-flash")
+    assert spec_of(vision).not_covered == ()
+    assert "bias_vl" in spec_of({**vision, "vision_n_layers": 24}).not_covered[0]
+
+
+def test_grok_2_is_known_by_its_architecture() -> None:
+    config = {
+        **SIZES, "model_type": "git", "architectures": ["Grok1ForCausalLM"], "num_local_experts": 8,
+        "num_experts_per_tok": 2, "router_logit_softcapping": 20.0,
+    }  # fmt: skip
+    assert spec_of(config, gate_weight_dtype="bfloat16").routing.softcap == 20.0

@@ -355,7 +355,7 @@ def test_problems_are_reported_together_in_the_order_of_lines(tmp_path: Path) ->
         .replace("top_k: 2", "top_k: 9")
     )
     known = (
-        "name, sources, hidden_size, num_experts, dtypes, residual, norm, gate_bias, logits_from, routing, "
+        "name, sources, not_covered, hidden_size, num_experts, dtypes, residual, norm, gate_bias, logits_from, routing, "
         "token_thresholds, sm_targets, early_weight_loads, batch_invariant, allow_spills"
     )
     assert problems_of(write(tmp_path, text)) == [

@@ -1,0 +1,132 @@
+"""Which models' router paths the kernels cover, on which chips, and what is missing: for people, JSON and the docs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from . import naming, variants
+from .arch import ARCHS, SM_TARGETS
+from .bench.paths import stages
+from .problem import Problem
+from .spec import RouterSpec
+
+RUN, BUILT, PLANNED, NONE = "run", "built", "planned", "none"
+_LETTERS = {RUN: "R", BUILT: "B", PLANNED: "p", NONE: "-"}
+_MEANING = {
+    RUN: "a kernel of the path passed tests/gpu there (docs/measured)",
+    BUILT: "in generated/, which CI compiles",
+    PLANNED: "build.py plans and compiles it on demand",
+    NONE: "no kernel: the reference serves",
+}
+_COMMAND = "python build.py coverage --write"
+
+
+@dataclass(frozen=True)
+class Covered:
+    """A model.
+
+    path: its stages in words; kernel: the name of the kernel of the whole path; missing: what of the model's router
+    path the engine has to do beside it; sms: by SM target, one of the statuses above.
+    """
+
+    model: str
+    path: str
+    kernel: str
+    missing: tuple[str, ...]
+    sms: Mapping[int, str]
+
+
+def covered(specs: Sequence[RouterSpec], generated: frozenset[str], run: Mapping[str, frozenset[int]]) -> list[Covered]:
+    """One for each spec, by name. generated: names of models in generated/; run: kernels and the SMs they ran on."""
+    found = []
+    for spec in sorted(specs, key=lambda one: one.name):
+        problem = Problem.of(spec)
+        kernel = naming.kernel_name(problem)
+        sms = {sm: _status(spec, problem, sm, generated, run.get(kernel, frozenset())) for sm in SM_TARGETS}
+        found.append(Covered(spec.name, stages(spec), kernel, spec.not_covered, sms))
+    return found
+
+
+def _status(spec: RouterSpec, problem: Problem, sm: int, generated: frozenset[str], ran_on: frozenset[int]) -> str:
+    if sm in ran_on:
+        return RUN
+    if sm not in spec.sm_targets or next(iter(variants.candidates(problem.gate_part, ARCHS[sm], 1)), None) is None:
+        return NONE
+    return BUILT if spec.name in generated else PLANNED
+
+
+def ran(folder: Path) -> dict[str, frozenset[int]]:
+    """Kernels by name and the SMs they ran on, by the records of tests/gpu in `folder`, whose chips are all sm_90."""
+    found: dict[str, set[int]] = {}
+    for path in sorted(folder.glob("*-tests*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["outcomes"]["failed"] or record["outcomes"]["error"] or not path.name.startswith("h200"):
+            continue
+        for name in record["measured"]:
+            _, _, inside = name.rstrip("]").partition("[")
+            for package in record["packages"]:
+                kernel = inside.removeprefix(f"{Path(package).parent.name}-")
+                if kernel != inside and "sm80" not in path.name:
+                    found.setdefault(kernel, set()).add(90)
+    return {kernel: frozenset(sms) for kernel, sms in found.items()}
+
+
+def table(models: Sequence[Covered]) -> Iterator[Table | str]:
+    """The matrix in 80 columns, its key, and what is missing."""
+    matrix = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, padding=(0, 1, 0, 0))
+    matrix.add_column("model", no_wrap=True)
+    matrix.add_column("served", no_wrap=True)
+    for sm in SM_TARGETS:
+        matrix.add_column(str(sm), justify="center")
+    for one in models:
+        matrix.add_row(one.model, _served(one), *(_LETTERS[one.sms[sm]] for sm in SM_TARGETS))
+    yield matrix
+    yield "\n".join(f"{letter}  {_MEANING[status]}" for status, letter in _LETTERS.items())
+    for one in models:
+        yield from (f"{one.model}: {reason}" for reason in one.missing)
+    yield summary(models)
+
+
+def summary(models: Sequence[Covered]) -> str:
+    """How many are served entirely, and by how many kernels."""
+    whole = sum(not one.missing for one in models)
+    kernels = len({one.kernel for one in models})
+    return f"{whole} of {len(models)} models are served entirely, by {kernels} kernels with those served in part."
+
+
+def data(models: Sequence[Covered]) -> list[dict[str, object]]:
+    """The same for JSON."""
+    return [
+        {
+            "model": one.model,
+            "path": one.path,
+            "kernel": one.kernel,
+            "missing": list(one.missing),
+            "sms": {str(sm): status for sm, status in one.sms.items()},
+        }
+        for one in models
+    ]
+
+
+def page(models: Sequence[Covered]) -> str:
+    """docs/coverage.md."""
+    lines = ["# Which models are covered", "", f"Written by `{_COMMAND}`. {summary(models)}", ""]
+    lines += [f"- **{_LETTERS[status]}**: {meaning}" for status, meaning in _MEANING.items()]
+    lines += ["", f"| model | path | served | {' | '.join(f'sm_{sm}' for sm in SM_TARGETS)} |"]
+    lines.append(f"|---|---|---|{':-:|' * len(SM_TARGETS)}")
+    for one in models:
+        marks = " | ".join(_LETTERS[one.sms[sm]] for sm in SM_TARGETS)
+        lines.append(f"| {one.model} | {one.path} | {_served(one)} | {marks} |")
+    lines += ["", "## What the engine does beside the kernel", ""]
+    lines += [f"- {one.model}: {reason}" for one in models for reason in one.missing]
+    return "\n".join(lines) + "\n"
+
+
+def _served(one: Covered) -> str:
+    return "in part" if one.missing else "entirely"

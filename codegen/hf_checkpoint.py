@@ -1,0 +1,128 @@
+"""What the safetensors headers of a checkpoint say of its router: the dtypes of gate and norm, the bias beside them.
+
+The format: eight bytes that give the header's length, little-endian, then the header, a JSON object of each tensor's
+dtype, shape and place (https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BadInput, Problem
+from .strict_yaml import shown_key
+
+CONFIG = "config.json"
+_INDEX = "model.safetensors.index.json"
+_MOST_HEADER_BYTES = 100_000_000  # the format's own limit
+_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+_GATE = re.compile(r"(^|[._])(gate|router|wg|classifier|router_gate)(\.(wg|proj|gate|classifier|layer))*\.weight$")
+_NOT_A_GATE = re.compile(r"(^|\.)(shared_expert_gate|experts|shared_experts?|mlp\.gate_proj|mtp|self_attn|attn)\.")
+_NORM = re.compile(r"(^|\.)(post_attention_layernorm|ffn_norm|pre_mlp_layernorm|pre_ff_layernorm|norm)(\.0)?\.weight$")
+_CORRECTION = re.compile(r"(^|\.)(e_score_correction_bias|expert_bias|router_bias)$")
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def claims_of(folder: Path, hidden_size: object, num_experts: object) -> dict[str, dict[str, object]]:
+    """By the spec's keys, what the headers in `folder` say: {"<file>: <tensor>": value}; {} without any.
+
+    The gate weight is the tensor named as one whose shape is [num_experts, hidden_size]. Raises BadInput for files that
+    are no safetensors, for a gate of a dtype that no kernel reads, and for gates of another shape only.
+    """
+    tensors = dict(_tensors(folder))
+    gates = {at: tensor for at, tensor in tensors.items() if _is_gate(at)}
+    found: dict[str, dict[str, object]] = {}
+    right = {at: tensor for at, tensor in gates.items() if tensor.shape == (num_experts, hidden_size)}
+    if gates and not right:
+        at, tensor = next(iter(gates.items()))
+        given = f"of shape {list(tensor.shape)}, [num_experts, hidden_size] = [{num_experts}, {hidden_size}]"
+        raise BadInput([Problem(at, None, f"{given}, as the config says, would be right")])
+    for at, tensor in list(right.items())[:1]:
+        found["dtypes.gate_weight"] = {at: _dtype(at, tensor)}
+        prefix = re.split(r"(?<=\.layers\.)\d+\.", at)[0]
+        beside = [name for name in tensors if name.startswith(prefix) and _CORRECTION.search(name)]
+        if beside:
+            found["routing.e_score_correction_bias"] = {beside[0]: True}
+    for at, tensor in tensors.items():
+        if right and _NORM.search(at) and tensor.shape == (hidden_size,) and tensor.dtype in ("BF16", "F16"):
+            found["dtypes.activation"] = {at: _DTYPES[tensor.dtype]}
+            break
+    return found
+
+
+def _is_gate(at: str) -> bool:
+    return bool(_GATE.search(at)) and not _NOT_A_GATE.search(at)
+
+
+def _dtype(at: str, tensor: _Tensor) -> str:
+    if tensor.dtype not in _DTYPES:
+        words = ", ".join(_DTYPES)
+        raise BadInput([Problem(at, None, f"the gate weight is stored as {tensor.dtype}, {words} would be right")])
+    return _DTYPES[tensor.dtype]
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, _Tensor]]:
+    """("<file>: <tensor>", what it is) of the files that may hold a router."""
+    for name in _files(folder):
+        path = folder / name
+        for tensor, about in _header(path).items():
+            if tensor == "__metadata__":
+                continue
+            shape = about.get("shape") if isinstance(about, dict) else None
+            dtype = about.get("dtype") if isinstance(about, dict) else None
+            if not isinstance(dtype, str) or not isinstance(shape, list) or not all(type(n) is int for n in shape):
+                raise BadInput([Problem(str(path), None, f"{shown_key(tensor)}: no dtype and shape are given")])
+            yield f"{name}: {shown_key(tensor)}", _Tensor(shown_key(dtype), tuple(shape))
+
+
+def _files(folder: Path) -> list[str]:
+    """Of a sharded checkpoint the files of one gate's layer, else all."""
+    index = folder / _INDEX
+    if not index.is_file():
+        return sorted(path.name for path in folder.glob("*.safetensors"))
+    map_ = _object(index, index.read_bytes()).get("weight_map")
+    if not isinstance(map_, dict) or not all(isinstance(file, str) for file in map_.values()):
+        raise BadInput([Problem(str(index), None, "weight_map: an object of tensors and their files would be right")])
+    for file in map_.values():
+        if Path(file).name != file:
+            raise BadInput([Problem(str(index), None, f"{shown_key(file)} given, a file's name would be right")])
+    gates = [tensor for tensor in map_ if _is_gate(tensor)]
+    if not gates:
+        return []
+    layer = re.match(r".*?\.layers?\.\d+\.|", gates[0])
+    prefix = layer[0] if layer else ""
+    return sorted({file for tensor, file in map_.items() if tensor.startswith(prefix) and "experts." not in tensor})
+
+
+def _header(path: Path) -> Mapping[str, Any]:
+    try:
+        with path.open("rb") as file:
+            length = file.read(8)
+            size = struct.unpack("<Q", length)[0] if len(length) == 8 else None
+            if size is None or not 2 <= size <= min(_MOST_HEADER_BYTES, path.stat().st_size - 8):
+                raise BadInput([Problem(str(path), None, "no safetensors file: its header has no possible length")])
+            text = file.read(size)
+    except OSError as error:
+        raise BadInput([Problem(str(path), None, f"cannot be read: {error.strerror}")]) from None
+    return _object(path, text)
+
+
+def _object(path: Path, text: bytes) -> Mapping[str, Any]:
+    try:
+        read = json.loads(text)
+    except (ValueError, RecursionError):
+        read = None
+    if not isinstance(read, dict):
+        raise BadInput([Problem(str(path), None, "no JSON object, which it has to hold")])
+    return read
