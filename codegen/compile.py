@@ -139,6 +139,7 @@ def compile_package(
             "ptx_sms": selection.ptx_sms,
             "nvcc": toolkit.version,
             "torch": torch.version if torch else None,
+            "library": sha256((build_dir / LIBRARY).read_bytes()),
         }
         replace_whole(package_dir / STAMP, (json.dumps(stamp, indent=1) + "\n").encode())
     seconds = time.monotonic() - started
