@@ -126,6 +126,18 @@ def check(specs: tuple[Path, ...], out: Path | None, ops: str) -> None:
     print(f"{places.shown(out / places.PACKAGE)} is fresh")
 
 
+@cli.command()
+@click.option("--from", "built", type=_PATH, metavar="DIR", help="What was built there.  [default: generated]")
+@click.option("--out", type=_PATH, metavar="DIR", help="The kernel's folder.  [default: build/hub]")
+def hub(built: Path | None, out: Path | None) -> None:
+    """Lay the compiled package out as a kernel that Hugging Face's `kernels` loads."""
+    from . import hub as layout
+
+    out = out or places.home() / "build" / "hub"
+    for variant in layout.write(built or _default_out(), out):
+        print(places.shown(out / "build" / variant))
+
+
 def _answers(command: _Command) -> _Command:
     """A flag for each thing that a config.json may leave open; hf_config checks the words."""
     for flag, answer in reversed(hf_config.ANSWERS.items()):
