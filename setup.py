@@ -1,22 +1,21 @@
-"""What pyproject.toml cannot say: a wheel that holds the compiled library is for one platform, and any Python 3."""
+"""What pyproject.toml cannot say: four folders of the checkout become one package, whose wheel is for one platform.
 
-from pathlib import Path
+Nothing is installed under the folders' own names. `codegen/backend.py` compiles before this packs.
+"""
 
-from setuptools import Distribution, setup
-from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools import find_packages, setup
 
-COMPILED = Path(__file__).with_name("generated") / "normgate" / "libnormgate.so"
+from codegen.wheels import LibraryWheel
 
+FOLDERS = {
+    "normgate": "generated/normgate",
+    "normgate.codegen": "codegen",
+    "normgate.codegen.templates": "templates",
+    "normgate.codegen.specs": "specs",
+}
+for name in ("normgate", "normgate.codegen"):
+    FOLDERS |= {
+        f"{name}.{inner}": f"{FOLDERS[name]}/{inner.replace('.', '/')}" for inner in find_packages(FOLDERS[name])
+    }
 
-class BinaryDistribution(Distribution):
-    def has_ext_modules(self) -> bool:
-        return COMPILED.is_file()
-
-
-class Wheel(bdist_wheel):
-    def get_tag(self) -> tuple[str, str, str]:
-        platform = super().get_tag()[2]
-        return "py3", "none", platform  # the library is on LibTorch's stable ABI and knows no Python
-
-
-setup(distclass=BinaryDistribution, cmdclass={"bdist_wheel": Wheel})
+setup(packages=list(FOLDERS), package_dir=FOLDERS, cmdclass={"bdist_wheel": LibraryWheel})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +13,8 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from . import hf_config, places
-from .errors import BadInput, CheckFailed, NormgateError, Problem, Spilled
+from . import hf_config, naming, places
+from .errors import BadInput, CheckFailed, NormgateError, Problem
 from .spec import RouterSpec, dump_spec, load_spec, load_specs
 
 # Verbs import what they need: `add` needs no templates, and a build with nothing to do should take no time.
@@ -22,7 +22,6 @@ from .spec import RouterSpec, dump_spec, load_spec, load_specs
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
 _TABLE_WIDTH = 100
-_MOST_PLANS = 8  # of a build whose compiler spills what was planned
 _BENCH_TOKENS = "1,2,3,4,5,7,8,9,12,16,17,24,32,33,48,64,96,128,192,256,512,1024,2048,4096,8192"
 _UNROUNDED_TOKENS = "1,16,64,512,4096"
 _PATH_TOKENS = "1,2,4,8,12,16,24,32,64,128,512,4096"
@@ -65,76 +64,92 @@ def _out_option(command: _Command) -> _Command:
     )(command)
 
 
+def _ops_option(command: _Command) -> _Command:
+    return click.option(
+        "--ops",
+        default=naming.OPS,
+        show_default=True,
+        metavar="NAME",
+        help="The operators become torch.ops.NAME; a copy to vendor needs a name of its own.",
+    )(command)
+
+
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @_specs_option
 @_all_option
 @_out_option
+@_ops_option
 @click.option("--sm", default="all", show_default=True, metavar="native|all|90,100", help="SM targets to compile for.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.")
 @click.pass_context
 def cli(
-    context: click.Context, specs: tuple[Path, ...], every: bool, out: Path | None, sm: str, jobs: int | None
+    context: click.Context,
+    specs: tuple[Path, ...],
+    every: bool,
+    out: Path | None,
+    ops: str,
+    sm: str,
+    jobs: int | None,
 ) -> None:
     """Generate the normgate package from specs and compile it. Without a verb: both."""
     if context.invoked_subcommand is not None:
         given = [name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
         if given:
-            option = {"every": "all"}.get(given[0], given[0].rstrip("s"))
+            option = {"every": "all", "specs": "spec"}.get(given[0], given[0])
             raise click.UsageError(f"options go behind the verb: {context.invoked_subcommand} --{option}")
         return
-    from . import spills
-    from .compile import compile_package
-    from .manifest import load_manifest
-    from .toolkit import select_sms
+    from .build import build_package
 
     console = _console()
     specs, out = _asked(specs, every, out)
-    select_sms(sm)  # what no package could have is said before anything is written
-    package = out / places.PACKAGE
-    for plans_left in reversed(range(_MOST_PLANS)):
-        _generate(specs, out)
-        manifest = load_manifest(package)
-        targets = {target for source in manifest.sources for target in source.sm_targets}
-        try:
-            report = compile_package(
-                package, sms=select_sms(sm, targets), build_dir=places.build_folder(out), jobs=jobs, console=console
-            )
-            break
-        except Spilled as spilled:
-            if not plans_left:
-                raise
-            _plan_without(spills.named(spilled.functions, manifest.kernels), spilled)
+    report = build_package(specs, out, ops=ops, sm=sm, jobs=jobs, console=console)
     if report.compiled:
         for warning in report.warnings:
             print(warning, file=sys.stderr)
         console.print(report.table())
     steps = f"{report.compiled} steps" if report.compiled else "nothing to compile"
     sms = ", ".join(f"sm_{target}" for target in report.sms)
-    print(f"{_shown(report.library)}: {sms}; {steps}, {report.seconds:.1f} s")
+    print(f"{places.shown(report.library)}: {sms}; {steps}, {report.seconds:.1f} s")
 
 
 @cli.command()
 @_specs_option
 @_all_option
 @_out_option
-def generate(specs: tuple[Path, ...], every: bool, out: Path | None) -> None:
+@_ops_option
+def generate(specs: tuple[Path, ...], every: bool, out: Path | None, ops: str) -> None:
     """Render the package, and compile nothing."""
-    _generate(*_asked(specs, every, out))
+    from . import build
+
+    build.generate(*_asked(specs, every, out), ops, _console())
 
 
 @cli.command()
 @_specs_option
 @_out_option
-def check(specs: tuple[Path, ...], out: Path | None) -> None:
+@_ops_option
+def check(specs: tuple[Path, ...], out: Path | None, ops: str) -> None:
     """Say whether the generated package is what the specs give; exit code 1 when it is not."""
     from . import package
 
     out = out or _default_out()
-    found = package.check(specs or places.all_specs(), out)
+    found = package.check(specs or places.all_specs(), out, ops)
     if not found.fresh:
-        folder = _shown(out / places.PACKAGE)
+        folder = places.shown(out / places.PACKAGE)
         raise CheckFailed("\n".join([*found.lines(), f"{folder} is not what the specs give: python build.py generate"]))
-    print(f"{_shown(out / places.PACKAGE)} is fresh")
+    print(f"{places.shown(out / places.PACKAGE)} is fresh")
+
+
+@cli.command()
+@click.option("--from", "built", type=_PATH, metavar="DIR", help="What was built there.  [default: generated]")
+@click.option("--out", type=_PATH, metavar="DIR", help="The kernel's folder.  [default: build/hub]")
+def hub(built: Path | None, out: Path | None) -> None:
+    """Lay the compiled package out as a kernel that Hugging Face's `kernels` loads."""
+    from . import hub as layout
+
+    out = out or places.home() / "build" / "hub"
+    for variant in layout.write(built or _default_out(), out):
+        print(places.shown(out / "build" / variant))
 
 
 def _answers(command: _Command) -> _Command:
@@ -169,13 +184,13 @@ def add(config: Path, name: str | None, out: Path | None, force: bool, source: s
             raise BadInput(
                 [
                     Problem(
-                        _shown(path),
+                        places.shown(path),
                         None,
                         "is there and says something else; --force replaces it, --name NAME writes another",
                     )
                 ]
             )
-        print(f"{_shown(path)} says so already")
+        print(f"{places.shown(path)} says so already")
         return
     from .output import replace_whole
 
@@ -183,8 +198,8 @@ def add(config: Path, name: str | None, out: Path | None, force: bool, source: s
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_whole(path, text.encode())
     except OSError as error:
-        raise BadInput([Problem(_shown(path), None, f"cannot be written: {error.strerror}")]) from None
-    print(f"{_shown(path)} written; next: python build.py")
+        raise BadInput([Problem(places.shown(path), None, f"cannot be written: {error.strerror}")]) from None
+    print(f"{places.shown(path)} written; next: python build.py")
 
 
 @cli.command()
@@ -204,12 +219,12 @@ def coverage(as_json: bool, write: bool, check: bool) -> None:
     path, text = places.home() / "docs" / "coverage.md", found.page(models)
     if write:
         replace_whole(path, text.encode())
-        print(f"{_shown(path)} written: {found.summary(models)}")
+        print(f"{places.shown(path)} written: {found.summary(models)}")
     elif check:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             mend = "python build.py coverage --write"
-            raise CheckFailed(f"{_shown(path)} is not what the specs and records give: {mend}")
-        print(f"{_shown(path)} is fresh")
+            raise CheckFailed(f"{places.shown(path)} is not what the specs and records give: {mend}")
+        print(f"{places.shown(path)} is fresh")
     elif as_json:
         print(json.dumps(found.data(models), indent=1))
     else:
@@ -401,13 +416,13 @@ def draw(record: Path | None, page: Path | None, check: bool) -> None:
         from .bench.record import read
 
         require_fastest(*map(read, filter(None, (record, paths))))
-        print(f"{_shown(record)}: no peer is faster than normgate, no count costs more than the next")
+        print(f"{places.shown(record)}: no peer is faster than normgate, no count costs more than the next")
         return
     from .bench import page as pages
 
     page = page or docs / "performance.md"
     pages.write(record, page, paths)
-    print(f"{_shown(page)} written")
+    print(f"{places.shown(page)} written")
 
 
 @cli.command()
@@ -483,19 +498,6 @@ def tune(
     )
 
 
-def _plan_without(found: Mapping[str, frozenset[str]], spilled: Spilled) -> None:
-    """Have plans leave out what spilled from now on. `spilled` again where it was not theirs to leave out."""
-    from . import spills
-
-    folder = places.tuned_folder()
-    known = spills.read(folder)
-    if not any(names - known.get(kernel, frozenset()) for kernel, names in found.items()):
-        raise spilled
-    spills.add(folder, found)
-    names = sorted({name for each in found.values() for name in each})
-    print(f"{', '.join(names)}: spilled; planned anew without ({_shown(folder / spills.FILE)})", file=sys.stderr)
-
-
 def _asked(specs: tuple[Path, ...], every: bool, out: Path | None) -> tuple[tuple[Path, ...], Path]:
     """The specs asked for, and where their package goes."""
     if every and specs:
@@ -505,21 +507,8 @@ def _asked(specs: tuple[Path, ...], every: bool, out: Path | None) -> tuple[tupl
     return specs or places.all_specs(), out or _default_out()
 
 
-def _generate(specs: Sequence[Path], out: Path) -> None:
-    from . import package
-
-    written = package.generate(specs, out)
-    folder = _shown(out / places.PACKAGE)
-    if written is None or not (written.written or written.removed):
-        print(f"{folder}: up to date")
-    else:
-        wrote, removed = len(written.written), len(written.removed)
-        print(f"{folder}: {wrote} files written, {removed} removed, {written.unchanged} unchanged")
-
-
 def _sharing(model: str) -> list[RouterSpec]:
     """The specs that share a kernel with `model`, which comes first; `model` may be a kernel's name."""
-    from . import naming
     from .problem import Problem as Path_
 
     specs = load_specs(places.every_spec())
@@ -538,7 +527,7 @@ def _only(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
         many = ", ".join(path.name for path in found) or "none"
-        raise BadInput([Problem(_shown(folder), None, f"{many} of {pattern}: name the record")])
+        raise BadInput([Problem(places.shown(folder), None, f"{many} of {pattern}: name the record")])
     return found[0]
 
 
@@ -550,9 +539,3 @@ def _console() -> Console:
     """Standard output; a pipe is as wide as the tables need."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_TABLE_WIDTH)
-
-
-def _shown(path: Path) -> str:
-    """`path` relative to the current folder where it is inside."""
-    absolute = path.absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)

@@ -43,9 +43,10 @@ LIBRARY = "libnormgate.so"
 STAMP = "libnormgate.build.json"
 
 _OPTIMIZE = ("-O3", "-std=c++17")
-# Headers up to torch 2.10's are used, and only what the stable ABI promises, so that one library serves later
-# torches.
-_TORCH_DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY")
+OLDEST_TORCH = (2, 10)
+"""What the library needs: only what the stable ABI promised then is used, so it serves later torches too."""
+
+_TORCH_DEFINES = (f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}{0:012x}", "-DTORCH_STABLE_ONLY")
 # The binding finds torch's current stream through a weak symbol, for which --as-needed (a default of some
 # gcc) would drop the library that has it.
 _TORCH_LIBS = ("-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed", "-ltorch_cpu", "-lc10")
@@ -139,6 +140,7 @@ def compile_package(
             "ptx_sms": selection.ptx_sms,
             "nvcc": toolkit.version,
             "torch": torch.version if torch else None,
+            "library": sha256((build_dir / LIBRARY).read_bytes()),
         }
         replace_whole(package_dir / STAMP, (json.dumps(stamp, indent=1) + "\n").encode())
     seconds = time.monotonic() - started

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 
+from .errors import BadInput
+from .errors import Problem as Wrong
 from .problem import Problem
+
+OPS = "normgate"
+"""The namespace of the operators, torch.ops.normgate, where none is asked for."""
 
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _CUDA_TYPE = {"bfloat16": "bf16", "float16": "fp16", "float32": "float", "int32": "int32_t", "int64": "int64_t"}
 _GROUP_SCORE = {"top2_sum": "top2", "max": "max"}
+
+
+def check_ops(ops: str) -> str:
+    """`ops` itself, which becomes C++ and Python. BadInput where it is no name for a namespace of operators."""
+    if not re.fullmatch("[a-z][a-z0-9_]{0,63}", ops):
+        expected = "up to 64 of a to z, 0 to 9 and _, a letter first, as in acme_engine, would be right"
+        raise BadInput([Wrong(None, None, f"--ops {ops!r}: {expected}")])
+    return ops
 
 
 def short_dtype(dtype: str) -> str:

@@ -17,14 +17,17 @@ _FRESH = "generated.json"
 _FORMATTERS = ("jinja2", "clang-format")
 
 
-def files_of(spec_paths: Sequence[Path]) -> dict[str, output.Content]:
+def files_of(spec_paths: Sequence[Path], ops: str = naming.OPS) -> dict[str, output.Content]:
     """The package of these specs: posix path in the package -> content, manifest.json among them.
 
-    Raises BadInput with everything that is wrong in the specs, or in the tuned tables of their kernels.
+    ops: the namespace of its operators, torch.ops.<ops>: two packages in one process need two.
+
+    Raises BadInput with everything that is wrong in the specs, or in the tuned tables of their kernels, or with
+    `ops`.
     """
     specs = load_specs(spec_paths)
     plan = make_plan(specs, tuned.load(specs, places.tuned_folder()), spills.read(places.tuned_folder()))
-    files: dict[str, output.Content] = dict(render.render(plan))
+    files: dict[str, output.Content] = dict(render.render(plan, ops))
     files[manifest.NAME] = manifest_of(plan, files, inputs_of(spec_paths)).text()
     return output.collect(files.items())
 
@@ -98,16 +101,16 @@ def inputs_of(spec_paths: Sequence[Path]) -> dict[str, str]:
     return found
 
 
-def generate(spec_paths: Sequence[Path], out: Path) -> output.Written | None:
+def generate(spec_paths: Sequence[Path], out: Path, ops: str = naming.OPS) -> output.Written | None:
     """Write the package to `out`/normgate. None: it was made from the same by the same, so nothing was rendered.
 
     Raises BadInput before anything is written, ToolError when `out` cannot be written.
     """
     folder = out / places.PACKAGE
-    if _is_fresh(spec_paths, out):
+    if _is_fresh(spec_paths, out, ops):
         return None
-    made_from = _made_from(spec_paths)
-    written = output.write(files_of(spec_paths), folder)
+    made_from = _made_from(spec_paths, ops)
+    written = output.write(files_of(spec_paths, ops), folder)
     stamp = {"made_from": made_from, "manifest": manifest.sha256((folder / manifest.NAME).read_bytes())}
     path = places.build_folder(out) / _FRESH
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,12 +118,12 @@ def generate(spec_paths: Sequence[Path], out: Path) -> output.Written | None:
     return written
 
 
-def check(spec_paths: Sequence[Path], out: Path) -> output.Freshness:
+def check(spec_paths: Sequence[Path], out: Path, ops: str = naming.OPS) -> output.Freshness:
     """How the package in `out`/normgate differs from what the specs give now; everything is rendered anew."""
-    return output.diff(files_of(spec_paths), out / places.PACKAGE)
+    return output.diff(files_of(spec_paths, ops), out / places.PACKAGE)
 
 
-def _is_fresh(spec_paths: Sequence[Path], out: Path) -> bool:
+def _is_fresh(spec_paths: Sequence[Path], out: Path, ops: str) -> bool:
     """Whether `out` holds, untouched, what the last `generate` made of the same inputs.
 
     The manifest does not name the generator's own files, lest each edit of it change what is generated; so
@@ -129,7 +132,7 @@ def _is_fresh(spec_paths: Sequence[Path], out: Path) -> bool:
     stamp, folder = places.build_folder(out) / _FRESH, out / places.PACKAGE
     try:
         said = json.loads(stamp.read_bytes())
-        if said["made_from"] != _made_from(spec_paths):
+        if said["made_from"] != _made_from(spec_paths, ops):
             return False
         if said["manifest"] != manifest.sha256((folder / manifest.NAME).read_bytes()):
             return False
@@ -139,8 +142,8 @@ def _is_fresh(spec_paths: Sequence[Path], out: Path) -> bool:
     return True
 
 
-def _made_from(spec_paths: Sequence[Path]) -> str:
+def _made_from(spec_paths: Sequence[Path], ops: str) -> str:
     inputs = inputs_of(spec_paths)
     code = {f"codegen/{path.name}": manifest.sha256(path.read_bytes()) for path in places.generator_files()}
     versions = {name: importlib.metadata.version(name) for name in _FORMATTERS}
-    return manifest.sha256(json.dumps([inputs, code, versions], sort_keys=True))
+    return manifest.sha256(json.dumps([inputs, code, versions, ops], sort_keys=True))

@@ -14,6 +14,7 @@ __all__ = [
     "every_spec",
     "generator_files",
     "home",
+    "shown",
     "specs_folder",
     "templates_folder",
     "tuned_folder",
@@ -59,6 +60,12 @@ def every_spec() -> tuple[Path, ...]:
 def generator_files() -> tuple[Path, ...]:
     """The generator's own Python files, but the benchmark's, which decide nothing of what is generated."""
     return tuple(sorted(_GENERATOR.glob("*.py")))
+
+
+def shown(path: Path) -> str:
+    """`path` as messages have it: relative to the current folder where it is inside."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
 
 
 def build_folder(out: Path) -> Path:

@@ -51,8 +51,12 @@ def environment() -> jinja2.Environment:
     )
 
 
-def render(plan: Plan) -> dict[str, str]:
-    """The whole package but its manifest: posix path in the package -> text, formatted."""
+def render(plan: Plan, ops: str = naming.OPS) -> dict[str, str]:
+    """The whole package but its manifest: posix path in the package -> text, formatted.
+
+    ops: the namespace of its operators, torch.ops.<ops>; BadInput where it cannot be one.
+    """
+    naming.check_ops(ops)
     env = environment()
     files: dict[str, str] = {}
     for kernel in plan.all_kernels:
@@ -62,7 +66,8 @@ def render(plan: Plan) -> dict[str, str]:
                 kernel=_kernel_context(kernel), group=_group_context(plan, kernel, group)
             )
     files["csrc/dispatch_table.cpp"] = env.get_template("csrc/dispatch_table.cpp.j2").render(_table_context(plan))
-    files["_tables.py"] = env.get_template("_tables.py.j2").render(_table_context(plan))
+    files["_tables.py"] = env.get_template("_tables.py.j2").render(_table_context(plan), ops=ops)
+    files["csrc/include/ops.h"] = env.get_template("csrc/ops.h.j2").render(ops=ops)
     templates = templates_folder()
     for source in sorted((templates / "csrc").glob("*.cpp")):
         files[f"csrc/{source.name}"] = source.read_text()

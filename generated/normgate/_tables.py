@@ -3,6 +3,8 @@ the same in C++."""
 
 from .table_types import GroupTable, KernelTable, ModelTable, RoutingTable, SelectionTable, VariantRange
 
+OPS = "normgate"  # the operators are torch.ops.normgate
+
 KERNELS = {
     "norm_a_gate_3072x256_bf16_fp32_fp32": KernelTable(
         kernel="norm_a_gate_3072x256_bf16_fp32_fp32",

@@ -1,4 +1,4 @@
-"""The operators ``torch.ops.normgate.*``: schemas, fakes, CPU implementations; loads the CUDA ones.
+"""The operators, ``torch.ops.normgate.*`` or as OPS says: schemas, fakes, CPU implementations; loads the CUDA ones.
 
 The schemas stand here, so that they exist with and without the compiled library. ``libnormgate.so`` beside
 this file (or the file that the environment variable NORMGATE_LIBRARY names) registers the CUDA
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import fallback, reference
+from ._tables import OPS
 from .routing import Routed, Routing, selection_key
 
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16)
@@ -26,6 +27,7 @@ LOGITS_DTYPES = (torch.float32, torch.bfloat16)
 
 # torch leaves what this file calls of it without annotations.
 _torch: Any = torch
+_ops: Any = getattr(torch.ops, OPS)
 
 
 def norm_gate(
@@ -54,7 +56,7 @@ def norm_gate(
     Arithmetic is in float32. There is no backward. RuntimeError names the argument that does not fit.
     """
     # `.default`, for the choice of an overload costs a call microseconds.
-    normed_x, router_logits = torch.ops.normgate.norm_gate.default(
+    normed_x, router_logits = _ops.norm_gate.default(
         _rows(x), norm_weight, gate_weight, gate_bias, eps, norm_order, logits_from, logits_dtype
     )
     return normed_x.view(x.shape), router_logits.view(*x.shape[:-1], gate_weight.shape[0])
@@ -71,7 +73,7 @@ def gate(
 
     Arguments and errors as for :func:`norm_gate`.
     """
-    router_logits: Tensor = torch.ops.normgate.gate.default(_rows(x), gate_weight, gate_bias, logits_dtype)
+    router_logits: Tensor = _ops.gate.default(_rows(x), gate_weight, gate_bias, logits_dtype)
     return router_logits.view(*x.shape[:-1], gate_weight.shape[0])
 
 
@@ -115,9 +117,9 @@ def route(
     if not (norm_weight is None) == (eps is None) == (norm_order is None):
         weight = None if norm_weight is None else "a tensor"
         found = f"norm_weight is {weight}, eps {eps} and norm_order {norm_order!r}"
-        raise RuntimeError(f"normgate::route: {found}, expected all or none")
+        raise RuntimeError(f"{OPS}::route: {found}, expected all or none")
     chooses = _NO_SELECTION if routing is None else _selection(routing)
-    normed_x, residual_out, topk_weights, topk_ids, router_logits = torch.ops.normgate.route.default(
+    normed_x, residual_out, topk_weights, topk_ids, router_logits = _ops.route.default(
         _rows(x),
         None if residual is None else _rows(residual),
         norm_weight,
@@ -210,7 +212,7 @@ class _RouteCall(NamedTuple):
             routing = Routing(**{field.name: getattr(self, field.name) for field in fields(Routing)})
             routing.check_num_experts(self.gate_weight.shape[0])
         except ValueError as error:
-            raise RuntimeError(f"normgate::route: {error}") from error
+            raise RuntimeError(f"{OPS}::route: {error}") from error
         return routing
 
 
@@ -417,7 +419,7 @@ def _check_selection(call: _RouteCall) -> None:
 
 
 def _require(op: str, holds: bool, found: str, expected: str) -> None:
-    _torch._check(holds, lambda: f"normgate::{op}: {found}, expected {expected}")
+    _torch._check(holds, lambda: f"{OPS}::{op}: {found}, expected {expected}")
 
 
 def _require_dtype(op: str, name: str, dtype: torch.dtype, expected: tuple[torch.dtype, ...]) -> None:
@@ -467,6 +469,16 @@ def _load_library() -> Path | None:
     return path
 
 
+def _own_namespace() -> Any:
+    try:
+        return _torch.library.Library(OPS, "DEF")
+    except RuntimeError as error:
+        raise ImportError(
+            f"torch.ops.{OPS} belongs to another package that is loaded, so {__package__} cannot be loaded beside it; "
+            "generate one of them with a namespace of its own: `python build.py --ops NAME`"
+        ) from error
+
+
 def _define(library: Any) -> None:
     # The tag keeps compilers from handing over an x with other strides than the program's.
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -492,16 +504,16 @@ def _define(library: Any) -> None:
             "Tensor residual_out, Tensor topk_weights, Tensor topk_ids, Tensor router_logits)",
             tags=tags,
         )
-        torch.library.register_fake(f"normgate::norm_gate{suffix}", _norm_gate_fake, lib=library)
-        torch.library.register_fake(f"normgate::gate{suffix}", _gate_fake, lib=library)
-        torch.library.register_fake(f"normgate::route{suffix}", _route_fake, lib=library)
+        torch.library.register_fake(f"{OPS}::norm_gate{suffix}", _norm_gate_fake, lib=library)
+        torch.library.register_fake(f"{OPS}::gate{suffix}", _gate_fake, lib=library)
+        torch.library.register_fake(f"{OPS}::route{suffix}", _route_fake, lib=library)
     for op, composition in _COMPOSITIONS:
         library.impl(op, composition, "CPU")
         library.impl(f"{op}_reference", composition, "CompositeExplicitAutograd")
 
 
 _COMPOSITIONS = (("norm_gate", _norm_gate_composition), ("gate", _gate_composition), ("route", _route_composition))
-_definitions = _torch.library.Library("normgate", "DEF")
+_definitions = _own_namespace()
 _define(_definitions)
 
 LIBRARY = _load_library()

@@ -1,4 +1,4 @@
-// torch.ops.normgate.* on CUDA, on the LibTorch stable ABI: one library for torch 2.10 and newer. ops.py holds the
+// The operators on CUDA, on the LibTorch stable ABI: one library for torch 2.10 and newer. ops.py holds the
 // schemas.
 //
 // The variant is chosen here, by token count, inside the op: eager calls stay cheap and torch.compile sees one op.
@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "dispatch.h"
+#include "ops.h"
 
 // Exported by CUDA builds of torch. Weak, so that the library also loads beside a CPU build, where it is null.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
@@ -236,7 +237,7 @@ std::tuple<Tensor, Tensor> norm_gate(const Tensor& x, const Tensor& norm_weight,
   std::array<StableIValue, 8> stack = {from(x),   from(norm_weight), from(gate_weight), from(gate_bias),
                                        from(eps), from(norm_order),  from(logits_from), from(logits_dtype)};
   STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("normgate::norm_gate_reference", "", stack.data(), TORCH_ABI_VERSION));
+      torch_call_dispatcher(NORMGATE_QUALIFIED("norm_gate_reference"), "", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
@@ -255,7 +256,7 @@ Tensor gate(const Tensor& x, const Tensor& gate_weight, const std::optional<Tens
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack = {from(x), from(gate_weight), from(gate_bias), from(logits_dtype)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("normgate::gate_reference", "", stack.data(), TORCH_ABI_VERSION));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(NORMGATE_QUALIFIED("gate_reference"), "", stack.data(), TORCH_ABI_VERSION));
   return to<Tensor>(stack[0]);
 }
 
@@ -459,14 +460,14 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
                                         from(ids_dtype),
                                         from(weights_dtype)};
   STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("normgate::route_reference", "", stack.data(), TORCH_ABI_VERSION));
+      torch_call_dispatcher(NORMGATE_QUALIFIED("route_reference"), "", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3]), to<Tensor>(stack[4])};
 }
 
 }  // namespace
 }  // namespace normgate
 
-STABLE_TORCH_LIBRARY_IMPL(normgate, CUDA, library) {
+STABLE_TORCH_LIBRARY_IMPL(NORMGATE_OPS, CUDA, library) {
   library.impl("norm_gate", TORCH_BOX(&normgate::norm_gate));
   library.impl("gate", TORCH_BOX(&normgate::gate));
   library.impl("route", TORCH_BOX(&normgate::route));

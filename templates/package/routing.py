@@ -91,7 +91,7 @@ class Routed(NamedTuple):
 
 # torch.export.save asks for this where a program gives a named tuple.
 _pytree: Any = torch.utils._pytree
-_pytree._register_namedtuple(Routed, serialized_type_name="normgate.Routed")
+_pytree._register_namedtuple(Routed, serialized_type_name=f"{__package__}.Routed")
 
 
 def selection_key(routing: Routing, correction_bias: bool, hashes: bool, returns_logits: bool) -> SelectionTable:

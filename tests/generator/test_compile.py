@@ -19,7 +19,7 @@ from rich.console import Console
 
 from codegen import arch, compile, output, toolkit
 from codegen.errors import CheckFailed, ToolError
-from codegen.manifest import Group, Kernel, Manifest, Source, Variant, hashes
+from codegen.manifest import Group, Kernel, Manifest, Source, Variant, hashes, sha256
 from codegen.resources import BuildReport, Row, Usage, collapse, parse, spilling
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +147,7 @@ def test_builds_a_library_that_loads(built: tuple[Path, BuildReport]) -> None:
     library.ng_built_sms.restype = ctypes.c_char_p
     assert library.ng_built_sms() == b"80,90,"
     stamp = json.loads((root / "pkg/libnormgate.build.json").read_text())
+    assert stamp["library"] == sha256((root / "pkg/libnormgate.so").read_bytes())
     assert (stamp["sms"], stamp["ptx_sms"], stamp["torch"]) == ([80, 90], [90], None)
     names = {path.name for path in (root / "pkg").iterdir()}
     assert names == {"csrc", "manifest.json", "libnormgate.so", "libnormgate.build.json"}

@@ -2,6 +2,8 @@
 
 from normgate.table_types import GroupTable, KernelTable, ModelTable, RoutingTable, SelectionTable, VariantRange
 
+OPS = "normgate"
+
 KERNELS: dict[str, KernelTable] = {
     "norm_b_gate_64x12_bf16_bf16_fp32": KernelTable(
         kernel="norm_b_gate_64x12_bf16_bf16_fp32",
