@@ -518,6 +518,18 @@ def test_bad_call_through_the_dispatcher():
         torch.ops.normgate.gate(x, weights[1].to("meta"), None, torch.float32)
 
 
+@pytest.mark.skipif(ops.LIBRARY is None, reason="libnormgate.so is not built: python build.py")
+def test_the_library_refuses_rows_that_are_on_the_cpu():
+    """As when some weight is on a CUDA device; the dispatcher is told so here, for there may be no device."""
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    x, norm_weight, gate_weight, _ = tensors()
+    with pytest.raises(RuntimeError, match="normgate: x is on no CUDA device; expected one, as other arguments are"):
+        torch.ops.normgate.norm_gate.default.redispatch(
+            cuda, x, norm_weight, gate_weight, None, EPS, "B", "unrounded", torch.float32
+        )
+    normgate.norm_gate(x, norm_weight, gate_weight, eps=EPS, norm_order="B")
+
+
 CALLS = {
     "norm_gate": lambda given: normgate.norm_gate(
         *(given[name] for name in ("x", "norm_weight", "gate_weight", "gate_bias")), eps=EPS, norm_order="A"
