@@ -35,7 +35,7 @@ from .arch import gencode
 from .errors import CheckFailed, Spilled, ToolError
 from .manifest import GENERATE, NAME, Manifest, Source, load_manifest, sha256
 from .naming import source_path
-from .output import locked, replace_whole
+from .output import locked, os_errors, replace_whole
 from .resources import BuildReport, Row, Usage, parse, spilling
 from .toolkit import Toolkit, find_ninja, find_toolkit, host_compiler
 
@@ -126,14 +126,14 @@ def compile_package(
         selection = _select(manifest, sms)
         toolkit.require(selection.sms)
         _require_files(manifest, package_dir)
-        build_dir.mkdir(parents=True, exist_ok=True)
-        torch = _torch_paths(build_dir) if any(source.torch for source in manifest.sources) else None
-        text = _ninja_file(selection, package_dir, toolkit, host, torch)
-        replace_whole(build_dir / "build.ninja", text.encode())
+        with os_errors(build_dir):
+            build_dir.mkdir(parents=True, exist_ok=True)
+            torch = _torch_paths(build_dir) if any(source.torch for source in manifest.sources) else None
+            text = _ninja_file(selection, package_dir, toolkit, host, torch)
+            replace_whole(build_dir / "build.ninja", text.encode())
         compiled = _run_ninja(ninja, build_dir, jobs, console)
         rows, said = _collect(selection, build_dir)
         _require_fitting(selection, rows)
-        _install(build_dir / LIBRARY, package_dir / LIBRARY)
         stamp = {
             "manifest": sha256((package_dir / NAME).read_bytes()),
             "sms": selection.sms,
@@ -142,7 +142,9 @@ def compile_package(
             "torch": torch.version if torch else None,
             "library": sha256((build_dir / LIBRARY).read_bytes()),
         }
-        replace_whole(package_dir / STAMP, (json.dumps(stamp, indent=1) + "\n").encode())
+        with os_errors(package_dir):
+            _install(build_dir / LIBRARY, package_dir / LIBRARY)
+            replace_whole(package_dir / STAMP, (json.dumps(stamp, indent=1) + "\n").encode())
     seconds = time.monotonic() - started
     return BuildReport(
         package_dir / LIBRARY,
@@ -398,8 +400,12 @@ def _install(built: Path, library: Path) -> None:
     if library.is_file() and filecmp.cmp(built, library):
         return
     part = library.with_name(library.name + ".normgate-tmp")
-    shutil.copy2(built, part)
-    os.replace(part, library)
+    try:
+        shutil.copy2(built, part)
+        os.replace(part, library)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _object(source: Source) -> str:

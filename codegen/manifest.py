@@ -116,17 +116,13 @@ def hashes(files: Mapping[str, str | bytes]) -> dict[str, str]:
 def load_manifest(package_dir: Path, mend: str = GENERATE) -> Manifest:
     """Read a package's manifest.json. `mend` is the command that writes it anew, named in every error.
 
-    Raises CheckFailed: no manifest, not readable, of another schema, wrong fields, or left by an interrupted
-    write.
+    Raises CheckFailed: no manifest, not readable, of another schema, or wrong fields.
     """
     path = package_dir / NAME
     data = _read(path, mend)
     schema = data.get("schema")
     if schema != SCHEMA:
         raise CheckFailed(f"{path}: manifest schema is {schema!r}, this normgate reads {SCHEMA}; write it anew: {mend}")
-    outputs = data.get("outputs")
-    if isinstance(outputs, dict) and "" in outputs.values():
-        raise CheckFailed(f"{path}: writing the package was interrupted; finish it: {mend}")
     try:
         # JSON in, so that strict mode takes a JSON list for a tuple and still no "90" for 90.
         return _ADAPTER.validate_json(json.dumps(data))
@@ -175,16 +171,6 @@ def is_inside(path: str) -> bool:
     """Whether `path` is a plain relative posix path that stays in its folder."""
     pure = PurePosixPath(path)
     return path == str(pure) and path != "." and "\\" not in path and not pure.is_absolute() and ".." not in pure.parts
-
-
-def claim(old: set[str], new: set[str]) -> str:
-    """A manifest for the time of writing: owns all files old and new, with no hashes.
-
-    It goes to the folder before the first file. A run that dies midway then leaves a folder that every reader
-    sees as unfinished, that the next run may complete, and in which no file is without an owner.
-    """
-    outputs = dict.fromkeys(sorted(old | new), "")
-    return Manifest(version="", inputs={}, outputs=outputs, sources=(), kernels={}, models={}).text()
 
 
 def _read(path: Path, mend: str) -> dict[str, object]:

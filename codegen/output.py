@@ -2,11 +2,14 @@
 
 The set is a mapping of relative posix path to content and holds manifest.json. A folder that is not
 normgate's is never written to, and only files that the manifest in a folder owns are ever removed from it.
+The folder is replaced as a whole, in one step: whoever dies midway leaves the old one or the new one.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -77,6 +80,18 @@ def collect(files: Iterable[tuple[str, Content]]) -> dict[str, Content]:
 
 
 @contextmanager
+def os_errors(folder: Path) -> Iterator[None]:
+    """Inside, what the system refuses (a full disk, a read-only folder) is a ToolError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename2 or error.filename or folder
+        raise ToolError(
+            f"{where}: cannot be written ({error.strerror or error}); free the path or name another folder: --out DIR"
+        ) from error
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a package folder: one process at a time writes or builds it, the next one waits and
     says so.
@@ -84,9 +99,9 @@ def locked(folder: Path) -> Iterator[None]:
     The lock file lies beside the folder, so that a folder that gets vendored carries no lock. The lock can be
     taken again by who holds it.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     path = folder.parent / f".{folder.name}.lock"
-    with _os_errors(folder):
+    with os_errors(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, is_singleton=True)
         try:
@@ -103,10 +118,10 @@ def locked(folder: Path) -> Iterator[None]:
 def write(files: Mapping[str, Content], folder: Path) -> Written:
     """Make `folder` hold exactly what `files` says, touching only what differs.
 
-    A file with the right content keeps its time stamp, so ninja has nothing to do. Each other file appears
-    whole or not at all. Files of the manifest found there that are not in `files` are removed, and no others.
-    manifest.json comes last; until then a manifest without hashes claims all files, so an interrupted write
-    shows and the next one mends it.
+    The new folder is made beside the old one, whose files it shares but those that differ, and takes its place in one
+    step: at any moment the folder is whole, the old one or the new one. A file with the right content keeps its time
+    stamp, so ninja has nothing to do. Files of the manifest found there that are not in `files` are removed, and no
+    others.
 
     Raises ToolError: the folder holds files but no normgate manifest, its manifest cannot be read, or the
     system refuses a write. Raises ValueError when `files` has no manifest.json.
@@ -114,7 +129,8 @@ def write(files: Mapping[str, Content], folder: Path) -> Written:
     files = collect(files.items())
     if manifest.NAME not in files:
         raise ValueError(f"a set of outputs needs its {manifest.NAME}")
-    with locked(folder), _os_errors(folder):
+    folder = folder.resolve()  # a link to it stays
+    with locked(folder), os_errors(folder):
         owned = manifest.owned_outputs(folder)
         if owned is None:
             _refuse_foreign(folder)
@@ -122,15 +138,12 @@ def write(files: Mapping[str, Content], folder: Path) -> Written:
         wrong = [path for path, content in files.items() if _read(folder / path) != _bytes(content)]
         gone = sorted(path for path in owned - files.keys() if (folder / path).is_file())
         if wrong or gone:
-            _replace(folder / manifest.NAME, _bytes(manifest.claim(owned, files.keys() - {manifest.NAME})))
-            for path in wrong:
-                if path != manifest.NAME:
-                    _replace(folder / path, _bytes(files[path]))
-            for path in gone:
-                _remove(folder, path)
-            for path in owned - files.keys():
-                (folder / (path + _TMP)).unlink(missing_ok=True)
-            _replace(folder / manifest.NAME, _bytes(files[manifest.NAME]))
+            with _staged(folder) as stage:
+                for path in gone:
+                    _remove(stage, path)
+                for path in wrong:
+                    _replace(stage / path, _bytes(files[path]))
+                _put_in_place(stage, folder)
     return Written(tuple(sorted(wrong)), tuple(gone), len(files) - len(wrong))
 
 
@@ -182,8 +195,49 @@ def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A fixed name, in the same folder: a leftover of a run that died is overwritten by the next one.
     tmp = path.with_name(path.name + _TMP)
-    tmp.write_bytes(content)
-    os.replace(tmp, path)
+    try:
+        tmp.write_bytes(content)
+        os.replace(tmp, path)
+    except OSError:
+        tmp.unlink(missing_ok=True)  # on a full disk it is in the way of everybody
+        raise
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A copy of `folder` beside it, made of links to the same files; removed at the end, whatever it is by then."""
+    stage = folder.with_name(f".{folder.name}{_TMP}")
+    shutil.rmtree(stage, ignore_errors=True)  # of a run that died
+    try:
+        if folder.is_dir():
+            shutil.copytree(folder, stage, symlinks=True, copy_function=_link)
+        else:
+            stage.mkdir()
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    """One file under two names; a copy with its time stamp where the file system has no such thing."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _put_in_place(stage: Path, folder: Path) -> None:
+    """Give `stage` the name of `folder`, in one step; where there was a folder, that one is `stage` afterwards."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        os.rename(stage, folder)
+        return
+    # renameat2 of Linux has no door in Python. 1 << 1 is RENAME_EXCHANGE, -100 AT_FDCWD (linux/fs.h, fcntl.h).
+    exchanged = ctypes.CDLL(None, use_errno=True).renameat2(
+        -100, os.fsencode(stage), -100, os.fsencode(folder), ctypes.c_uint(1 << 1)
+    )
+    if exchanged:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{os.strerror(number)}; it needs a file system that can exchange folders", str(folder))
 
 
 def _read(path: Path) -> bytes | None:
@@ -192,14 +246,3 @@ def _read(path: Path) -> bytes | None:
 
 def _bytes(content: Content) -> bytes:
     return content.encode() if isinstance(content, str) else content
-
-
-@contextmanager
-def _os_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = error.filename2 or error.filename or folder
-        raise ToolError(
-            f"{where}: cannot be written ({error.strerror or error}); free the path or name another folder: --out DIR"
-        ) from error

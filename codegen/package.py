@@ -113,8 +113,9 @@ def generate(spec_paths: Sequence[Path], out: Path, ops: str = naming.OPS) -> ou
     written = output.write(files_of(spec_paths, ops), folder)
     stamp = {"made_from": made_from, "manifest": manifest.sha256((folder / manifest.NAME).read_bytes())}
     path = places.build_folder(out) / _FRESH
-    path.parent.mkdir(parents=True, exist_ok=True)
-    output.replace_whole(path, json.dumps(stamp).encode())
+    with output.os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        output.replace_whole(path, json.dumps(stamp).encode())
     return written
 
 

@@ -5,6 +5,7 @@ import sys
 
 VERBS = {
     "verify": "hold the package's files against its manifest",
+    "doctor": "say what runs here, and test it against the reference",
 }
 
 

@@ -14,6 +14,7 @@ routed = normgate.route(x, gate_weight, norm_weight=norm_weight, eps=1e-6, norm_
 print(normgate.explain("deepseek-v4-pro", num_tokens=17))  # which variant runs, and why
 """
 
+from .checking import WrongResult, checked
 from .dispatch import Explanation, explain, kernels, models, variants
 from .layer import NormGateLinear
 from .ops import gate, norm_gate, route
@@ -26,6 +27,8 @@ __all__ = [
     "NormGateLinear",
     "Routed",
     "Routing",
+    "WrongResult",
+    "checked",
     "explain",
     "gate",
     "kernels",

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import fallback, reference
+from . import checking, fallback, reference
 from ._tables import OPS
 from .routing import Routed, Routing, selection_key
 
@@ -53,12 +53,28 @@ def norm_gate(
     logits_dtype float32 or bfloat16
 
     ``normed_x`` has shape and dtype of x, ``router_logits`` is [..., num_experts]; both are contiguous.
-    Arithmetic is in float32. There is no backward. RuntimeError names the argument that does not fit.
+    Arithmetic is in float32. There is no backward: where autograd would record the call it is refused.
+    RuntimeError names the argument that does not fit.
     """
+    if torch.is_grad_enabled():
+        _refuse_gradients("norm_gate", x=x, norm_weight=norm_weight, gate_weight=gate_weight, gate_bias=gate_bias)
     # `.default`, for the choice of an overload costs a call microseconds.
     normed_x, router_logits = _ops.norm_gate.default(
         _rows(x), norm_weight, gate_weight, gate_bias, eps, norm_order, logits_from, logits_dtype
     )
+    if checking.wanted():
+        got = Routed(normed_x, None, None, None, router_logits)
+        checking.check(
+            "norm_gate",
+            got,
+            _rows(x),
+            gate_weight,
+            gate_bias,
+            norm_weight=norm_weight,
+            eps=eps,
+            norm_order=norm_order,
+            logits_from=logits_from,
+        )
     return normed_x.view(x.shape), router_logits.view(*x.shape[:-1], gate_weight.shape[0])
 
 
@@ -73,7 +89,11 @@ def gate(
 
     Arguments and errors as for :func:`norm_gate`.
     """
+    if torch.is_grad_enabled():
+        _refuse_gradients("gate", x=x, gate_weight=gate_weight, gate_bias=gate_bias)
     router_logits: Tensor = _ops.gate.default(_rows(x), gate_weight, gate_bias, logits_dtype)
+    if checking.wanted():
+        checking.check("gate", Routed(None, None, None, None, router_logits), _rows(x), gate_weight, gate_bias)
     return router_logits.view(*x.shape[:-1], gate_weight.shape[0])
 
 
@@ -112,12 +132,22 @@ def route(
 
     Of equal choices the lower expert id comes first. A choice that is NaN comes last and weighs 0, so ids are
     distinct and in range whatever x holds. Outputs are contiguous; see :class:`Routed`. There is no
-    backward. RuntimeError names the argument that does not fit.
+    backward, as in :func:`norm_gate`. RuntimeError names the argument that does not fit.
     """
     if not (norm_weight is None) == (eps is None) == (norm_order is None):
         weight = None if norm_weight is None else "a tensor"
         found = f"norm_weight is {weight}, eps {eps} and norm_order {norm_order!r}"
         raise RuntimeError(f"{OPS}::route: {found}, expected all or none")
+    if torch.is_grad_enabled():
+        _refuse_gradients(
+            "route",
+            x=x,
+            residual=residual,
+            norm_weight=norm_weight,
+            gate_weight=gate_weight,
+            gate_bias=gate_bias,
+            e_score_correction_bias=e_score_correction_bias,
+        )
     chooses = _NO_SELECTION if routing is None else _selection(routing)
     normed_x, residual_out, topk_weights, topk_ids, router_logits = _ops.route.default(
         _rows(x),
@@ -136,6 +166,30 @@ def route(
         residual_multiplier,
         *chooses,
     )
+    if checking.wanted():
+        checking.check(
+            "route",
+            Routed(
+                None if norm_weight is None else normed_x,
+                None if residual is None else residual_out,
+                None if routing is None else topk_weights,
+                None if routing is None else topk_ids,
+                router_logits if returns_logits or routing is None else None,
+            ),
+            _rows(x),
+            gate_weight,
+            gate_bias,
+            norm_weight=norm_weight,
+            eps=eps,
+            norm_order=norm_order,
+            residual=None if residual is None else _rows(residual),
+            residual_multiplier=residual_multiplier,
+            e_score_correction_bias=e_score_correction_bias,
+            tid2eid=tid2eid,
+            input_ids=None if input_ids is None else input_ids.reshape(-1),
+            routing=routing,
+            logits_from=logits_from,
+        )
     rows = x.shape[:-1]
     return Routed(
         None if norm_weight is None else normed_x.view(x.shape),
@@ -144,6 +198,20 @@ def route(
         None if routing is None else topk_ids.view(*rows, routing.top_k),
         router_logits.view(*rows, gate_weight.shape[0]) if returns_logits or routing is None else None,
     )
+
+
+def _refuse_gradients(op: str, **tensors: Tensor | None) -> None:
+    """There is no backward; a call that autograd would record is refused, on every device, before it runs.
+
+    Here and not in the operators: an autograd kernel of theirs would cost each call more than the rest of it. Asked
+    only where gradients are recorded at all, which saves the others the time.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            raise RuntimeError(
+                f"{OPS}::{op}: {name} requires grad, expected a tensor that does not: there is no backward; "
+                "call it under torch.no_grad(), or detach what you pass"
+            )
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
-"""Writing a generated package: only what differs, only what is ours, and mended after an interruption."""
+"""Writing a generated package: only what differs, only what is ours, and whole at any moment."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,33 +87,115 @@ def test_manifest_cannot_prune_outside_its_folder(tmp_path: Path) -> None:
     assert (tmp_path / "precious").exists()
 
 
-@pytest.mark.parametrize("fresh_folder", [True, False])
-@pytest.mark.parametrize("dies_at", [1, 2, 3])
-def test_interrupted_write_shows_and_is_mended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_folder: bool, dies_at: int
+class Died(BaseException):
+    """As a kill would have it: no handler of ours takes it for an error."""
+
+
+@pytest.mark.parametrize("dies_at", range(12))
+def test_a_write_that_dies_leaves_the_old_folder_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
 ) -> None:
-    if not fresh_folder:
-        output.write(package(a_py="old\n", gone_py="old\n"), tmp_path)
-    middle, final = package(a_py="1\n", b_py="2\n", c_py="3\n"), package(a_py="1\n", c_py="4\n")
-    count = 0
-    real = os.replace
+    """Dies at the n-th call of what changes a file system, and cleans nothing up."""
+    folder = tmp_path / "out"
+    old, new = package(a_py="old\n", gone_py="old\n", same_py="0\n"), package(a_py="1\n", b_py="2\n", same_py="0\n")
+    output.write(old, folder)
+    (folder / "libnormgate.so").write_text("keep")
+    calls = 0
 
-    def dying(source: Path, target: Path) -> None:
-        nonlocal count
-        count += 1
-        if count > dies_at:
-            raise KeyboardInterrupt
-        real(source, target)
+    def dying(module: Any, name: str) -> None:
+        real = getattr(module, name)
 
-    monkeypatch.setattr(os, "replace", dying)
-    with pytest.raises(KeyboardInterrupt):
-        output.write(middle, tmp_path)
+        def called(*arguments: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > dies_at:
+                raise Died
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(module, name, called)
+
+    for module, name in ((os, "link"), (os, "replace"), (Path, "write_bytes"), (Path, "unlink"), (shutil, "rmtree")):
+        dying(module, name)
+    with pytest.raises(Died):
+        output.write(new, folder)
     monkeypatch.undo()
-    assert "manifest.json" in output.diff(middle, tmp_path).changed
-    # Another set than the interrupted one: what that one left behind must not stay.
-    output.write(final, tmp_path)
-    assert output.diff(final, tmp_path).fresh
-    assert set(stamps(tmp_path)) == set(final)
+    assert output.diff(old, folder).fresh or (output.diff(new, folder).fresh and calls > 10)
+    output.write(new, folder)
+    assert output.diff(new, folder).fresh
+    assert (folder / "libnormgate.so").read_text() == "keep"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.lock"}
+
+
+def test_a_full_disk_is_said_and_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = package(a_py="old\n"), package(a_py="1\n", b_py="2\n")
+    output.write(old, tmp_path / "out")
+
+    def full(path: Path, content: bytes) -> None:
+        with path.open("wb") as stream:
+            stream.write(content[:1])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(
+        ToolError, match=r"cannot be written \(No space left on device\); free the path or name another"
+    ):
+        output.write(new, tmp_path / "out")
+    monkeypatch.undo()
+    assert output.diff(old, tmp_path / "out").fresh
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.lock"}, "a part of the new one is left"
+    output.write(new, tmp_path / "out")
+    assert output.diff(new, tmp_path / "out").fresh
+
+
+def test_a_real_limit_on_file_sizes(cli: Any, small_spec: Path, tmp_path: Path) -> None:
+    """The system itself refuses the write, in a process of its own: no file above 20 kB."""
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "from codegen.cli import main; sys.exit(main(sys.argv[1:], 'build.py'))\n"
+    )
+    command = [sys.executable, "-c", script, "generate", "--spec", str(small_spec), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "cannot be written (File too large); free the path or name another folder: --out DIR" in done.stderr
+    assert not (tmp_path / "out/normgate").exists()
+    assert cli("generate", "--spec", small_spec, "--out", tmp_path / "out").returncode == 0
+    assert cli("check", "--spec", small_spec, "--out", tmp_path / "out").returncode == 0
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests may run as root, whom permissions do not stop; so the system's answer is played."""
+    output.write(package(a_py="old\n"), tmp_path / "out")
+
+    def refused(path: Path, *arguments: Any, **named: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "mkdir", refused)
+    with pytest.raises(ToolError, match="out.normgate-tmp: cannot be written .Read-only file system.; free the path"):
+        output.write(package(a_py="1\n"), tmp_path / "out")
+    monkeypatch.undo()
+    assert (tmp_path / "out/a.py").read_text() == "old\n"
+
+
+def test_a_file_system_that_cannot_exchange_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output.write(package(a_py="old\n"), tmp_path / "out")
+
+    class NoExchange:
+        def renameat2(self, *arguments: object) -> int:
+            ctypes.set_errno(errno.EINVAL)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *arguments, **named: NoExchange())
+    with pytest.raises(ToolError, match="out: cannot be written .Invalid argument; it needs a file system that can"):
+        output.write(package(a_py="1\n"), tmp_path / "out")
+    assert (tmp_path / "out/a.py").read_text() == "old\n"
+
+
+def test_a_link_to_the_folder_stays_one(tmp_path: Path) -> None:
+    output.write(package(a_py="old\n"), tmp_path / "out")
+    (tmp_path / "link").symlink_to("out")
+    output.write(package(a_py="1\n"), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "out/a.py").read_text() == "1\n"
 
 
 def test_diff_names_missing_unknown_and_changed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import normgate
+import normgate.doctor
 import pytest
 import torch
 from oracle import DTYPES, EPS, Inputs, logits, make_inputs, outside_ties, relative_error
@@ -199,6 +200,79 @@ def test_wrong_calls_say_what_is_wrong_and_leave_the_process_well() -> None:
         normgate.norm_gate(x, norm, gate, eps=EPS, norm_order="Z")
     normed_x, got = call(kernel, inputs)
     assert relative_error(got, logits(kernel, inputs, normed_x)) < 2e-6
+
+
+def test_wrong_calls_name_argument_value_and_expectation() -> None:
+    """Each wrong in one way; after each the next right call gives the same bits."""
+    kernel = kernel_of("deepseek-v3")
+    inputs = make_inputs(kernel, 4, next(_seeds))
+    x, norm, gate = inputs.x, inputs.norm_weight, inputs.gate_weight
+    experts, hidden = gate.shape
+    right = call(kernel, inputs)
+    cases: list[tuple[dict[str, torch.Tensor], str]] = [
+        ({"x": x.cpu()}, "x is on no CUDA device; expected one, as other arguments are"),
+        ({"x": x.cpu(), "gate_weight": gate.cpu()}, "x is on no CUDA device; expected one"),
+        ({"norm_weight": norm.cpu()}, "norm_weight is on no CUDA device; expected cuda:0, where x is"),
+        ({"gate_weight": gate.cpu()}, "gate_weight is on no CUDA device; expected cuda:0, where x is"),
+        ({"x": x.double()}, "x is float64; expected bfloat16 or float16"),
+        ({"x": x.T.contiguous().T}, "x has stride 4 in its last dimension; expected 1"),
+        ({"norm_weight": norm[:-8]}, rf"norm_weight has shape \[{hidden - 8}\]; expected \[{hidden}\]"),
+        (
+            {"gate_weight": gate[:, :-8]},
+            rf"gate_weight has shape \[{experts}, {hidden - 8}\]; expected \[num_experts, {hidden}\]",
+        ),
+        (
+            {"gate_weight": gate.T.contiguous().T},
+            rf"gate_weight has strides \[1, {experts}\]; expected a contiguous tensor",
+        ),
+        ({"gate_weight": gate.to(torch.int64)}, "gate_weight is int64; expected bfloat16, float16 or float32"),
+    ]
+    for changes, match in cases:
+        arguments = {"x": x, "norm_weight": norm, "gate_weight": gate} | changes
+        with pytest.raises(RuntimeError, match=match):
+            normgate.norm_gate(**arguments, eps=EPS, norm_order="A")
+        assert all(torch.equal(a, b) for a, b in zip(call(kernel, inputs), right, strict=True)), match
+
+
+def test_what_autograd_would_record_is_refused() -> None:
+    kernel = kernel_of("deepseek-v3")
+    inputs = make_inputs(kernel, 4, next(_seeds))
+    right = call(kernel, inputs)
+    inputs.x.requires_grad_()
+    with pytest.raises(RuntimeError, match="x requires grad, expected a tensor that does not"):
+        call(kernel, inputs)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(call(kernel, inputs), right, strict=True))
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 300])
+@pytest.mark.parametrize("model", normgate.models())
+def test_checked_calls_pass(model: str, tokens: int) -> None:
+    layer = normgate.NormGateLinear.from_model(model, routes=True, device="cuda")
+    normgate.doctor._fill(layer)
+    with normgate.checked():
+        normgate.doctor._call(layer, tokens, "cuda")
+
+
+def test_a_capture_is_not_checked_and_stays_whole() -> None:
+    kernel = kernel_of("deepseek-v3")
+    inputs = make_inputs(kernel, 4, next(_seeds))
+    right = call(kernel, inputs)
+    normgate.checking._warn_of_capture.cache_clear()
+    graph = torch.cuda.CUDAGraph()
+    with normgate.checked(), pytest.warns(RuntimeWarning, match="captured into a CUDA graph are not checked"):
+        with torch.cuda.graph(graph):
+            captured = call(kernel, inputs)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, right, strict=True))
+
+
+def test_doctor_finds_nothing_wrong() -> None:
+    found = normgate.doctor.examine()
+    assert found["problems"] == []
+    assert found["library"]["stream_symbol"] and found["self_test"]["device"] == "cuda"
+    assert set(found["variants"]) == set(normgate.models())
 
 
 def test_library_finds_torchs_stream() -> None:

@@ -518,6 +518,59 @@ def test_bad_call_through_the_dispatcher():
         torch.ops.normgate.gate(x, weights[1].to("meta"), None, torch.float32)
 
 
+@pytest.mark.skipif(ops.LIBRARY is None, reason="libnormgate.so is not built: python build.py")
+def test_the_library_refuses_rows_that_are_on_the_cpu():
+    """As when some weight is on a CUDA device; the dispatcher is told so here, for there may be no device."""
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    x, norm_weight, gate_weight, _ = tensors()
+    with pytest.raises(RuntimeError, match="normgate: x is on no CUDA device; expected one, as other arguments are"):
+        torch.ops.normgate.norm_gate.default.redispatch(
+            cuda, x, norm_weight, gate_weight, None, EPS, "B", "unrounded", torch.float32
+        )
+    normgate.norm_gate(x, norm_weight, gate_weight, eps=EPS, norm_order="B")
+
+
+CALLS = {
+    "norm_gate": lambda given: normgate.norm_gate(
+        *(given[name] for name in ("x", "norm_weight", "gate_weight", "gate_bias")), eps=EPS, norm_order="A"
+    ),
+    "gate": lambda given: normgate.gate(given["x"], given["gate_weight"], given["gate_bias"]),
+    "route": lambda given: normgate.route(**given),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["x", "residual", "norm_weight", "gate_weight", "gate_bias", "e_score_correction_bias"]
+)
+@pytest.mark.parametrize("op", CALLS)
+def test_what_autograd_would_record_is_refused(op, name):
+    """Under no_grad, and in inference mode, the same call runs; so does the next one."""
+    given = path("everything")
+    right = CALLS[op](given)
+    given[name] = given[name].clone().requires_grad_()
+    takes = name in {"norm_gate": "x norm_weight gate_weight gate_bias", "gate": "x gate_weight gate_bias"}.get(
+        op, name
+    )
+    if takes:
+        said = f"normgate::{op}: {name} requires grad, expected a tensor that does not: .* torch.no_grad"
+        with pytest.raises(RuntimeError, match=said):
+            CALLS[op](given)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            got = CALLS[op](given)
+        assert all(torch.equal(a, b) for a, b in zip(got, right, strict=True))
+        assert not any(tensor.requires_grad for tensor in got)
+
+
+def test_a_layer_that_is_trained_is_refused():
+    layer = normgate.NormGateLinear(K, N, norm_order="A", eps=EPS)
+    x = tensors()[0]
+    layer(x)
+    layer.gate.weight.requires_grad_()
+    with pytest.raises(RuntimeError, match="gate_weight requires grad"):
+        layer(x)
+
+
 def test_named_library_must_be_there(monkeypatch, tmp_path):
     monkeypatch.setenv("NORMGATE_LIBRARY", str(tmp_path / "none.so"))
     with pytest.raises(ImportError, match="NORMGATE_LIBRARY is .*none.so, expected .*python build.py"):

@@ -73,6 +73,9 @@ const char* name_of(ScalarType dtype) {
     case ScalarType::BFloat16: return "bfloat16";
     case ScalarType::Half: return "float16";
     case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
     default: return "another dtype";
   }
 }
@@ -86,32 +89,55 @@ std::optional<Dtype> dtype_of(ScalarType dtype) {
   }
 }
 
+// As messages show them: "[4, 7168]", "cuda:0".
+template <class Sizes>
+std::string listed(const Sizes& sizes) {
+  std::string text = "[";
+  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + "]";
+}
+
+std::string device_of(const Tensor& tensor) {
+  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "no CUDA device";
+}
+
+void check_device(const char* name, const Tensor& tensor, const Tensor& x) {
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), "normgate: ", name, " is on ",
+                  device_of(tensor), "; expected ", device_of(x), ", where x is");
+}
+
+void check_dense(const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.is_contiguous(), "normgate: ", name, " has strides ", listed(tensor.strides()),
+                  "; expected a contiguous tensor");
+}
+
 bool is_aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0; }
 
 // A weight: on x's device, dense, 16-byte aligned.
 void check_weight(const char* name, const Tensor& weight, const Tensor& x) {
-  STD_TORCH_CHECK(weight.is_cuda() && weight.get_device_index() == x.get_device_index(), "normgate: ", name,
-                  " is on another device than x; expected the same");
-  STD_TORCH_CHECK(weight.is_contiguous(), "normgate: ", name, " has strides; expected a contiguous tensor");
+  check_device(name, weight, x);
+  check_dense(name, weight);
   STD_TORCH_CHECK(is_aligned(weight), "normgate: ", name,
                   " starts at an address that is no multiple of 16 bytes; expected one");
 }
 
 void check_arguments(const Tensor& x, const Tensor& gate_weight, const std::optional<Tensor>& gate_bias,
                      ScalarType logits) {
-  STD_TORCH_CHECK(x.dim() == 2, "normgate: x has ", x.dim(), " dimensions; expected [num_tokens, hidden_size]");
+  STD_TORCH_CHECK(x.is_cuda(), "normgate: x is on no CUDA device; expected one, as other arguments are");
+  STD_TORCH_CHECK(x.dim() == 2, "normgate: x has shape ", listed(x.sizes()), "; expected [num_tokens, hidden_size]");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16 || x.scalar_type() == ScalarType::Half, "normgate: x is ",
                   name_of(x.scalar_type()), "; expected bfloat16 or float16");
   STD_TORCH_CHECK(x.size(1) == 0 || x.stride(1) == 1, "normgate: x has stride ", x.stride(1),
                   " in its last dimension; expected 1");
-  STD_TORCH_CHECK(gate_weight.dim() == 2 && gate_weight.size(1) == x.size(1),
-                  "normgate: gate_weight's shape does not fit x; ", "expected [num_experts, ", x.size(1), "]");
+  STD_TORCH_CHECK(gate_weight.dim() == 2 && gate_weight.size(1) == x.size(1), "normgate: gate_weight has shape ",
+                  listed(gate_weight.sizes()), "; expected [num_experts, ", x.size(1), "]");
   STD_TORCH_CHECK(dtype_of(gate_weight.scalar_type()), "normgate: gate_weight is ", name_of(gate_weight.scalar_type()),
                   "; expected bfloat16, float16 or float32");
   check_weight("gate_weight", gate_weight, x);
   if (gate_bias) {
     STD_TORCH_CHECK(gate_bias->dim() == 1 && gate_bias->size(0) == gate_weight.size(0),
-                    "normgate: gate_bias's shape does not fit gate_weight; expected [", gate_weight.size(0), "]");
+                    "normgate: gate_bias has shape ", listed(gate_bias->sizes()), "; expected [", gate_weight.size(0),
+                    "]");
     STD_TORCH_CHECK(gate_bias->scalar_type() == gate_weight.scalar_type(), "normgate: gate_bias is ",
                     name_of(gate_bias->scalar_type()), "; expected gate_weight's ", name_of(gate_weight.scalar_type()));
     check_weight("gate_bias", *gate_bias, x);
@@ -188,8 +214,8 @@ bool launch(const Problem& problem, const Tensor& x, const Tensor* residual, nor
 
 void check_norm(const Tensor& x, const Tensor& norm_weight, double eps, const std::string& norm_order,
                 const std::string& logits_from) {
-  STD_TORCH_CHECK(norm_weight.dim() == 1 && norm_weight.size(0) == x.size(1),
-                  "normgate: norm_weight's shape does not fit x; expected [", x.size(1), "]");
+  STD_TORCH_CHECK(norm_weight.dim() == 1 && norm_weight.size(0) == x.size(1), "normgate: norm_weight has shape ",
+                  listed(norm_weight.sizes()), "; expected [", x.size(1), "]");
   STD_TORCH_CHECK(norm_weight.scalar_type() == x.scalar_type(), "normgate: norm_weight is ",
                   name_of(norm_weight.scalar_type()), "; expected x's ", name_of(x.scalar_type()));
   check_weight("norm_weight", norm_weight, x);
@@ -272,17 +298,20 @@ T enumerator(const char* argument, const std::string& word, std::initializer_lis
   STD_TORCH_CHECK(false, "normgate: ", argument, " is '", word, "'; expected one of ", names);
 }
 
-// Shape, dtype, device and density of an argument of the selection.
-void check_tensor(const char* name, const Tensor& tensor, const Tensor& x, ScalarType dtype, const char* dtype_name,
-                  int64_t rows, int64_t columns) {
+// Shape, dtype, device and density of an argument of the selection; rows -1: any number, columns -1: none.
+void check_tensor(const char* name, const Tensor& tensor, const Tensor& x, ScalarType dtype, int64_t rows,
+                  int64_t columns) {
   const bool fits = columns < 0
                         ? tensor.dim() == 1 && tensor.size(0) == rows
                         : tensor.dim() == 2 && tensor.size(1) == columns && (rows < 0 || tensor.size(0) == rows);
-  STD_TORCH_CHECK(fits, "normgate: ", name, "'s shape does not fit the other arguments");
-  STD_TORCH_CHECK(tensor.scalar_type() == dtype, "normgate: ", name, " has the wrong dtype; expected ", dtype_name);
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), "normgate: ", name,
-                  " is on another device than x; expected the same");
-  STD_TORCH_CHECK(tensor.is_contiguous(), "normgate: ", name, " has strides; expected a contiguous tensor");
+  const auto expected = [=] {
+    return (rows < 0 ? "vocab_size" : std::to_string(rows)) + (columns < 0 ? "" : ", " + std::to_string(columns));
+  };
+  STD_TORCH_CHECK(fits, "normgate: ", name, " has shape ", listed(tensor.sizes()), "; expected [", expected(), "]");
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, "normgate: ", name, " is ", name_of(tensor.scalar_type()),
+                  "; expected ", name_of(dtype));
+  check_device(name, tensor, x);
+  check_dense(name, tensor);
 }
 
 // Whether so many experts can be chosen from so many, in these groups.
@@ -326,11 +355,11 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
   }
   if (residual) {
     STD_TORCH_CHECK(residual->dim() == 2 && residual->size(0) == num_tokens && residual->size(1) == x.size(1),
-                    "normgate: residual's shape does not fit x; expected [", num_tokens, ", ", x.size(1), "]");
+                    "normgate: residual has shape ", listed(residual->sizes()), "; expected [", num_tokens, ", ",
+                    x.size(1), "]");
     STD_TORCH_CHECK(residual->scalar_type() == x.scalar_type(), "normgate: residual is ",
                     name_of(residual->scalar_type()), "; expected x's ", name_of(x.scalar_type()));
-    STD_TORCH_CHECK(residual->is_cuda() && residual->get_device_index() == x.get_device_index(),
-                    "normgate: residual is on another device than x; expected the same");
+    check_device("residual", *residual, x);
     STD_TORCH_CHECK(x.size(1) == 0 || residual->stride(1) == 1, "normgate: residual has stride ", residual->stride(1),
                     " in its last dimension; expected 1");
   }
@@ -364,8 +393,8 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
     STD_TORCH_CHECK(routed_scaling_factor > 0, "normgate: routed_scaling_factor is ", routed_scaling_factor,
                     "; expected more than 0");
     STD_TORCH_CHECK(softcap >= 0, "normgate: softcap is ", softcap, "; expected 0 or more");
-    STD_TORCH_CHECK(ids_dtype == ScalarType::Int || ids_dtype == ScalarType::Long,
-                    "normgate: ids_dtype is another dtype; expected int32 or int64");
+    STD_TORCH_CHECK(ids_dtype == ScalarType::Int || ids_dtype == ScalarType::Long, "normgate: ids_dtype is ",
+                    name_of(ids_dtype), "; expected int32 or int64");
     STD_TORCH_CHECK(weights_dtype == ScalarType::Float || weights_dtype == ScalarType::BFloat16,
                     "normgate: weights_dtype is ", name_of(weights_dtype), "; expected float32 or bfloat16");
     selection.top_k = top_k;
@@ -383,13 +412,12 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
     selection.ids = ids_dtype == ScalarType::Long ? Dtype::kInt64 : Dtype::kInt32;
     selection.weights = weights_dtype == ScalarType::BFloat16 ? Dtype::kBFloat16 : Dtype::kFloat32;
     if (e_score_correction_bias) {
-      check_tensor("e_score_correction_bias", *e_score_correction_bias, x, ScalarType::Float, "float32", num_experts,
-                   -1);
+      check_tensor("e_score_correction_bias", *e_score_correction_bias, x, ScalarType::Float, num_experts, -1);
     }
     if (tid2eid) {
-      check_tensor("tid2eid", *tid2eid, x, ScalarType::Long, "int64", -1, top_k);
+      check_tensor("tid2eid", *tid2eid, x, ScalarType::Long, -1, top_k);
       STD_TORCH_CHECK(tid2eid->size(0) > 0, "normgate: tid2eid has no rows; expected one or more");
-      check_tensor("input_ids", *input_ids, x, ScalarType::Long, "int64", num_tokens, -1);
+      check_tensor("input_ids", *input_ids, x, ScalarType::Long, num_tokens, -1);
     }
   }
 
