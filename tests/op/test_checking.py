@@ -48,10 +48,7 @@ def sabotaged(monkeypatch):
             spoiled[index] = value
             return results
 
-        fake = type("Ops", (), {"normgate": Sabotaged()})()
-        monkeypatch.setattr(
-            ops, "torch", type("Torch", (), {"ops": fake, "__getattr__": lambda _, n: getattr(torch, n)})()
-        )
+        monkeypatch.setattr(ops, "_ops", Sabotaged())
 
     return sabotage
 
