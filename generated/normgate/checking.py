@@ -85,7 +85,9 @@ def check(
     row = h.double()
     if norm_weight is not None and got.normed_x is not None and eps is not None and norm_order is not None:
         row, normed_x = reference.rms_norm(h, norm_weight, eps, norm_order, torch.float64)
-        says.near("normed_x", got.normed_x, normed_x, torch.finfo(x.dtype).eps * normed_x.double().abs())
+        # A tie of the first of order A's two roundings may go either way, and then the second rounds another number.
+        roundings = 2 if norm_order == "A" else 1
+        says.near("normed_x", got.normed_x, normed_x, roundings * torch.finfo(x.dtype).eps * normed_x.double().abs())
         row = got.normed_x.double() if logits_from == "rounded" else row
     logits = reference.gate(row, gate_weight, gate_bias, torch.float64, torch.float64)
     off = LOGITS_ERROR * (row.square() @ gate_weight.double().square().t()).sqrt()

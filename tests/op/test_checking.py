@@ -168,3 +168,11 @@ def test_compiled_programs_are_not_checked_and_stay_whole():
     with normgate.checked():
         got = torch.compile(normgate.norm_gate, fullgraph=True, backend="eager")(**called)
     assert all(torch.equal(a, b) for a, b in zip(got, right, strict=True))
+
+
+@pytest.mark.parametrize("order", ["A", "B", "G"])
+def test_ties_of_the_roundings_of_many_rows_pass(order):
+    x, weight = torch.randn(2000, 4096).bfloat16(), (torch.randn(4096) * 0.3 + 1).bfloat16()
+    gate = (torch.randn(8, 4096) / 64).bfloat16()
+    with torch.no_grad(), normgate.checked():
+        normgate.norm_gate(x, weight, gate, eps=1e-6, norm_order=order)
