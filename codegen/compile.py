@@ -11,6 +11,7 @@ ninja; no GPU, no system CUDA.
 
 from __future__ import annotations
 
+import ctypes
 import filecmp
 import importlib.metadata
 import importlib.util
@@ -19,6 +20,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 import warnings
@@ -306,7 +308,7 @@ def _run_ninja(ninja: Path, build_dir: Path, jobs: int | None, console: Console 
     done = 0
     with _progress(console) as show, subprocess.Popen(
         command, cwd=build_dir, env=env, text=True, encoding="utf-8", errors="replace",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         for line in map(str.rstrip, process.stdout):
@@ -322,6 +324,11 @@ def _run_ninja(ninja: Path, build_dir: Path, jobs: int | None, console: Console 
         again = shlex.join([str(ninja), "-C", str(build_dir), "-v"])
         raise ToolError("\n".join(["compiling failed:", *shown, f"to see the commands: {again}"]))
     return done
+
+
+def _die_with_parent() -> None:
+    """Have the system end ninja, which ends its compilers, when the build is killed: its lock is free from then on."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG (linux/prctl.h)
 
 
 @contextmanager
