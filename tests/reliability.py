@@ -56,7 +56,7 @@ def figures(name: str, record: Record) -> tuple[str, int]:
     if "tools" in record:
         parts = []
         for tool, run in record["tools"].items():
-            left = f", {run['left']:,} launches left out for time" if run["left"] else ""
+            left = f", {run['left']:,} functions left for want of time" if run["left"] else ""
             parts.append(f"{tool}: {run['launches']:,} launches of {run['functions']} functions{left}")
         return "; ".join(parts), sum(run["errors"] + bool(run["exit_code"]) for run in record["tools"].values())
     if "packages" in record:

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -245,18 +244,25 @@ def test_a_folder_in_the_way_is_a_tool_error(tmp_path: Path) -> None:
 
 def test_two_processes_wait_for_each_other(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from codegen.output import locked\n"
+        "import sys; from pathlib import Path; from codegen.output import locked\n"
         "with locked(Path(sys.argv[1])):\n"
-        "    print('in', flush=True); time.sleep(0.5)\n"
+        "    print('in', flush=True); sys.stdin.readline()\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "out")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None and holder.stdout.readline() == "in\n"
-        started = time.monotonic()
-        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        assert holder.poll() == 0, "the second got the lock while the first held it"
-    assert time.monotonic() - started > 0.7
-    assert f"waiting for another normgate that works on {tmp_path / 'out'}" in second.stderr
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")], cwd=ROOT, text=True, **pipes)
+
+    with start() as holder:
+        assert holder.stdin and holder.stdout and holder.stdout.readline() == "in\n"
+        with start() as second:
+            assert second.stdin and second.stdout and second.stderr
+            assert f"waiting for another normgate that works on {tmp_path / 'out'}" in second.stderr.readline()
+            holder.stdin.write("\n")
+            holder.stdin.flush()
+            assert second.stdout.readline() == "in\n"
+            second.stdin.write("\n")
+            second.stdin.flush()
 
 
 def test_the_lock_can_be_taken_again_by_its_holder(tmp_path: Path) -> None:
