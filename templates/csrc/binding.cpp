@@ -282,7 +282,8 @@ Tensor gate(const Tensor& x, const Tensor& gate_weight, const std::optional<Tens
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack = {from(x), from(gate_weight), from(gate_bias), from(logits_dtype)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(NORMGATE_QUALIFIED("gate_reference"), "", stack.data(), TORCH_ABI_VERSION));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher(NORMGATE_QUALIFIED("gate_reference"), "", stack.data(), TORCH_ABI_VERSION));
   return to<Tensor>(stack[0]);
 }
 
