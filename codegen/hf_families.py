@@ -339,6 +339,12 @@ FAMILIES: dict[str, Family] = {
 remembered."""
 
 ALIASES: dict[str, str] = {
+    "deepseek_ocr2": "deepseek_v2",
+    "deepseek_ocr2_text": "deepseek_v2",
+    "unlimited_ocr": "deepseek_v2",
+    "unlimited_ocr_text": "deepseek_v2",
+    "diffusion_gemma": "gemma4_text",
+    "diffusion_gemma_text": "gemma4_text",
     "deepseek_v41": "deepseek_v41_text",
     "qwen3_vl_moe": "qwen3_vl_moe_text",
     "qwen3_omni_moe": "qwen3_omni_moe_text",
@@ -364,7 +370,8 @@ ALIASES: dict[str, str] = {
     "inkling_mm_model": "inkling_text",
     "kimi_k25": "kimi_k2",
 }
-"""Other model_types of the same text models: those of the whole, where it has several modalities."""
+"""Other model_types of the same text models, and of routers that are the same in transformers, word for word: those of
+the whole, where it has several modalities."""
 
 
 UNCOVERED_KEYS: dict[str, str] = {"vision_n_layers": _BIAS_OF_IMAGES}
