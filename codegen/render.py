@@ -75,8 +75,8 @@ def render(plan: Plan, ops: str = naming.OPS) -> dict[str, str]:
         files[HANDOVER] = (templates / HANDOVER).read_text()
     for source in sorted((templates / "include").iterdir()):
         files[f"csrc/include/{source.name}"] = source.read_text()
-    for source in sorted((templates / "package").glob("*.py")):
-        files[source.name] = source.read_text()
+    for source in sorted((templates / "package").rglob("*.py")):
+        files[source.relative_to(templates / "package").as_posix()] = source.read_text()
     return _formatted(files)
 
 
