@@ -45,7 +45,9 @@ def test_every_figure_comes_from_its_record() -> None:
     assert rows[0].endswith(
         "`python -m tests.fuzz specs --cases 5` | CPU | 5 cases: 1 accepted, 2 refused | 2 | `0123456` |"
     )
-    assert "memcheck: 1,234 launches of 7 functions; racecheck: 10 launches of 7 functions, 90 functions left" in rows[1]
+    assert (
+        "memcheck: 1,234 launches of 7 functions; racecheck: 10 launches of 7 functions, 90 functions left" in rows[1]
+    )
     assert rows[1].endswith("| 4 | `fedcba9` |") and "`python tests/gpu/sanitize.py` | a chip" in rows[1]
     assert rows[2].endswith("| 6 tests passed, 2 skipped; 1,500 cases; 7 launches | 2 | `aaaaaaa` |")
 
