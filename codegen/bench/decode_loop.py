@@ -62,12 +62,16 @@ SHAPES = {
 
 
 def transformers() -> Any:
-    """The module. ToolError where it is not installed."""
+    """The module. ToolError where it is not installed, or too old."""
+    mend = "install it: pip install 'transformers>=5.24'"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        return importlib.import_module("transformers")
+        found: Any = importlib.import_module("transformers")
     except ImportError as error:
-        raise ToolError(f"transformers: {error}; install it: pip install 'transformers>=5.24'") from None
+        raise ToolError(f"transformers: {error}; {mend}") from None
+    if tuple(map(int, found.__version__.split(".")[:2])) < (5, 24):  # models took their cache by another name
+        raise ToolError(f"transformers {found.__version__} is installed, 5.24 or newer is needed; {mend}")
+    return found
 
 
 def make(config: Any, device: str, dtype: torch.dtype = torch.bfloat16) -> Any:

@@ -3,6 +3,7 @@ compares. What it takes is measured on a GPU only.
 """
 
 import importlib
+import importlib.metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("transformers", reason="transformers is not installed; it comes with the extra `test`")
 
 from codegen.bench import decode, decode_loop
+from codegen.bench.record import Machine
 from codegen.errors import CheckFailed, ToolError
 from codegen.places import specs_folder
 from codegen.spec import load_spec
@@ -45,7 +47,7 @@ SMALL = {
         "Qwen3MoeConfig", dict(**LITTLE, head_dim=16, num_experts=16, num_experts_per_tok=4, norm_topk_prob=True)
     ),
 }
-QUICK = decode.Protocol(steps=4, least_rounds=2, most_rounds=2)
+QUICK = decode.Protocol(steps=2, least_rounds=2, most_rounds=2)
 
 
 @pytest.fixture(params=SMALL)
@@ -61,10 +63,10 @@ def integration() -> Any:
 def test_the_loop_decodes_greedily_from_its_own_tokens(shape: decode_loop.Shape) -> None:
     model = decode_loop.make(shape.config(initializer_range=0.3), "cpu", torch.float32)
     tokens = torch.randint(50, (3, 9))
-    first = tokens[:, 0].clone()
     loop = decode_loop.Loop(model, tokens, tokens)
-    for _ in range(2):  # the second time over a cache that was used
+    for first in torch.randint(50, (2, 3)):  # the second time over a cache that was used
         loop.restart()
+        tokens[:, 0] = first
         for _ in range(8):
             loop.step()
         with torch.no_grad():
@@ -141,7 +143,7 @@ def test_a_model_is_measured_before_and_after(shape: decode_loop.Shape, integrat
         assert set(point.experts_left_out) == set(decode.EXPERTS) - tried
         assert point.rounds == QUICK.most_rounds
         assert point.logits_error < 0.02
-        assert point.same_tokens > 0.5
+    assert measured.points[6].same_tokens > 0.5
     assert decode.DecodeModel.model_validate_json(measured.model_dump_json()) == measured
     assert decode.table("small", measured).row_count == 2
 
@@ -197,3 +199,36 @@ def test_a_way_to_run_experts_that_fails_is_left_out_with_its_reason(
     )
     with pytest.raises(ToolError, match="no way to run experts"):
         decode._tried(model, tokens, ("grouped_mm",), 4)
+
+
+def test_a_run_writes_the_record(integration: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(
+        chip="NVIDIA H200", sm=90, multiprocessors=1, l2_bytes=1, driver="1", torch="2", cuda_runtime="13", clocks={}
+    )
+
+    def measure(shape: decode_loop.Shape, _: Any, integration: Any, protocol: decode.Protocol) -> Any:
+        assert protocol == decode.Protocol()
+        return decode_measure(shape, (1, 2), integration, device="cpu", protocol=QUICK)
+
+    decode_measure = decode.measure
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    for name, instead in (("machine", lambda: machine), ("package_of", str), ("SHAPES", SMALL), ("measure", measure)):
+        monkeypatch.setattr(decode, name, instead)
+    monkeypatch.setenv("NORMGATE_COMMIT", "abc-dirty")
+    command = ["run", "--out", str(tmp_path), "--record", str(tmp_path / "record.json")]
+    with pytest.raises(ToolError, match="libnormgate.so: missing; build it: python -m codegen.bench.decode build$"):
+        decode.cli.main(command, standalone_mode=False)
+    (tmp_path / "normgate").mkdir()
+    (tmp_path / "normgate" / "libnormgate.so").touch()
+    decode.cli.main(command, standalone_mode=False)
+    record = decode.DecodeRecord.model_validate_json((tmp_path / "record.json").read_bytes())
+    assert (record.machine, record.source.commit, record.source.dirty) == (machine, "abc", True)
+    assert record.transformers == importlib.metadata.version("transformers")
+    assert {name: list(model.points) for name, model in record.models.items()} == dict.fromkeys(SMALL, [1, 2])
+
+
+def test_a_transformers_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("transformers"), "__version__", "5.17.0")
+    with pytest.raises(ToolError, match=r"^transformers 5\.17\.0 is installed, 5\.24 or newer is needed; install it"):
+        decode_loop.transformers()
