@@ -1,6 +1,6 @@
 """FlashInfer as a peer, where its package is installed: its norm kernel, and its router GEMM that fits the shape.
 
-Read in the wheel of FlashInfer 0.7.2:
+Read in the wheel of FlashInfer 0.7.2.post1:
 
 - flashinfer/norm/__init__.py: `rmsnorm` multiplies in fp32 and rounds once, `gemma_rmsnorm` multiplies by 1 + weight;
   both launch with programmatic dependent launch where the chip has it. They run CuTe kernels where nvidia-cutlass-dsl
@@ -17,6 +17,7 @@ vLLM gives tinygemm_bf16 up to 64 rows (the module docstring of its low-M bf16 G
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def _candidate(spec: RouterSpec, num_tokens: int, gemm: str) -> Candidate:
     return Candidate(
         f"flashinfer_{gemm}",
         launch,
-        f"rmsnorm + {gemm}",
+        f"rmsnorm + {gemm}{_version()}",
         tolerance=tolerance(spec, "rounded"),
         # What reads logits of this GEMM reads bf16: a conversion would be a launch that nobody makes.
         logits_dtype=torch.bfloat16 if gemm == _TINYGEMM else None,
@@ -76,6 +77,14 @@ def gemms(spec: RouterSpec, num_tokens: int, sm: int) -> list[str]:
     if shape in _ROUTER_GEMM_SHAPES and plain and sm in _ROUTER_GEMM_SMS and num_tokens <= _ROUTER_GEMM_TOKENS:
         return ["mm_M1_16_K{}_N{}".format(*shape), _TINYGEMM]
     return [_TINYGEMM]
+
+
+def _version() -> str:
+    """As part of a variant's name; nothing where the package is not installed."""
+    try:
+        return f", FlashInfer {metadata.version('flashinfer-python')}"
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _import(name: str) -> Any:
