@@ -81,9 +81,7 @@ def _ops_option(command: _Command) -> _Command:
 @_ops_option
 @click.option("--sm", default="all", show_default=True, metavar="native|all|90,100", help="SM targets to compile for.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.")
-@click.option(
-    "--ptx-only", is_flag=True, help="No machine code, only PTX, which chips later than --sm compile for themselves."
-)
+@click.option("--ptx-only", is_flag=True, help="No machine code: chips later than --sm compile the PTX for themselves.")
 @click.pass_context
 def cli(
     context: click.Context,
@@ -112,12 +110,8 @@ def cli(
             print(warning, file=sys.stderr)
         console.print(report.table())
     steps = f"{report.compiled} steps" if report.compiled else "nothing to compile"
-    held = (
-        ", ".join(f"PTX of sm_{sm}" for sm in report.ptx_sms)
-        if ptx_only
-        else ", ".join(f"sm_{sm}" for sm in report.sms)
-    )
-    print(f"{places.shown(report.library)}: {held}; {steps}, {report.seconds:.1f} s")
+    held = [f"PTX of sm_{sm}" for sm in report.ptx_sms] if ptx_only else [f"sm_{sm}" for sm in report.sms]
+    print(f"{places.shown(report.library)}: {', '.join(held)}; {steps}, {report.seconds:.1f} s")
 
 
 @cli.command()

@@ -22,12 +22,12 @@ from codegen.render import render  # noqa: E402
 from codegen.spec import load_spec  # noqa: E402
 
 SM = 90
-SPECS = [ROOT / "specs/gpt-oss-120b.yaml", ROOT / "specs/deepseek-v3.yaml"]
+GPT_OSS, DEEPSEEK = ROOT / "specs/gpt-oss-120b.yaml", ROOT / "specs/deepseek-v3.yaml"
 
 
 @pytest.fixture(scope="module")
 def functions() -> list[twins.Function]:
-    return list(twins.functions_of(plan_of_specs(SPECS), SM))
+    return list(twins.functions_of(plan_of_specs([GPT_OSS]), SM))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_each_function_has_twins_that_go_its_ways(
     functions: list[twins.Function], found: dict[twins.Way, twins.Twin]
 ) -> None:
     covered = twins.index_of(functions, found, SM)
-    assert covered.keys() == {function.name for function in functions} and len(functions) > 80
+    assert covered.keys() == {function.name for function in functions} and len(functions) > 30
     for function in functions:
         stages = [twins.ways(function.problem, function.served)[0]] if isinstance(function.served, Apart) else []
         assert len(covered[function.name]) == 1 + len(stages)
@@ -54,7 +54,7 @@ def test_each_function_has_twins_that_go_its_ways(
 
 
 def test_sizes_that_make_other_code_are_another_way() -> None:
-    problem = Problem.of(load_spec(SPECS[1])).gate_part
+    problem = Problem.of(load_spec(DEEPSEEK)).gate_part
     gemv, wgmma = Gemv(1, 2, 14, 2), Wgmma(64, 64, 2, 12)
 
     def same(variant: Gemv | Wgmma, hidden: int, experts: int) -> bool:

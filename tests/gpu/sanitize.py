@@ -82,14 +82,20 @@ def main() -> int:
     found = {tool: _whole(of_tool) for tool, of_tool in shares.items()}
     what = " ".join(["compute-sanitizer, python tests/gpu/sanitize.py", *arguments])
     names = [place(package.folder) for package in packages()]
-    record = {"what": what, **software(), "packages_sanitized": names, "tools": found}
+    record = {"what": what, **software(), "packages": names, "tools": found}
     if asked.twins:
-        launched = {name for share in shares[tools[0]] for name in share["names"]}
-        record["twins"] = _covered(json.loads((asked.twins / "twins.json").read_text()), launched)
+        launched = [{name for share in of_tool for name in share["names"]} for of_tool in shares.values()]
+        index = json.loads((asked.twins / "twins.json").read_text())
+        record["twins"] = _covered(index, set.intersection(*launched))
     print(json.dumps({key: value for key, value in record.items() if key != "twins"}, indent=1))
     if asked.record:
         asked.record.write_text(json.dumps(record, indent=1) + "\n")
-    return int(any(tool["exit_code"] or tool["errors"] != 0 or tool["left"] != 0 for tool in found.values()))
+    return int(any(not _is_clean(tool) for tool in found.values()))
+
+
+def _is_clean(tool: dict[str, Any]) -> bool:
+    """It has found nothing and left nothing out."""
+    return all(tool.get(key, 0) == 0 for key in ("exit_code", "errors", "left", "models_left"))
 
 
 def place(folder: Path) -> str:
@@ -113,7 +119,7 @@ def _inside(asked: argparse.Namespace, until: float) -> int:
     functions.sort(key=lambda function: _weights(function[1]))  # what is left at the end is of the largest
     _launch(functions[asked.inside :: asked.shares], asked.most_tokens, until, of_twins=wanted is not None)
     if asked.operators:
-        _call_operators(packages()[0], asked.inside, asked.shares)
+        _call_operators(packages()[0], asked.inside, asked.shares, until)
     return 0
 
 
@@ -125,6 +131,7 @@ def _under(tool: str, arguments: list[str]) -> dict[str, Any]:
     said = done.stdout + done.stderr
     errors = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", said)
     launches = re.search(r"^(\d+) launches of (\d+) functions, (\d+) left", said, re.MULTILINE)
+    calls = re.search(r"^(\d+) calls of operators, (\d+) models left", said, re.MULTILINE)
     if done.returncode or errors is None or launches is None:
         print(said[-6000:], file=sys.stderr)
     return {
@@ -133,7 +140,7 @@ def _under(tool: str, arguments: list[str]) -> dict[str, Any]:
         "launches": int(launches[1]) if launches else None,
         "functions": int(launches[2]) if launches else None,
         "left": int(launches[3]) if launches else None,
-        "calls": int(calls[1]) if (calls := re.search(r"^(\d+) calls", said, re.MULTILINE)) else 0,
+        **({"calls": int(calls[1]), "models_left": int(calls[2])} if calls else {}),
         "names": re.findall(r"^launched (\w+)$", said, re.MULTILINE),
         "most_tokens": most,
     }
@@ -142,8 +149,10 @@ def _under(tool: str, arguments: list[str]) -> dict[str, Any]:
 def _whole(shares: list[dict[str, Any]]) -> dict[str, Any]:
     """The shares of one tool together: the worst exit code and sums, None where one share gave no number."""
     whole: dict[str, Any] = {"exit_code": max(share["exit_code"] for share in shares)}
-    for key in ("errors", "launches", "functions", "left", "calls"):
-        numbers = [share[key] for share in shares]
+    for key in ("errors", "launches", "functions", "left", "calls", "models_left"):
+        numbers = [share[key] for share in shares if key in share]
+        if not numbers:
+            continue
         whole[key] = None if None in numbers else sum(numbers)
     return {**whole, "most_tokens": shares[0]["most_tokens"]}
 
@@ -210,13 +219,16 @@ def _path(package: Package, kernel: Any, function: str, counts: list[int]) -> in
     return 2 * len(counts) * len(forms_of(kernel))
 
 
-def _call_operators(package: Package, share: int, shares: int) -> None:
+def _call_operators(package: Package, share: int, shares: int, until: float) -> None:
     """As users do: what is dispatched at each count, through each model's layer."""
     sys.path.insert(0, str(package.folder.parent))
     normgate = importlib.import_module("normgate")
     assert Path(normgate.ops.LIBRARY) == package.library, f"{normgate.ops.LIBRARY} is not {package.library}"
-    calls = 0
-    for name, model in sorted(package.models.items())[share::shares]:
+    models = sorted(package.models.items())[share::shares]
+    calls, left = 0, len(models)
+    for name, model in models:
+        if time.monotonic() > until:
+            break
         routes = model.path_kernel is not None
         kernel = package.kernels[model.path_kernel if routes else model.kernel]
         layer = normgate.NormGateLinear.from_model(name, routes=routes, device="cuda")
@@ -231,7 +243,8 @@ def _call_operators(package: Package, share: int, shares: int) -> None:
                 layer(x, x.clone() if kernel.residual else None)
             torch.cuda.synchronize()
             calls += 1
-    print(f"{calls} calls of operators")
+        left -= 1
+    print(f"{calls} calls of operators, {left} models left")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from codegen.problem import Problem
 from codegen.ranges import Range
 from codegen.render import ROW_NORM_THREADS
 from codegen.spec import RouterSpec
-from codegen.variants import objections
+from codegen.variants import candidates, objections
 
 INDEX = "twins.json"
 MOST_WASTE = 2  # times the weights that a twin would need, if so it shares a kernel's sizes: fewer kernels to compile
@@ -202,12 +202,13 @@ def plan_of(twins: Iterable[Twin], arch: Arch) -> Plan:
             served.setdefault(problem, {})
     kernels = []
     for problem, by_name in specs.items():
+        if not served[problem]:  # the gate of a path with a twin: a package has no kernel without functions
+            served[problem][next(candidates(problem, arch, 1))] = None
         ranges = tuple(
             Range(count, count, each, "a twin is launched by name", ())
             for count, each in enumerate(served[problem], start=1)
         )
-        nothing = Range(1, None, None, "its path has a twin, it has none", ())
-        kernels.append(Kernel(problem, tuple(by_name.values()), (Group((arch.sm,), ranges or (nothing,)),)))
+        kernels.append(Kernel(problem, tuple(by_name.values()), (Group((arch.sm,), ranges),)))
     kernels.sort(key=lambda kernel: kernel.name)
     gates = tuple(kernel for kernel in kernels if kernel.problem == kernel.problem.gate_part)
     return Plan(gates, tuple(kernel for kernel in kernels if kernel not in gates))
