@@ -65,7 +65,7 @@ def _point(number: int, title: str, shown: Iterable[Shown], found: Mapping[str, 
     yield from (f"## {number}. {title}", "", "| what | shown by | figures |", "|---|---|---|")
     for claim in shown:
         by = [f"`{test}`" for test in claim.tests]
-        said = []
+        said = [] if claim.measured else _on_a_gpu(claim, found)
         for name in claim.measured:
             if name in found:
                 tried, failures = figures(name, found[name])
@@ -75,6 +75,21 @@ def _point(number: int, title: str, shown: Iterable[Shown], found: Mapping[str, 
         by += [f"`{claim.command}`"] * bool(claim.command)
         yield f"| {claim.what} | {'<br>'.join(by)} | {'<br>'.join(dict.fromkeys(said)) or 'in the suite'} |"
     yield ""
+
+
+def _on_a_gpu(claim: Shown, found: Mapping[str, Record]) -> list[str]:
+    """How often its tests that want a GPU have passed in the records."""
+    said = []
+    for test in (test for test in claim.tests if test.startswith("tests/gpu/")):
+        runs = [
+            f"{record['passed'][test]} in {name}" for name, record in found.items() if test in record.get("passed", {})
+        ]
+        said.append(
+            f"{test.partition('::')[2]}: passed {', '.join(runs)}"
+            if runs
+            else f"no record yet of {test.partition('::')[2]}"
+        )
+    return said
 
 
 def figures(name: str, record: Record) -> tuple[str, int]:

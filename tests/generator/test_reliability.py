@@ -72,6 +72,13 @@ def test_coverage_by_twins_is_said() -> None:
     assert failures == 0
 
 
+def test_what_wants_a_gpu_is_shown_by_a_record_that_has_it() -> None:
+    test = "tests/gpu/test_hard_use.py::test_a_thousand_runs_give_the_same_bits"
+    page = reliability.text({"x-tests.json": {**TESTS, "passed": {test: 9}}})
+    assert "| test_a_thousand_runs_give_the_same_bits: passed 9 in x-tests.json |" in page
+    assert "| no record yet of test_eight_streams_of_four_threads |" in page
+
+
 def test_every_test_that_the_page_names_is_there() -> None:
     for shown in (shown for _, claims in POINTS for shown in claims):
         assert shown.tests or shown.measured, shown.what

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         "packages": [str(p.folder.relative_to(ROOT)) for p in packages()],
         "code": [_code(package) for package in packages()],
         "outcomes": outcomes,
+        "passed": dict(
+            sorted(Counter(one.nodeid.partition("[")[0] for one in reporter.stats.get("passed", ())).items())
+        ),
         "measured": dict(sorted(_measured.items())),
     }
     Path(out).write_text(json.dumps(record, indent=1) + "\n")

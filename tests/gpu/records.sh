@@ -47,7 +47,7 @@ sanitize() { local name="$1" seconds="$2"; shift 2; step "$name" "$((seconds + 6
 gpu_tests() { local name="$1" seconds="$2"; shift 2; NORMGATE_RECORD="$out/$name.json" step "$name" "$seconds" "$python" -m pytest tests/gpu -q -p no:cacheprovider "$@"; }
 
 race() {
-  sanitize h200-racecheck 280 --tools racecheck --shares 6 --twins build/twins
+  sanitize h200-racecheck 330 --tools racecheck --shares 6 --twins build/twins
   NORMGATE_SOAK_SECONDS=62 gpu_tests h200-soak-streams 120 -k "test_two_streams_at_once and (7168x384 and add_norm_a)"
 }
 shapes() {

@@ -127,6 +127,7 @@ def _under(tool: str, arguments: list[str]) -> dict[str, Any]:
     most = RACECHECK_TOKENS if tool == "racecheck" else MOST_TOKENS
     command = ["compute-sanitizer", "--error-exitcode", str(_FOUND), "--print-limit", "5", "--tool", tool]
     command += [sys.executable, __file__, "--most-tokens", str(most), *arguments]
+    begin = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     errors = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", said)
@@ -141,8 +142,9 @@ def _under(tool: str, arguments: list[str]) -> dict[str, Any]:
         "functions": int(launches[2]) if launches else None,
         "left": int(launches[3]) if launches else None,
         **({"calls": int(calls[1]), "models_left": int(calls[2])} if calls else {}),
-        "names": re.findall(r"^launched (\w+)$", said, re.MULTILINE),
+        "names": re.findall(r"^launched (\w+) in ", said, re.MULTILINE),
         "most_tokens": most,
+        "seconds": round(time.monotonic() - begin, 1),
     }
 
 
@@ -154,7 +156,7 @@ def _whole(shares: list[dict[str, Any]]) -> dict[str, Any]:
         if not numbers:
             continue
         whole[key] = None if None in numbers else sum(numbers)
-    return {**whole, "most_tokens": shares[0]["most_tokens"]}
+    return {**whole, "most_tokens": shares[0]["most_tokens"], "seconds": max(share["seconds"] for share in shares)}
 
 
 _Function = tuple[Package, Any, str, int | None, bool]
@@ -181,42 +183,45 @@ def _launch(functions: list[_Function], most_tokens: int, until: float, *, of_tw
         last = min(most or most_tokens, most_tokens)
         # One token, a partly filled tile, the most.
         counts = _counts_of_twin(kernel, function) if of_twins else sorted({1, min(3, last), last})
-        launches.append((_path if whole else _gate)(package, kernel, function, counts))
+        # A path's second launch finds the hand-over's memory as the first has left it; a twin's are of what CTAs share.
+        repeats = 2 if whole and not of_twins else 1
+        begin = time.monotonic()
+        launches.append((_path if whole else _gate)(package, kernel, function, counts, repeats))
         left -= 1
-        print(f"launched {function}", flush=True)
+        print(f"launched {function} in {time.monotonic() - begin:.2f} s", flush=True)
     print(f"{sum(launches)} launches of {len(launches)} functions, {left} left")
 
 
 def _counts_of_twin(kernel: Any, function: str) -> list[int]:
-    """So many tokens that one launch has a full tile and one of a single token; of tiles in turn, three in a CTA."""
+    """One launch with a full tile and one of a single token, for what its CTAs share; of tiles in turn, three in a CTA."""
     variant = parse_served(re.sub(r"_sm\d+$", "", function.removeprefix(f"{kernel.kernel}_")))
     if isinstance(variant, Apart):
         return [SELECT_WARPS + 1]  # its gate's kernel has a twin of its own
     if isinstance(variant, Gemv):
-        return sorted({max(1, variant.tokens - 1), variant.tokens})
+        return [max(1, variant.tokens - 1)]
     if isinstance(variant, Resident):
         tiles = -(-kernel.num_experts // variant.experts)
         return [2 * max(1, CLUSTERS_AT_ONCE[variant.split] // tiles) * variant.tokens + 1]
     return [variant.tokens + 1]
 
 
-def _gate(package: Package, kernel: Any, function: str, counts: list[int]) -> int:
-    for count in counts:
+def _gate(package: Package, kernel: Any, function: str, counts: list[int], repeats: int) -> int:
+    for count in counts * repeats:
         run(package, kernel, function, make_inputs(kernel, count, count))
-    return len(counts)
+    return len(counts) * repeats
 
 
-def _path(package: Package, kernel: Any, function: str, counts: list[int]) -> int:
+def _path(package: Package, kernel: Any, function: str, counts: list[int], repeats: int) -> int:
     for count in counts:
         for hashes in forms_of(kernel):
             inputs = make_path_inputs(kernel, count, count, hashes)
             if count > 1:
                 inputs.x[0] = float("nan")  # a row of equal choices, more of them than are ranked at once
             call = Call(package, function, inputs, numbers_of(package, kernel), make_outputs(kernel, count))
-            for _ in range(2):  # the second finds the hand-over's memory as the first has left it
+            for _ in range(repeats):
                 call.queue()
             torch.cuda.synchronize()
-    return 2 * len(counts) * len(forms_of(kernel))
+    return repeats * len(counts) * len(forms_of(kernel))
 
 
 def _call_operators(package: Package, share: int, shares: int, until: float) -> None:
