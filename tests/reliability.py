@@ -102,10 +102,11 @@ def figures(name: str, record: Record) -> tuple[str, int]:
         for tool, run in record["tools"].items():
             left = f", {run['left']:,} functions left for want of time" if run["left"] else ""
             calls = f", {run['calls']:,} calls of operators" if "calls" in run else ""
-            parts.append(f"{tool}: {run['launches']:,} launches of {run['functions']} functions{calls}{left}")
+            launches = f"{run['launches'] or 0:,} launches of {run['functions'] or 0} functions"
+            parts.append(f"{tool}: {launches}{calls}{left}")
         if twins := record.get("twins"):
             parts.append(f"twins cover {twins['covered']} of {twins['functions']} functions, {twins['ways']} ways")
-        return "; ".join(parts), sum(run["errors"] + bool(run["exit_code"]) for run in record["tools"].values())
+        return "; ".join(parts), sum((run["errors"] or 0) + bool(run["exit_code"]) for run in record["tools"].values())
     if "packages" in record:
         outcomes = record["outcomes"]
         held = f"{'; '.join(record['code'])}: " if "code" in record else ""

@@ -68,14 +68,20 @@ def _kernel_way(problem: Problem, variant: Variant) -> Way:
     if isinstance(variant, Resident):
         steps = variant.steps(problem)
         sizes += (min(steps, 2), steps % 2)  # halves of a slice: one step, even, odd
+    if problem.rounds_rows:
+        sizes += _row_sizes(problem)
     return ("kernel", _without_sizes(problem), variant.name, *sizes, *_selection_sizes(problem))
 
 
 def _stages_way(problem: Problem) -> Way:
     """The residual add and the selection in launches of their own."""
+    return ("stages", _without_sizes(problem), *_row_sizes(problem), *_selection_sizes(problem))
+
+
+def _row_sizes(problem: Problem) -> Way:
+    """Of the chunks in which a CTA goes through a whole row, in the launches before a gate's."""
     chunk = ROW_NORM_THREADS * 8
-    sizes = (min(ceil_div(problem.hidden_size, chunk), 2), problem.hidden_size % chunk == 0)
-    return ("stages", _without_sizes(problem), *sizes, *_selection_sizes(problem))
+    return min(ceil_div(problem.hidden_size, chunk), 2), problem.hidden_size % chunk == 0
 
 
 def _without_sizes(problem: Problem) -> Problem:
