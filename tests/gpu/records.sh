@@ -22,8 +22,8 @@
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-# K = 8, 1032, 2048, 2688, 2880, 4096, 6144, 7168; N = 1, 7, 17, 32, 60, 258, 512, 768, 896, 1024
-AWKWARD="smallest odd-7 odd-17 odd-17-rounded odd-258 fp16-a gate-bias gemma-rounded qwen2-moe-a2.7b experts-768 experts-896 experts-1024 routed-1024"
+# K = 8, 1032, 2048, 2688, 2880, 4096, 6144, 7168; N = 1, 7, 17, 32, 60, 258, 768, 896, 1024
+AWKWARD="smallest odd-7 odd-17 odd-17-rounded odd-258 fp16-a gate-bias qwen2-moe-a2.7b experts-768 experts-896 routed-1024"
 if [ "${1:-}" = --awkward-specs ]; then
   for name in $AWKWARD; do printf -- '--spec tests/specs/%s.yaml ' "$name"; done
   exit 0
