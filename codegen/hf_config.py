@@ -18,7 +18,7 @@ from typing import Any
 
 from . import hf_checkpoint
 from .errors import BadInput, Problem
-from .hf_families import ALIASES, ARCHITECTURES, FAMILIES, PARAMS_JSON, UNCOVERED_KEYS, Family, family_of
+from .hf_families import ALIASES, ARCHITECTURES, FAMILIES, PARAMS_JSON, Family, family_of
 from .hf_keys import EXPERT_PARTS, KEYS, SCORING_WORDS, TEXT_PARTS
 from .spec import NAME_PATTERN, RIGHT, SCORINGS, RouterSpec, spec_from_data
 from .strict_yaml import plain_value, read_text, shown, shown_key
@@ -27,6 +27,7 @@ MAX_CONFIG_BYTES = 16 << 20
 
 _TID2EID = "routing.tid2eid.vocab_size"
 _CORRECTION = "routing.e_score_correction_bias"
+_IMAGE_BIAS = "routing.e_score_correction_bias_vl"
 _RENORMALIZE = "routing.renormalize"
 _N_GROUP = "routing.groups.n_group"
 _TOPK_GROUP = "routing.groups.topk_group"
@@ -78,6 +79,9 @@ ANSWERS: dict[str, Answer] = {
     "residual-multiplier": Answer(
         "residual.multiplier", "multiplies x before that add (1 when left out)", number=float, needed=False
     ),
+    "residual-stream-multiplier": Answer(
+        "residual.stream_multiplier", "multiplies the residual before it (1 when left out)", number=float, needed=False
+    ),
     "activation-dtype": Answer("dtypes.activation", "dtype of x and normed_x", _DTYPES),
     "gate-weight-dtype": Answer(
         "dtypes.gate_weight",
@@ -121,6 +125,18 @@ ANSWERS: dict[str, Answer] = {
         _SOFTCAP,
         "logits become N * tanh(logits / N) before the scoring; 0, or left out: they do not",
         number=float,
+        needed=False,
+    ),
+    "e-score-correction-bias-vl": Answer(
+        _IMAGE_BIAS,
+        "whether tokens of images are chosen for by a correction bias of their own (no when left out)",
+        _YES_NO,
+        needed=False,
+    ),
+    "per-expert-scale": Answer(
+        "routing.per_expert_scale",
+        "whether weights are multiplied by a factor of their expert's at the end (no when left out)",
+        _YES_NO,
         needed=False,
     ),
     "router-logits": Answer(
@@ -417,6 +433,8 @@ class _Facts:
             return {at: _typed(at, size, int) for at, size in config.given("vocab_size")}
         if key == "residual":
             return {at: True for at, _ in config.given(*KEYS["residual.multiplier"])}
+        if key == _IMAGE_BIAS:
+            return {at: _typed(at, layers, int) > 0 for at, layers in config.given("vision_n_layers")}
         if key == "routing.scoring":
             return {at: scoring for at, scoring in self._scorings().items() if scoring in SCORINGS}
         if key == _GROUP_SCORE:
@@ -452,9 +470,9 @@ class _Facts:
     def _moot(self, key: str) -> str:
         """Why `key` says nothing, by what is settled already; "" where it does say something."""
         settled = self.values.get
-        if key in ("norm.eps", "residual", "residual.multiplier") and settled("norm.order", ...) is None:
+        if key.startswith(("norm.eps", "residual")) and settled("norm.order", ...) is None:
             return "there is no norm"
-        if key == "residual.multiplier" and settled("residual") is False:
+        if key.startswith("residual.") and settled("residual") is False:
             return "there is no residual"
         if key in _OF_SELECTION and settled("routing.scoring", ...) is None:
             return "scoring is none"
@@ -483,7 +501,6 @@ class _Facts:
         """The spec in the shape of its YAML."""
         values = {**self.values, "name": self.name, "sources": self._sources()}
         not_covered = list(self.config.family.not_covered) if self.config.family else []
-        not_covered += [UNCOVERED_KEYS[at.split(".")[-1]] for at, count in self.config.given(*UNCOVERED_KEYS) if count]
         if not_covered:
             values["not_covered"] = not_covered
         residual, renormalize = values.pop("residual", False), values.pop(_RENORMALIZE, False)

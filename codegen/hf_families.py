@@ -141,7 +141,7 @@ _MUSE = _read(
 _GEMMA4 = _read(
     "gemma4", _SOFTMAX_RENORMALIZED, "A",
     "The router's own norm: its weight is router.scale * hidden_size^-0.5. Experts read another norm of residual_out.",
-    lacks=("per_expert_scale[id] multiplies the weights once they are renormalized: multiply topk_weights by it",),
+    routing__per_expert_scale=True,
 )  # fmt: skip
 _STEP3P5 = _read(
     "step3p7", _SIGMOID, "G", "The scale, which the model applies to the experts' sum, is in the weights here."
@@ -153,7 +153,6 @@ _INKLING = _read(
 _GRANITE_NOTE = (
     "What attention gives is multiplied before it is added to the residual. Softmax over the chosen logits only."
 )
-_BIAS_OF_IMAGES = "image tokens choose with bias_vl: call the layer for their rows with it as e_score_correction_bias"
 _LAYER_NORM = "the norm is a LayerNorm, which subtracts the mean: the kernel before does it"
 _BAILING = _read(
     "bailing_moe",
@@ -175,7 +174,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "deepseek_v41_text": _read(
         "deepseek_v41", {_CORRECTED: True, _SCORING: "sqrtsoftplus", _GROUPS: 1, _RENORMALIZE: True, _EPSILON: 1e-20},
-        "B", _STREAMS_NOTE, residual=False, at="vllm/models/deepseek_v41/nvidia/model.py", lacks=(_BIAS_OF_IMAGES,),
+        "B", _STREAMS_NOTE, residual=False, at="vllm/models/deepseek_v41/nvidia/model.py",
+        routing__e_score_correction_bias_vl=True,
     ),
     "deepseek_v3": _DEEPSEEK_V3,
     "deepseek_v32": _read("deepseek_v32", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE),
@@ -214,10 +214,9 @@ FAMILIES: dict[str, Family] = {
         "remembered, unverified",
     ),
     "minimax": _read(
-        "minimax", _SOFTMAX_RENORMALIZED, residual=False,
-        note="The kernel before makes x, the residual and attention's output each multiplied by a factor; the residual "
-        "stream then goes on from normed_x.",
-        lacks=("attn_alpha_factor multiplies the residual before the add: the kernel before does the add",),
+        "minimax", _SOFTMAX_RENORMALIZED,
+        note="The residual and attention's output are each multiplied by a factor before the add. The residual stream "
+        "goes on from normed_x.",
     ),
     "minimax_m2": _read(
         "minimax_m2", _SIGMOID, note="The gate weight is stored in fp32.",
@@ -369,13 +368,12 @@ ALIASES: dict[str, str] = {
     "inkling": "inkling_text",
     "inkling_mm_model": "inkling_text",
     "kimi_k25": "kimi_k2",
+    "minimax_text_01": "minimax",
+    "minimax_m1": "minimax",
 }
 """Other model_types of the same text models, and of routers that are the same in transformers, word for word: those of
 the whole, where it has several modalities."""
 
-
-UNCOVERED_KEYS: dict[str, str] = {"vision_n_layers": _BIAS_OF_IMAGES}
-"""Keys of configs that, where they say more than 0, mean what no spec can say yet (DeepSeek-V4-Flash-Vision-Exp)."""
 
 ARCHITECTURES: dict[str, str] = {"Grok1ForCausalLM": "grok-1"}
 """Families whose configs carry a model_type that says nothing, by `architectures` (Grok-2's says git)."""
