@@ -299,7 +299,10 @@ def test_logits_that_are_no_output_have_no_dtype(tmp_path: Path) -> None:
         ("{multiplier: 0}", f"residual.multiplier: 0 given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
         ("{multiplier: -1e-9}", f"residual.multiplier: -1e-09 given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
         ("{multiplier: 2e6}", f"residual.multiplier: 2000000.0 given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
-        ("{stream_multiplier: 0}", f"residual.stream_multiplier: 0 given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
+        (
+            "{stream_multiplier: 0}",
+            f"residual.stream_multiplier: 0 given, {FACTOR}, or from -1e6 to -1e-6 would be right",
+        ),
         ("{multiplier: .nan}", f"residual.multiplier: nan given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
     ],
 )

@@ -260,10 +260,9 @@ class Oracle:
     """What is right for some inputs of a kernel."""
 
     def __init__(self, kernel: Any, inputs: PathInputs, numbers: Numbers) -> None:
-        assert numbers.eps == EPS
         self.kernel, self.inputs, self.numbers = kernel, inputs, numbers
         rows = residual_sum(inputs, numbers)
-        self.gate_inputs = Inputs(rows, inputs.norm_weight, inputs.gate_weight, inputs.gate_bias)
+        self.gate_inputs = Inputs(rows, inputs.norm_weight, inputs.gate_weight, inputs.gate_bias, numbers.eps)
         self._unrounded: tuple[Tensor, Selected | None] | None = None
 
     def logits(self, normed_x: Tensor | None) -> Tensor:
