@@ -18,7 +18,7 @@ from typing import Any
 
 from . import hf_checkpoint
 from .errors import BadInput, Problem
-from .hf_families import ALIASES, ARCHITECTURES, FAMILIES, PARAMS_JSON, Family, family_of
+from .hf_families import ALIASES, ARCHITECTURES, FAMILIES, NO_GATE, PARAMS_JSON, Family, family_of
 from .hf_keys import EXPERT_PARTS, KEYS, SCORING_WORDS, TEXT_PARTS
 from .spec import NAME_PATTERN, RIGHT, SCORINGS, RouterSpec, spec_from_data
 from .strict_yaml import plain_value, read_text, shown, shown_key
@@ -224,7 +224,10 @@ def spec_from_config(
     the model's safetensors. Raises BadInput listing all at once: what the config does not say and the flag that
     answers it, keys that disagree, wrong types, and answers against the config.
     """
-    facts = _Facts(_Config.of(config), source, checkpoint)
+    read = _Config.of(config)
+    if reason := NO_GATE.get(read.model_type or ""):
+        raise BadInput([Problem(file, None, f"model_type: {read.model_type} given, which no spec can say: {reason}")])
+    facts = _Facts(read, source, checkpoint)
     facts.settle_all(_answered(answers, facts.problems), name)
     if facts.problems:
         raise BadInput([Problem(None if text.startswith("--") else file, None, text) for text in facts.problems])
@@ -245,12 +248,17 @@ def comment_for(config: dict[str, Any]) -> str:
 class _Config:
     """The parts of a config that are read.
 
-    places: (prefix of the keys, mapping), the one that describes the text model first; outer: the whole.
+    places: (prefix of the keys, mapping), the one that describes the text model first; around: what the text model lies
+    in, from the inside out, and last the whole.
     """
 
     places: tuple[tuple[str, dict[str, Any]], ...]
-    outer: dict[str, Any]
+    around: tuple[dict[str, Any], ...]
     problems: tuple[str, ...]
+
+    @property
+    def outer(self) -> dict[str, Any]:
+        return self.around[-1]
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> _Config:
@@ -266,15 +274,16 @@ class _Config:
                     problems.append(f"{prefix}{key}: {shown(inner)} given, an object would be right")
             return None
 
-        prefix, here = "", config
+        prefix, here, around = "", config, [config]
         while inner := part(prefix, here, TEXT_PARTS):
             prefix, here = inner
+            around.insert(0, here)
         experts = part(prefix, here, EXPERT_PARTS)
         places = [(prefix, here), *([experts] if experts else [])]
-        read = cls(tuple(places), config, ())
+        read = cls(tuple(places), tuple(around), ())
         if read.model_type is None and any(c.get("model_type") is not None for c in (here, config)):
             problems.append("model_type: no text given, a name such as deepseek_v3 would be right")
-        return cls(tuple(places), config, tuple(problems))
+        return cls(tuple(places), tuple(around), tuple(problems))
 
     @property
     def model_type(self) -> str | None:
@@ -316,9 +325,11 @@ class _Config:
         return [prefix + key for prefix, place in self.places for key in keys if key in place and place[key] is None]
 
     def dtypes(self) -> dict[str, str]:
-        """The checkpoint's dtype as the text model's keys say it, or else the whole's."""
+        """The checkpoint's dtype as the text model's keys say it, or else those of what is next around it."""
         keys = ("torch_dtype", "dtype")
-        found = dict(self.given(*keys)) or {key: self.outer[key] for key in keys if self.outer.get(key) is not None}
+        found = dict(self.given(*keys))
+        for place in self.around:
+            found = found or {key: place[key] for key in keys if place.get(key) is not None}
         return {key: shown_key(str(value)).removeprefix("torch.") for key, value in found.items()}
 
 

@@ -692,3 +692,25 @@ def test_grok_2_is_known_by_its_architecture() -> None:
         "num_experts_per_tok": 2, "router_logit_softcapping": 20.0,
     }  # fmt: skip
     assert spec_of(config, gate_weight_dtype="bfloat16").routing.softcap == 20.0
+
+
+def test_the_dtype_may_stand_on_any_level_around_the_text_model() -> None:
+    text = {
+        **SIZES,
+        "model_type": "qwen3_omni_moe_text",
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+    }
+    del text["torch_dtype"]
+    thinker = {"model_type": "qwen3_omni_moe_thinker", "text_config": text}
+    whole = {"model_type": "qwen3_omni_moe", "thinker_config": {**thinker, "dtype": "float16"}}
+    assert spec_of(whole, gate_weight_dtype="float16").activation_dtype == "float16"
+    text["dtype"] = "bfloat16"  # the nearest counts
+    assert spec_of({**whole, "dtype": "float32"}, gate_weight_dtype="bfloat16").activation_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("model_type", ["zaya", "doge"])
+def test_a_router_without_a_gate_is_refused_by_name(model_type: str) -> None:
+    (problem,) = problems_of({**SIZES, "model_type": model_type, "num_experts": 16, "num_experts_per_tok": 1})
+    assert problem.startswith(f"config.json: model_type: {model_type} given, which no spec can say: ")
