@@ -28,6 +28,7 @@ MAX_CONFIG_BYTES = 16 << 20
 _TID2EID = "routing.tid2eid.vocab_size"
 _CORRECTION = "routing.e_score_correction_bias"
 _IMAGE_BIAS = "routing.e_score_correction_bias_vl"
+_SCALES = "routing.per_expert_scale"
 _RENORMALIZE = "routing.renormalize"
 _N_GROUP = "routing.groups.n_group"
 _TOPK_GROUP = "routing.groups.topk_group"
@@ -134,7 +135,7 @@ ANSWERS: dict[str, Answer] = {
         needed=False,
     ),
     "per-expert-scale": Answer(
-        "routing.per_expert_scale",
+        _SCALES,
         "whether weights are multiplied by a factor of their expert's at the end (no when left out)",
         _YES_NO,
         needed=False,
@@ -445,7 +446,10 @@ class _Facts:
         if key == "residual":
             return {at: True for at, _ in config.given(*KEYS["residual.multiplier"])}
         if key == _IMAGE_BIAS:
-            return {at: _typed(at, layers, int) > 0 for at, layers in config.given("vision_n_layers")}
+            layers = {at: _typed(at, count, int) > 0 for at, count in config.given("vision_n_layers")}
+            return layers or self.stored.get(key, {})
+        if key == _SCALES:
+            return self.stored.get(key, {})
         if key == "routing.scoring":
             return {at: scoring for at, scoring in self._scorings().items() if scoring in SCORINGS}
         if key == _GROUP_SCORE:

@@ -232,8 +232,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "openai_privacy_filter": _read(
         "openai_privacy_filter", _SOFTMAX_OF_CHOSEN, "B", bias=True,
-        note="Softmax over the chosen logits only. The model divides weights by top_k and multiplies the experts' sum by "
-        "it: here they do neither.",
+        note="Softmax over the chosen logits only. The model divides weights by top_k and multiplies the experts' sum "
+        "by it: here they do neither.",
     ),
     "minimax": _read(
         "minimax", _SOFTMAX_RENORMALIZED,
