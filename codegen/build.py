@@ -56,7 +56,7 @@ def build_package(
         except Spilled as spilled:
             if not plans_left:
                 raise
-            _plan_without(spilled, spills.named(spilled.functions, manifest.kernels))
+            plan_without(spilled, spills.named(spilled.functions, manifest.kernels))
     raise AssertionError("the last plan is returned or raised")
 
 
@@ -72,7 +72,7 @@ def generate(specs: Sequence[Path], out: Path, ops: str, console: Console | None
     console.print(f"{places.shown(out / places.PACKAGE)}: {said}", markup=False, soft_wrap=True)
 
 
-def _plan_without(spilled: Spilled, found: dict[str, frozenset[str]]) -> None:
+def plan_without(spilled: Spilled, found: dict[str, frozenset[str]]) -> None:
     """Have plans leave out what spilled from now on. `spilled` again where it was not theirs to leave out."""
     folder = places.tuned_folder()
     known = spills.read(folder)

@@ -216,8 +216,9 @@ def coverage(as_json: bool, write: bool, check: bool) -> None:
     from .output import replace_whole
 
     reference = load_specs(places.all_specs())
-    measured = found.ran(places.home() / "docs" / "measured")
-    models = found.covered(load_specs(places.every_spec()), frozenset(spec.name for spec in reference), measured)
+    records = places.home() / "docs" / "measured"
+    generated = frozenset(spec.name for spec in reference)
+    models = found.covered(load_specs(places.every_spec()), generated, found.ran(records), found.compiled(records))
     path, text = places.home() / "docs" / "coverage.md", found.page(models)
     if write:
         replace_whole(path, text.encode())

@@ -16,11 +16,12 @@ from .bench.paths import stages
 from .problem import Problem
 from .spec import RouterSpec
 
-RUN, BUILT, PLANNED, NONE = "run", "built", "planned", "none"
-_LETTERS = {RUN: "R", BUILT: "B", PLANNED: "p", NONE: "-"}
+RUN, BUILT, COMPILED, PLANNED, NONE = "run", "built", "compiled", "planned", "none"
+_LETTERS = {RUN: "R", BUILT: "B", COMPILED: "c", PLANNED: "p", NONE: "-"}
 _MEANING = {
     RUN: "a kernel of the path passed tests/gpu there (docs/measured)",
     BUILT: "in generated/, which CI compiles",
+    COMPILED: "python -m tests.models compiled it, and tried its op on the CPU (docs/measured/models.json)",
     PLANNED: "build.py plans and compiles it on demand",
     NONE: "no kernel: the reference serves",
 }
@@ -42,23 +43,40 @@ class Covered:
     sms: Mapping[int, str]
 
 
-def covered(specs: Sequence[RouterSpec], generated: frozenset[str], run: Mapping[str, frozenset[int]]) -> list[Covered]:
-    """One for each spec, by name. generated: names of models in generated/; run: kernels and the SMs they ran on."""
+def covered(
+    specs: Sequence[RouterSpec],
+    generated: frozenset[str],
+    run: Mapping[str, frozenset[int]],
+    built: Mapping[str, frozenset[int]] = {},  # noqa: B006  nothing writes to it
+) -> list[Covered]:
+    """One for each spec, by name. generated: names of models in generated/; run: kernels and the SMs they ran on;
+    built: kernels and the SMs they were compiled for.
+    """
     found = []
     for spec in sorted(specs, key=lambda one: one.name):
         problem = Problem.of(spec)
         kernel = naming.kernel_name(problem)
-        sms = {sm: _status(spec, problem, sm, generated, run.get(kernel, frozenset())) for sm in SM_TARGETS}
+        on = run.get(kernel, frozenset()), built.get(kernel, frozenset())
+        sms = {sm: _status(spec, problem, sm, generated, *on) for sm in SM_TARGETS}
         found.append(Covered(spec.name, stages(spec), kernel, spec.not_covered, sms))
     return found
 
 
-def _status(spec: RouterSpec, problem: Problem, sm: int, generated: frozenset[str], ran_on: frozenset[int]) -> str:
+def _status(
+    spec: RouterSpec,
+    problem: Problem,
+    sm: int,
+    generated: frozenset[str],
+    ran_on: frozenset[int],
+    compiled_for: frozenset[int],
+) -> str:
     if sm in ran_on:
         return RUN
     if sm not in spec.sm_targets or next(iter(variants.candidates(problem.gate_part, ARCHS[sm], 1)), None) is None:
         return NONE
-    return BUILT if spec.name in generated else PLANNED
+    if spec.name in generated:
+        return BUILT
+    return COMPILED if sm in compiled_for else PLANNED
 
 
 def ran(folder: Path) -> dict[str, frozenset[int]]:
@@ -75,6 +93,19 @@ def ran(folder: Path) -> dict[str, frozenset[int]]:
                 if kernel != inside and "sm80" not in path.name:
                     found.setdefault(kernel, set()).add(90)
     return {kernel: frozenset(sms) for kernel, sms in found.items()}
+
+
+def compiled(folder: Path) -> dict[str, frozenset[int]]:
+    """Kernels by name and the SMs they were compiled for, by the record of `python -m tests.models` in `folder`."""
+    path = folder / "models.json"
+    if not path.is_file():
+        return {}
+    found: dict[str, frozenset[int]] = {}
+    for outcome in json.loads(path.read_text(encoding="utf-8"))["models"].values():
+        if "wrong" not in outcome and outcome.get("spills") == 0:
+            sms = frozenset(int(sm) for sm, functions in outcome["functions"].items() if functions)
+            found |= dict.fromkeys(outcome["kernels"], sms)
+    return found
 
 
 def table(models: Sequence[Covered]) -> Iterator[Table | str]:

@@ -25,7 +25,11 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _GATE = re.compile(r"(^|[._])(gate|router|wg|classifier|router_gate)(\.(wg|proj|gate|classifier|layer))*\.weight$")
 _NOT_A_GATE = re.compile(r"(^|\.)(shared_expert_gate|experts|shared_experts?|mlp\.gate_proj|mtp|self_attn|attn)\.")
 _NORM = re.compile(r"(^|\.)(post_attention_layernorm|ffn_norm|pre_mlp_layernorm|pre_ff_layernorm|norm)(\.0)?\.weight$")
-_CORRECTION = re.compile(r"(^|\.)(e_score_correction_bias|expert_bias|router_bias)$")
+_BESIDE_GATE = {
+    "routing.e_score_correction_bias": re.compile(r"(^|\.)(e_score_correction_bias|expert_bias|router_bias)$"),
+    "routing.e_score_correction_bias_vl": re.compile(r"(^|\.)(e_score_correction_bias_vl|gate\.bias_vl)$"),
+    "routing.per_expert_scale": re.compile(r"(^|\.)per_expert_scale$"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,10 @@ def claims_of(folder: Path, hidden_size: object, num_experts: object) -> dict[st
         raise BadInput([Problem(at, None, f"{given}, as the config says, would be right")])
     for at, tensor in list(right.items())[:1]:
         found["dtypes.gate_weight"] = {at: _dtype(at, tensor)}
-        prefix = re.split(r"(?<=\.layers\.)\d+\.", at)[0]
-        beside = [name for name in tensors if name.startswith(prefix) and _CORRECTION.search(name)]
-        if beside:
-            found["routing.e_score_correction_bias"] = {beside[0]: True}
+        prefix = re.split(r"(?<=\blayers\.)\d+\.", at)[0]
+        for key, named in _BESIDE_GATE.items():
+            if beside := next((name for name in tensors if name.startswith(prefix) and named.search(name)), None):
+                found[key] = {beside: True}
     for at, tensor in tensors.items():
         if right and _NORM.search(at) and tensor.shape == (hidden_size,) and tensor.dtype in ("BF16", "F16"):
             found["dtypes.activation"] = {at: _DTYPES[tensor.dtype]}

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import hf_checkpoint
 from .errors import BadInput, Problem
-from .hf_families import ALIASES, ARCHITECTURES, FAMILIES, PARAMS_JSON, UNCOVERED_KEYS, Family, family_of
+from .hf_families import ALIASES, ARCHITECTURES, FAMILIES, NO_GATE, PARAMS_JSON, Family, family_of
 from .hf_keys import EXPERT_PARTS, KEYS, SCORING_WORDS, TEXT_PARTS
 from .spec import NAME_PATTERN, RIGHT, SCORINGS, RouterSpec, spec_from_data
 from .strict_yaml import plain_value, read_text, shown, shown_key
@@ -27,6 +27,8 @@ MAX_CONFIG_BYTES = 16 << 20
 
 _TID2EID = "routing.tid2eid.vocab_size"
 _CORRECTION = "routing.e_score_correction_bias"
+_IMAGE_BIAS = "routing.e_score_correction_bias_vl"
+_SCALES = "routing.per_expert_scale"
 _RENORMALIZE = "routing.renormalize"
 _N_GROUP = "routing.groups.n_group"
 _TOPK_GROUP = "routing.groups.topk_group"
@@ -78,6 +80,9 @@ ANSWERS: dict[str, Answer] = {
     "residual-multiplier": Answer(
         "residual.multiplier", "multiplies x before that add (1 when left out)", number=float, needed=False
     ),
+    "residual-stream-multiplier": Answer(
+        "residual.stream_multiplier", "multiplies the residual before it (1 when left out)", number=float, needed=False
+    ),
     "activation-dtype": Answer("dtypes.activation", "dtype of x and normed_x", _DTYPES),
     "gate-weight-dtype": Answer(
         "dtypes.gate_weight",
@@ -121,6 +126,18 @@ ANSWERS: dict[str, Answer] = {
         _SOFTCAP,
         "logits become N * tanh(logits / N) before the scoring; 0, or left out: they do not",
         number=float,
+        needed=False,
+    ),
+    "e-score-correction-bias-vl": Answer(
+        _IMAGE_BIAS,
+        "whether tokens of images are chosen for by a correction bias of their own (no when left out)",
+        _YES_NO,
+        needed=False,
+    ),
+    "per-expert-scale": Answer(
+        _SCALES,
+        "whether weights are multiplied by a factor of their expert's at the end (no when left out)",
+        _YES_NO,
         needed=False,
     ),
     "router-logits": Answer(
@@ -208,7 +225,10 @@ def spec_from_config(
     the model's safetensors. Raises BadInput listing all at once: what the config does not say and the flag that
     answers it, keys that disagree, wrong types, and answers against the config.
     """
-    facts = _Facts(_Config.of(config), source, checkpoint)
+    read = _Config.of(config)
+    if reason := NO_GATE.get(read.model_type or ""):
+        raise BadInput([Problem(file, None, f"model_type: {read.model_type} given, which no spec can say: {reason}")])
+    facts = _Facts(read, source, checkpoint)
     facts.settle_all(_answered(answers, facts.problems), name)
     if facts.problems:
         raise BadInput([Problem(None if text.startswith("--") else file, None, text) for text in facts.problems])
@@ -229,12 +249,17 @@ def comment_for(config: dict[str, Any]) -> str:
 class _Config:
     """The parts of a config that are read.
 
-    places: (prefix of the keys, mapping), the one that describes the text model first; outer: the whole.
+    places: (prefix of the keys, mapping), the one that describes the text model first; around: what the text model lies
+    in, from the inside out, and last the whole.
     """
 
     places: tuple[tuple[str, dict[str, Any]], ...]
-    outer: dict[str, Any]
+    around: tuple[dict[str, Any], ...]
     problems: tuple[str, ...]
+
+    @property
+    def outer(self) -> dict[str, Any]:
+        return self.around[-1]
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> _Config:
@@ -250,15 +275,16 @@ class _Config:
                     problems.append(f"{prefix}{key}: {shown(inner)} given, an object would be right")
             return None
 
-        prefix, here = "", config
+        prefix, here, around = "", config, [config]
         while inner := part(prefix, here, TEXT_PARTS):
             prefix, here = inner
+            around.insert(0, here)
         experts = part(prefix, here, EXPERT_PARTS)
         places = [(prefix, here), *([experts] if experts else [])]
-        read = cls(tuple(places), config, ())
+        read = cls(tuple(places), tuple(around), ())
         if read.model_type is None and any(c.get("model_type") is not None for c in (here, config)):
             problems.append("model_type: no text given, a name such as deepseek_v3 would be right")
-        return cls(tuple(places), config, tuple(problems))
+        return cls(tuple(places), tuple(around), tuple(problems))
 
     @property
     def model_type(self) -> str | None:
@@ -300,9 +326,11 @@ class _Config:
         return [prefix + key for prefix, place in self.places for key in keys if key in place and place[key] is None]
 
     def dtypes(self) -> dict[str, str]:
-        """The checkpoint's dtype as the text model's keys say it, or else the whole's."""
+        """The checkpoint's dtype as the text model's keys say it, or else those of what is next around it."""
         keys = ("torch_dtype", "dtype")
-        found = dict(self.given(*keys)) or {key: self.outer[key] for key in keys if self.outer.get(key) is not None}
+        found = dict(self.given(*keys))
+        for place in self.around:
+            found = found or {key: place[key] for key in keys if place.get(key) is not None}
         return {key: shown_key(str(value)).removeprefix("torch.") for key, value in found.items()}
 
 
@@ -417,6 +445,11 @@ class _Facts:
             return {at: _typed(at, size, int) for at, size in config.given("vocab_size")}
         if key == "residual":
             return {at: True for at, _ in config.given(*KEYS["residual.multiplier"])}
+        if key == _IMAGE_BIAS:
+            layers = {at: _typed(at, count, int) > 0 for at, count in config.given("vision_n_layers")}
+            return layers or self.stored.get(key, {})
+        if key == _SCALES:
+            return self.stored.get(key, {})
         if key == "routing.scoring":
             return {at: scoring for at, scoring in self._scorings().items() if scoring in SCORINGS}
         if key == _GROUP_SCORE:
@@ -452,9 +485,9 @@ class _Facts:
     def _moot(self, key: str) -> str:
         """Why `key` says nothing, by what is settled already; "" where it does say something."""
         settled = self.values.get
-        if key in ("norm.eps", "residual", "residual.multiplier") and settled("norm.order", ...) is None:
+        if key.startswith(("norm.eps", "residual")) and settled("norm.order", ...) is None:
             return "there is no norm"
-        if key == "residual.multiplier" and settled("residual") is False:
+        if key.startswith("residual.") and settled("residual") is False:
             return "there is no residual"
         if key in _OF_SELECTION and settled("routing.scoring", ...) is None:
             return "scoring is none"
@@ -483,7 +516,6 @@ class _Facts:
         """The spec in the shape of its YAML."""
         values = {**self.values, "name": self.name, "sources": self._sources()}
         not_covered = list(self.config.family.not_covered) if self.config.family else []
-        not_covered += [UNCOVERED_KEYS[at.split(".")[-1]] for at, count in self.config.given(*UNCOVERED_KEYS) if count]
         if not_covered:
             values["not_covered"] = not_covered
         residual, renormalize = values.pop("residual", False), values.pop(_RENORMALIZE, False)

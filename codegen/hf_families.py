@@ -141,7 +141,7 @@ _MUSE = _read(
 _GEMMA4 = _read(
     "gemma4", _SOFTMAX_RENORMALIZED, "A",
     "The router's own norm: its weight is router.scale * hidden_size^-0.5. Experts read another norm of residual_out.",
-    lacks=("per_expert_scale[id] multiplies the weights once they are renormalized: multiply topk_weights by it",),
+    routing__per_expert_scale=True,
 )  # fmt: skip
 _STEP3P5 = _read(
     "step3p7", _SIGMOID, "G", "The scale, which the model applies to the experts' sum, is in the weights here."
@@ -150,10 +150,19 @@ _INKLING = _read(
     "inkling", _ENGINE_CHOOSES, note="The gate has rows for the shared experts behind those of the routed ones.",
     lacks=("weights are shared out among the chosen and the shared experts together: choose from the logits",),
 )  # fmt: skip
+_INKLING2_NOTE = "Blocks' sums are mixed into x, in fp32, before this norm. The model keeps its gate weight in fp32."
+_INKLING2 = _read(
+    "inkling2", {**_SIGMOID, _EPSILON: 1e-20}, "B", _INKLING2_NOTE, residual=False,
+    gate=(_FP32_GATE, f"declared in float32, read in transformers {TRANSFORMERS} modeling_inkling2.py"),
+)  # fmt: skip
+_INKLING2_LOOP = _read(
+    "inkling2_loop", {**_SIGMOID, _EPSILON: 1e-20}, "B", _INKLING2_NOTE, residual=False,
+    gate=(_FP32_GATE, f"declared in float32, read in transformers {TRANSFORMERS} modeling_inkling2_loop.py"),
+)  # fmt: skip
+_HY4_VL = _read("hy_v4_vl", _SIGMOID_IN_GROUPS, note=f"{_STREAMS_NOTE} {_GROUPED_NOTE}", residual=False)
 _GRANITE_NOTE = (
     "What attention gives is multiplied before it is added to the residual. Softmax over the chosen logits only."
 )
-_BIAS_OF_IMAGES = "image tokens choose with bias_vl: call the layer for their rows with it as e_score_correction_bias"
 _LAYER_NORM = "the norm is a LayerNorm, which subtracts the mean: the kernel before does it"
 _BAILING = _read(
     "bailing_moe",
@@ -175,9 +184,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "deepseek_v41_text": _read(
         "deepseek_v41", {_CORRECTED: True, _SCORING: "sqrtsoftplus", _GROUPS: 1, _RENORMALIZE: True, _EPSILON: 1e-20},
-        "B", _STREAMS_NOTE, residual=False, at="vllm/models/deepseek_v41/nvidia/model.py", lacks=(_BIAS_OF_IMAGES,),
+        "B", _STREAMS_NOTE, residual=False, at="vllm/models/deepseek_v41/nvidia/model.py",
+        routing__e_score_correction_bias_vl=True,
     ),
     "deepseek_v3": _DEEPSEEK_V3,
+    "deepseek": Family(_SOFTMAX_NOTE, {
+        key: (value, "remembered, unverified: modeling_deepseek.py beside the checkpoint of deepseek-moe-16b")
+        for key, value in {
+            "norm.order": "A", "residual": True, "gate_bias": False, **_SOFTMAX, _EPSILON: 1e-20
+        }.items()
+    }),
     "deepseek_v32": _read("deepseek_v32", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE),
     "kimi_k2": _read(
         "deepseek_v3", _SIGMOID_IN_GROUPS,
@@ -202,6 +218,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": _QWEN3,
     "qwen3_vl_moe_text": _QWEN3_VL,
     "qwen3_omni_moe_text": _QWEN3_OMNI,
+    "qwen3_omni_moe_talker_text": _read("qwen3_omni_moe", _SOFTMAX, note=_SOFTMAX_NOTE),
     "qwen3_next": _read("qwen3_next", _SOFTMAX, "G", _SOFTMAX_NOTE),
     "qwen3_5_moe_text": _QWEN3_5,
     "qwen4_exp_text": _QWEN4,
@@ -213,11 +230,15 @@ FAMILIES: dict[str, Family] = {
         activation="dtype of the norm weights, read in the safetensors header of gpt-oss-20b; gpt-oss-120b "
         "remembered, unverified",
     ),
+    "openai_privacy_filter": _read(
+        "openai_privacy_filter", _SOFTMAX_OF_CHOSEN, "B", bias=True,
+        note="Softmax over the chosen logits only. The model divides weights by top_k and multiplies the experts' sum "
+        "by it: here they do neither.",
+    ),
     "minimax": _read(
-        "minimax", _SOFTMAX_RENORMALIZED, residual=False,
-        note="The kernel before makes x, the residual and attention's output each multiplied by a factor; the residual "
-        "stream then goes on from normed_x.",
-        lacks=("attn_alpha_factor multiplies the residual before the add: the kernel before does the add",),
+        "minimax", _SOFTMAX_RENORMALIZED,
+        note="The residual and attention's output are each multiplied by a factor before the add. The residual stream "
+        "goes on from normed_x.",
     ),
     "minimax_m2": _read(
         "minimax_m2", _SIGMOID, note="The gate weight is stored in fp32.",
@@ -248,6 +269,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "hy_v3": _read("hy_v3", {**_SIGMOID, _EPSILON: 1e-20}),
     "hy_v4": _read("hy_v4", _SIGMOID_IN_GROUPS, note=f"{_STREAMS_NOTE} {_GROUPED_NOTE}", residual=False),
+    "hy_v4_vl_text": _HY4_VL,
     "ernie4_5_moe": _ERNIE,
     "ernie4_5_vl_moe_text": _ERNIE_VL,
     "granitemoe": _read("granitemoe", _SOFTMAX_OF_CHOSEN, note=_GRANITE_NOTE),
@@ -330,6 +352,8 @@ FAMILIES: dict[str, Family] = {
         "Attention and experts read the same norm.", residual=False, lacks=(_LAYER_NORM,),
     ),
     "inkling_text": _INKLING,
+    "inkling2_text": _INKLING2,
+    "inkling2_loop_text": _INKLING2_LOOP,
     "kolibri1": _read(
         "kolibri1", _ENGINE_CHOOSES, note="x is attention's output as its own norm gives it.",
         lacks=("experts are chosen by logit + correction bias, not by score: choose from the logits",),
@@ -367,15 +391,24 @@ ALIASES: dict[str, str] = {
     "step3p5_text": "step3p5",
     "aria": "aria_text",
     "inkling": "inkling_text",
+    "inkling2": "inkling2_text",
+    "inkling2_loop": "inkling2_loop_text",
+    "hy_v4_vl": "hy_v4_vl_text",
     "inkling_mm_model": "inkling_text",
     "kimi_k25": "kimi_k2",
+    "bailing_moe_linear": "bailing_moe",
+    "minimax_text_01": "minimax",
+    "minimax_m1": "minimax",
 }
 """Other model_types of the same text models, and of routers that are the same in transformers, word for word: those of
 the whole, where it has several modalities."""
 
 
-UNCOVERED_KEYS: dict[str, str] = {"vision_n_layers": _BIAS_OF_IMAGES}
-"""Keys of configs that, where they say more than 0, mean what no spec can say yet (DeepSeek-V4-Flash-Vision-Exp)."""
+NO_GATE: dict[str, str] = {
+    "zaya": "its router is a network of several layers with a state that goes on from layer to layer",
+    "doge": "experts are found by the products of two sets of keys, not by a logit each",
+}
+"""Model types whose routers hold no gate that a spec could describe, and what they have instead."""
 
 ARCHITECTURES: dict[str, str] = {"Grok1ForCausalLM": "grok-1"}
 """Families whose configs carry a model_type that says nothing, by `architectures` (Grok-2's says git)."""

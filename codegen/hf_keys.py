@@ -22,7 +22,14 @@ KEYS: dict[str, tuple[str, ...]] = {
     "routing.e_score_correction_bias": (
         "use_routing_bias", "use_expert_bias", "moe_router_enable_expert_bias", "use_moe_router_bias",
     ),
-    "residual.multiplier": ("residual_multiplier",),
+    "residual.multiplier": (
+        "residual_multiplier", "full_attn_beta_factor", "linear_attn_beta_factor", "layernorm_full_attention_beta",
+        "layernorm_linear_attention_beta",
+    ),
+    "residual.stream_multiplier": (
+        "full_attn_alpha_factor", "linear_attn_alpha_factor", "layernorm_full_attention_alpha",
+        "layernorm_linear_attention_alpha",
+    ),
     "routing.scoring": (
         "scoring_func", "score_function", "score_func", "moe_router_activation", "moe_router_activation_func",
         "expert_selection_fn",

@@ -63,6 +63,8 @@ def kernel_name(problem: Problem) -> str:
             "_bounded": chosen.renormalize == "bounded",
             "_softcap": chosen.softcaps,
             "_hash": chosen.hashes,
+            "_images": chosen.image_bias,
+            "_scaled": chosen.scales_experts,
             "_logits": chosen.returns_logits,
             "_int64": chosen.ids_dtype == "int64",
             "_bf16": chosen.weights_dtype == "bfloat16",

@@ -14,7 +14,8 @@ class Selection:
 
     scoring: softmax, softmax_of_chosen, sigmoid or sqrtsoftplus; n_group: 1 without groups, and then group_score is "";
     renormalize: "", "sum" (weights over their sum) or "bounded" (an epsilon or a floor in it); hashes: layers may take
-    their experts from tid2eid; returns_logits: router_logits are an output too.
+    their experts from tid2eid; returns_logits: router_logits are an output too; image_bias: tokens of images have a
+    correction bias of their own; scales_experts: weights are multiplied by their expert's factor.
     """
 
     scoring: str
@@ -29,6 +30,8 @@ class Selection:
     returns_logits: bool
     ids_dtype: str
     weights_dtype: str
+    image_bias: bool = False
+    scales_experts: bool = False
 
     @classmethod
     def of(cls, spec: RouterSpec) -> Selection | None:
@@ -52,6 +55,8 @@ class Selection:
             returns_logits=routing.router_logits,
             ids_dtype=routing.ids_dtype,
             weights_dtype=routing.weights_dtype,
+            image_bias=routing.e_score_correction_bias_vl,
+            scales_experts=routing.per_expert_scale,
         )
 
     @property
@@ -74,7 +79,8 @@ class Problem:
     """Key of a kernel. eps is left out: it is an argument of the call.
 
     norm_order is "A", "B", "G", or "" for a gate whose producer has normed its rows. residual is "" where x is what the
-    norm reads, "add" where x is added to the residual stream first, "scaled_add" where it is multiplied before that.
+    norm reads, "add" where x is added to the residual stream first, "scaled_add" where it is multiplied before that,
+    "scaled_sum" where both are.
     """
 
     hidden_size: int
@@ -95,6 +101,7 @@ class Problem:
         residual = ""
         if spec.residual:
             residual = "add" if spec.residual.multiplier == 1.0 else "scaled_add"
+            residual = residual if spec.residual.stream_multiplier == 1.0 else "scaled_sum"
         return cls(
             hidden_size=spec.hidden_size,
             num_experts=spec.num_experts,

@@ -101,7 +101,8 @@ def _kernel_context(kernel: Kernel) -> dict[str, Any]:
     stages = ["residual add"] * bool(problem.residual) + ["RMSNorm"] * problem.has_norm + ["router gate"]
     stages += ["choice of experts"] * bool(problem.selection)
     path = " and ".join([", ".join(stages[:-1]), stages[-1]] if stages[1:] else stages)
-    product = "round(residual_multiplier * x[m, k])" if problem.residual == "scaled_add" else "x[m, k]"
+    product = "x[m, k]" if problem.residual == "add" else "round(residual_multiplier * x[m, k])"
+    stream = "round(stream_multiplier * residual[m, k])" if problem.residual == "scaled_sum" else "residual[m, k]"
     return {
         "title": f"{path[0].upper()}{path[1:]} of {models}.",
         "specs": [f"specs/{spec.name}.yaml" for spec in kernel.specs],
@@ -109,7 +110,7 @@ def _kernel_context(kernel: Kernel) -> dict[str, Any]:
         "norm_formula": (_NORM_FORMULAS.get(problem.norm_order) or "").replace("x[m, k] * r", f"{row}[m, k] * r"),
         "row": row,
         "residual": problem.residual,
-        "residual_formula": f"round(residual[m, k] + {product})",
+        "residual_formula": f"round({stream} + {product})",
         "selection": _selection_context(problem.selection) if problem.selection else None,
         "returns_logits": problem.returns_logits,
         "rounds_logits": problem.logits_dtype != "float32",
@@ -148,6 +149,8 @@ def _selection_context(chosen: Selection) -> dict[str, Any]:
     formulas.append(f"topk_ids[m, :]      = the {chosen.top_k} {among} with the largest {choice}, the lower of equals")
     if chosen.hashes:
         formulas.append("or, in hash layers, tid2eid[input_ids[m], :]")
+    if chosen.image_bias:
+        formulas.append("or, where image_mask[m], those with the largest score[m, n] + e_score_correction_bias_vl[n]")
     weight = "score[m, i]"
     if chosen.scoring == "softmax_of_chosen":
         weight = "softmax(score[m, topk_ids[m, :]])[i]"
@@ -155,6 +158,7 @@ def _selection_context(chosen: Selection) -> dict[str, Any]:
         total = "sum_j(score[m, j])"
         bounded = f"max({total} + epsilon, floor)"
         weight += f" / {bounded if chosen.renormalize == 'bounded' else total}"
+    weight += " * per_expert_scale[i]" * chosen.scales_experts
     formulas.append(f"topk_weights[m, i]  = routed_scaling_factor * {weight}; i and j among the chosen")
     # Softmax keeps the order of the logits, which then need no scores, unless something is added to those.
     softmax = chosen.scoring in ("softmax", "softmax_of_chosen")
@@ -174,6 +178,11 @@ def _selection_context(chosen: Selection) -> dict[str, Any]:
         "softcaps": chosen.softcaps,
         "hashes": chosen.hashes,
         "correction_bias": chosen.correction_bias,
+        "image_bias": chosen.image_bias,
+        "scales_experts": chosen.scales_experts,
+        # What is read at the end, and whether there are calls without it. Images are rare: their bias is not among it.
+        "late_weights": [("e_score_correction_bias", chosen.hashes)] * chosen.correction_bias
+        + [("per_expert_scale", False)] * chosen.scales_experts,
         "renormalize": chosen.renormalize,
         "weight_type": naming.cuda_type(chosen.weights_dtype),
         "id_type": naming.cuda_type(chosen.ids_dtype),
@@ -564,7 +573,7 @@ def _dtype_constant(dtype: str) -> str:
 
 
 # Enumerators of dispatch.h.
-_RESIDUAL = {"": "kNone", "add": "kAdd", "scaled_add": "kScaledAdd"}
+_RESIDUAL = {"": "kNone", "add": "kAdd", "scaled_add": "kScaledAdd", "scaled_sum": "kScaledSum"}
 _SCORING = {
     "softmax": "kSoftmax",
     "softmax_of_chosen": "kSoftmaxOfChosen",
@@ -595,6 +604,7 @@ def _stages_constant(problem: Problem) -> str:
         _word(chosen.returns_logits),
         f"Dtype::{_dtype_constant(chosen.ids_dtype)}",
         f"Dtype::{_dtype_constant(chosen.weights_dtype)}",
+        *([_word(chosen.image_bias), _word(chosen.scales_experts)] * (chosen.image_bias or chosen.scales_experts)),
     )
     return f", Residual::{residual}, {{ {', '.join(map(str, members))} }}"
 

@@ -3,10 +3,11 @@
 The YAML uses these keys (see `RIGHT` for what each may be); those with a default may be left out:
 
     name, sources, not_covered, hidden_size, num_experts, gate_bias, early_weight_loads, batch_invariant, allow_spills,
-    sm_targets, logits_from, dtypes: {activation, gate_weight, logits}, residual: {multiplier} or none,
-    norm: {order, eps} or none, routing: {top_k, e_score_correction_bias, tid2eid: {vocab_size}, scoring or none,
-    groups: {n_group, topk_group, score}, renormalize: {epsilon, floor}, routed_scaling_factor, softcap, router_logits,
-    ids_dtype, weights_dtype}, token_thresholds: {gemv, split_k} or auto
+    sm_targets, logits_from, dtypes: {activation, gate_weight, logits}, residual: {multiplier, stream_multiplier} or
+    none, norm: {order, eps} or none, routing: {top_k, e_score_correction_bias, tid2eid: {vocab_size}, scoring or none,
+    groups: {n_group, topk_group, score}, renormalize: {epsilon, floor}, routed_scaling_factor, softcap,
+    e_score_correction_bias_vl, per_expert_scale, router_logits, ids_dtype, weights_dtype},
+    token_thresholds: {gemv, split_k} or auto
 
 The path is [residual add] -> [norm] -> gate -> [scoring and top k]; `residual`, `norm` and `routing.scoring` switch
 its stages on and off.
@@ -53,6 +54,7 @@ RIGHT: dict[str, str] = {
     "dtypes.logits": "float32 or bfloat16",
     "residual": "none, or a mapping with multiplier",
     "residual.multiplier": "a number from 1e-6 to 1e6, or from -1e6 to -1e-6",
+    "residual.stream_multiplier": "a number from 1e-6 to 1e6, or from -1e6 to -1e-6",
     "norm": "none, or a mapping with order and eps",
     "norm.order": "A, B or G",
     "norm.eps": "a number from 1e-30 to 0.1, such as 1e-6",
@@ -73,6 +75,8 @@ RIGHT: dict[str, str] = {
     "routing.renormalize.floor": "a number from 0 to 1, such as 1e-12",
     "routing.routed_scaling_factor": "a number from 1e-6 to 1e6",
     "routing.softcap": "none, or a number from 1e-6 to 1e6",
+    "routing.e_score_correction_bias_vl": "true or false",
+    "routing.per_expert_scale": "true or false",
     "routing.router_logits": "true or false",
     "routing.ids_dtype": "int32 or int64",
     "routing.weights_dtype": "float32 or bfloat16",
@@ -91,6 +95,8 @@ _SELECTION = (
     "renormalize",
     "routed_scaling_factor",
     "softcap",
+    "e_score_correction_bias_vl",
+    "per_expert_scale",
     "router_logits",
     "ids_dtype",
     "weights_dtype",
@@ -136,16 +142,19 @@ def _not_nearly_zero(value: float) -> float:
 
 
 _Factor = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
+_SignedFactor = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False), AfterValidator(_not_nearly_zero)]
 _Bound = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Residual(_Frozen):
-    """The add before the norm: h = round(residual + round(multiplier * x)), each rounding to the activation dtype.
+    """The add before the norm: h = round(round(stream_multiplier * residual) + round(multiplier * x)), each rounding to
+    the activation dtype.
 
     h is an output, and what the norm reads.
     """
 
-    multiplier: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False), AfterValidator(_not_nearly_zero)] = 1.0
+    multiplier: _SignedFactor = 1.0
+    stream_multiplier: _SignedFactor = 1.0
 
 
 class Norm(_Frozen):
@@ -185,8 +194,10 @@ class Routing(_Frozen):
     scoring None means that the engine chooses them itself, from the logits; all keys below scoring then have no
     meaning. Else the path is: logits, softcapped (softcap * tanh(logit / softcap)) where softcap is given; scores as in
     `SCORINGS`; the top k of score + correction bias, within `groups`, or tid2eid's ids; weights from the scores without
-    the bias, renormalized, times routed_scaling_factor. The outputs are ids of ids_dtype and weights of weights_dtype,
-    [num_tokens, top_k], and the logits if router_logits says so.
+    the bias, renormalized, times routed_scaling_factor, and, with per_expert_scale, times the expert's own factor. With
+    e_score_correction_bias_vl tokens of images are chosen for by a correction bias of their own, in hash layers too.
+    The outputs are ids of ids_dtype and weights of weights_dtype, [num_tokens, top_k], and the logits if router_logits
+    says so.
     """
 
     top_k: int = Field(ge=1, le=1024)
@@ -197,6 +208,8 @@ class Routing(_Frozen):
     renormalize: Renormalize | None = None
     routed_scaling_factor: _Factor = 1.0
     softcap: _Factor | None = None
+    e_score_correction_bias_vl: bool = False
+    per_expert_scale: bool = False
     router_logits: bool = False
     ids_dtype: Literal["int32", "int64"] = "int32"
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -469,6 +482,8 @@ def _routing_disagreements(routing: Mapping[str, Any], num_experts: int | None) 
                 yield leave_out(key, f"scoring is {scoring}")
         if routing.get("e_score_correction_bias") is True:
             yield "routing.e_score_correction_bias", f"true given, false would be right where scoring is {scoring}"
+    if routing.get("e_score_correction_bias_vl") is True and routing.get("e_score_correction_bias") is False:
+        yield leave_out("e_score_correction_bias_vl", "e_score_correction_bias is false")
     groups = routing.get("groups")
     if isinstance(groups, Mapping):
         if routing.get("tid2eid") is not None:
@@ -510,6 +525,8 @@ def dump_spec(spec: RouterSpec, comment: str = "") -> str:
         lines.append(f"  logits: {spec.logits_dtype}")
     if spec.residual is not None:
         lines += ["residual:", f"  multiplier: {_number(spec.residual.multiplier)}"]
+        if spec.residual.stream_multiplier != 1:
+            lines.append(f"  stream_multiplier: {_number(spec.residual.stream_multiplier)}")
     if spec.norm is None:
         lines.append("norm: none")
     else:
@@ -558,8 +575,9 @@ def _selection(routing: Routing) -> Iterator[str]:
         yield f"routed_scaling_factor: {_number(routing.routed_scaling_factor)}"
     if routing.softcap is not None:
         yield f"softcap: {_number(routing.softcap)}"
-    if routing.router_logits:
-        yield "router_logits: true"
+    for key in ("e_score_correction_bias_vl", "per_expert_scale", "router_logits"):
+        if getattr(routing, key):
+            yield f"{key}: true"
     if routing.ids_dtype != "int32":
         yield f"ids_dtype: {routing.ids_dtype}"
     if routing.weights_dtype != "float32":

@@ -34,9 +34,13 @@ class LaunchArgs(ctypes.Structure):
         ("residual", ctypes.c_void_p),
         ("residual_row_stride", ctypes.c_int64),
         ("residual_multiplier", ctypes.c_float),
+        ("stream_multiplier", ctypes.c_float),
         ("topk_weights", ctypes.c_void_p),
         ("topk_ids", ctypes.c_void_p),
         ("e_score_correction_bias", ctypes.c_void_p),
+        ("e_score_correction_bias_vl", ctypes.c_void_p),
+        ("image_mask", ctypes.c_void_p),
+        ("per_expert_scale", ctypes.c_void_p),
         ("tid2eid", ctypes.c_void_p),
         ("input_ids", ctypes.c_void_p),
         ("vocab_size", ctypes.c_int64),
@@ -59,9 +63,13 @@ class PathArgs:
     residual: Tensor | None = None
     residual_out: Tensor | None = None
     residual_multiplier: float = 1.0
+    stream_multiplier: float = 1.0
     topk_weights: Tensor | None = None
     topk_ids: Tensor | None = None
     e_score_correction_bias: Tensor | None = None
+    e_score_correction_bias_vl: Tensor | None = None
+    image_mask: Tensor | None = None
+    per_expert_scale: Tensor | None = None
     tid2eid: Tensor | None = None
     input_ids: Tensor | None = None
     softcap: float = 0.0
@@ -72,7 +80,8 @@ class PathArgs:
     @property
     def dense(self) -> tuple[Tensor | None, ...]:
         chosen = (self.topk_weights, self.topk_ids, self.e_score_correction_bias, self.tid2eid, self.input_ids)
-        return (self.residual_out, *chosen)
+        of_few_models = (self.e_score_correction_bias_vl, self.image_mask, self.per_expert_scale)
+        return (self.residual_out, *chosen, *of_few_models)
 
 
 def launch_args(
@@ -121,9 +130,13 @@ def launch_args(
         residual=address(path.residual),
         residual_row_stride=path.residual.stride(0) if path.residual is not None else 0,
         residual_multiplier=path.residual_multiplier,
+        stream_multiplier=path.stream_multiplier,
         topk_weights=address(path.topk_weights),
         topk_ids=address(path.topk_ids),
         e_score_correction_bias=address(path.e_score_correction_bias),
+        e_score_correction_bias_vl=address(path.e_score_correction_bias_vl),
+        image_mask=address(path.image_mask),
+        per_expert_scale=address(path.per_expert_scale),
         tid2eid=address(path.tid2eid),
         input_ids=address(path.input_ids),
         vocab_size=path.tid2eid.shape[0] if path.tid2eid is not None else 0,

@@ -30,6 +30,7 @@ class Right:
     def __init__(self, spec: RouterSpec, package: ModuleType, chain: Chain, path: PathArgs) -> None:
         self.spec = spec
         self.reference = package.reference
+        self.per_expert_scale = path.per_expert_scale
         self.routing = path_inputs.routing_for(spec, package)
         self.routed: Any = path_inputs.expected(spec, package, *last_inputs(chain), path)
         if self.routing is not None:
@@ -81,7 +82,13 @@ class Right:
         rows = torch.arange(ids.shape[0], device=ids.device)
         logits: Tensor = self.routed.router_logits
         weights: Tensor = self.reference.choose_experts(
-            logits, self.routing, None, ids.long(), rows, compute_dtype=torch.float64
+            logits,
+            self.routing,
+            None,
+            ids.long(),
+            rows,
+            compute_dtype=torch.float64,
+            per_expert_scale=self.per_expert_scale,
         )[0]
         return weights
 

@@ -27,16 +27,23 @@ def path_args(spec: RouterSpec, num_tokens: int, device: str = "cuda") -> PathAr
             residual=residual,
             residual_out=torch.empty_like(residual),
             residual_multiplier=spec.residual.multiplier,
+            stream_multiplier=spec.residual.stream_multiplier,
         )
     if routing.scoring is None:
         return args
-    correction = torch.randn(spec.num_experts, device=device) * 0.1 if routing.e_score_correction_bias else None
+
+    def bias(owns: bool) -> Tensor | None:
+        return torch.randn(spec.num_experts, device=device) * 0.1 if owns else None
+
+    scale = torch.rand(spec.num_experts, device=device) + 0.5 if routing.per_expert_scale else None
     renormalize = routing.renormalize
     return dataclasses.replace(
         args,
         topk_weights=torch.empty(num_tokens, routing.top_k, dtype=dtype(routing.weights_dtype), device=device),
         topk_ids=torch.empty(num_tokens, routing.top_k, dtype=dtype(routing.ids_dtype), device=device),
-        e_score_correction_bias=correction,
+        e_score_correction_bias=bias(routing.e_score_correction_bias),
+        e_score_correction_bias_vl=bias(routing.e_score_correction_bias_vl),  # and no mask: tokens are of text
+        per_expert_scale=scale,
         softcap=routing.softcap or 0.0,
         renormalize_epsilon=renormalize.epsilon if renormalize else 0.0,
         renormalize_floor=renormalize.floor if renormalize else 0.0,
@@ -64,12 +71,14 @@ def expected(spec: RouterSpec, package: ModuleType, weights: Weights, x: Tensor,
         weights.gate_bias,
         residual=args.residual,
         residual_multiplier=args.residual_multiplier,
+        stream_multiplier=args.stream_multiplier,
         norm_weight=weights.norm_weight,
         eps=spec.norm.eps if spec.norm else 0.0,
         norm_order=spec.norm.order if spec.norm else "",
         logits_from=spec.logits_from,
         routing=routing,
         e_score_correction_bias=args.e_score_correction_bias,
+        per_expert_scale=args.per_expert_scale,
         logits_dtype=torch.float64,
         compute_dtype=torch.float64,
     )

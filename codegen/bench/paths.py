@@ -107,8 +107,12 @@ def ours(spec: RouterSpec, package: ModuleType, served_by: str, path: PathArgs) 
             norm_order=norm.order if norm else None,
             residual=path.residual,
             residual_multiplier=path.residual_multiplier,
+            stream_multiplier=path.stream_multiplier,
             gate_bias=weights.gate_bias,
             e_score_correction_bias=path.e_score_correction_bias,
+            e_score_correction_bias_vl=path.e_score_correction_bias_vl,
+            image_mask=path.image_mask,
+            per_expert_scale=path.per_expert_scale,
             logits_from=spec.logits_from,
             logits_dtype=dtype(spec.logits_dtype),
             returns_logits=spec.routing.router_logits,
@@ -122,7 +126,7 @@ def one_by_one(spec: RouterSpec, bench: BenchLibrary, function: str, path: PathA
     """Our kernels one after the other: norm, with the residual add, then `function`: gate and selection."""
     norm, workspace = spec.norm, bench.workspace(function, num_tokens)
     assert norm is not None
-    after = dataclasses.replace(path, residual=None, residual_out=None, residual_multiplier=1.0)
+    after = dataclasses.replace(path, residual=None, residual_out=None, residual_multiplier=1.0, stream_multiplier=1.0)
     name = "row_norm" if path.residual is None else "add_row_norm"
     first_launch = bench.row_norm if path.residual is None else bench.add_row_norm
 
@@ -167,10 +171,10 @@ def one_by_one(spec: RouterSpec, bench: BenchLibrary, function: str, path: PathA
 
 Selected = tuple[Tensor, Tensor]
 PathFunction = Callable[
-    [Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None],
+    [Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None],
     tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
 ]
-"""x, residual, norm weight, gate weight, gate bias and correction bias into what Outputs has."""
+"""x, residual, norm weight, gate weight, gate bias, correction bias and scale per expert into what Outputs has."""
 
 
 def torch_functions(spec: RouterSpec, names: Sequence[str]) -> dict[str, PathFunction]:
@@ -196,6 +200,7 @@ def torch_candidate(name: str, function: PathFunction, path: PathArgs) -> Candid
                     weights.gate_weight,
                     weights.gate_bias,
                     path.e_score_correction_bias,
+                    path.per_expert_scale,
                 )
             )
 
@@ -207,6 +212,7 @@ def composition(spec: RouterSpec) -> PathFunction:
     gate, routing = peers.composition(spec), spec.routing
     returns_logits = routing.router_logits or routing.scoring is None
     multiplier = spec.residual.multiplier if spec.residual else 1.0
+    stream_multiplier = spec.residual.stream_multiplier if spec.residual else 1.0
 
     def run(
         x: Tensor,
@@ -215,20 +221,24 @@ def composition(spec: RouterSpec) -> PathFunction:
         gate_weight: Tensor,
         gate_bias: Tensor | None,
         correction_bias: Tensor | None,
+        per_expert_scale: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         summed: Tensor | None = None
         if residual is not None:
-            summed = residual + (x if multiplier == 1.0 else x * multiplier)
+            stream = residual if stream_multiplier == 1.0 else residual * stream_multiplier
+            summed = stream + (x if multiplier == 1.0 else x * multiplier)
         normed, logits = gate(x if summed is None else summed, norm_weight, gate_weight, gate_bias)
         given = logits if returns_logits else None
         if routing.scoring is None:
             return normed, given, summed, None, None
-        return normed, given, summed, *_select(spec, logits.float(), correction_bias)
+        return normed, given, summed, *_select(spec, logits.float(), correction_bias, per_expert_scale)
 
     return run
 
 
-def _select(spec: RouterSpec, logits: Tensor, correction_bias: Tensor | None) -> Selected:
+def _select(
+    spec: RouterSpec, logits: Tensor, correction_bias: Tensor | None, per_expert_scale: Tensor | None
+) -> Selected:
     """Weights and ids of the chosen experts; like models, without an order among them."""
     routing = spec.routing
     if routing.softcap is not None:
@@ -250,6 +260,8 @@ def _select(spec: RouterSpec, logits: Tensor, correction_bias: Tensor | None) ->
         weights = weights / total
     if routing.routed_scaling_factor != 1.0:
         weights = weights * routing.routed_scaling_factor
+    if per_expert_scale is not None:
+        weights = weights * per_expert_scale[ids]
     return weights.to(dtype(routing.weights_dtype)), ids.to(dtype(routing.ids_dtype))
 
 

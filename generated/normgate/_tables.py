@@ -9180,6 +9180,8 @@ KERNELS = {
             returns_logits=False,
             ids_dtype="int32",
             weights_dtype="float32",
+            image_bias=False,
+            scales_experts=False,
         ),
     ),
     "add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded": KernelTable(
@@ -10099,6 +10101,8 @@ KERNELS = {
             returns_logits=False,
             ids_dtype="int32",
             weights_dtype="float32",
+            image_bias=False,
+            scales_experts=False,
         ),
     ),
     "add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded": KernelTable(
@@ -11050,6 +11054,8 @@ KERNELS = {
             returns_logits=False,
             ids_dtype="int32",
             weights_dtype="float32",
+            image_bias=False,
+            scales_experts=False,
         ),
     ),
     "add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded": KernelTable(
@@ -11857,6 +11863,8 @@ KERNELS = {
             returns_logits=False,
             ids_dtype="int32",
             weights_dtype="float32",
+            image_bias=False,
+            scales_experts=False,
         ),
     ),
     "add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized": KernelTable(
@@ -12785,6 +12793,8 @@ KERNELS = {
             returns_logits=False,
             ids_dtype="int32",
             weights_dtype="float32",
+            image_bias=False,
+            scales_experts=False,
         ),
     ),
     "add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias": KernelTable(
@@ -13679,6 +13689,8 @@ KERNELS = {
             returns_logits=False,
             ids_dtype="int32",
             weights_dtype="float32",
+            image_bias=False,
+            scales_experts=False,
         ),
     ),
     "norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash": KernelTable(
@@ -14573,6 +14585,8 @@ KERNELS = {
             returns_logits=False,
             ids_dtype="int32",
             weights_dtype="float32",
+            image_bias=False,
+            scales_experts=False,
         ),
     ),
     "norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash": KernelTable(
@@ -15434,6 +15448,8 @@ KERNELS = {
             returns_logits=False,
             ids_dtype="int32",
             weights_dtype="float32",
+            image_bias=False,
+            scales_experts=False,
         ),
     ),
 }

@@ -167,4 +167,7 @@ def _call(layer: NormGateLinear, tokens: int, device: str) -> None:
     with torch.no_grad(), checked():
         if device == "cuda":
             torch.cuda.synchronize()  # weights may be read early
-        layer(x, residual)
+        image_mask = (
+            None if layer.gate.e_score_correction_bias_vl is None else torch.arange(tokens, device=device) % 2 == 1
+        )
+        layer(x, residual, image_mask=image_mask)

@@ -20,6 +20,7 @@ class NormGateLinear(nn.Module):
     gate.bias                     [num_experts]               gate_weight_dtype; with ``gate_bias``
     gate.e_score_correction_bias  [num_experts]               float32; with ``e_score_correction_bias``
     gate.tid2eid                  [vocab_size, top_k]         int64; with ``tid2eid_vocab_size`` (hash layers)
+    gate.e_score_correction_bias_vl, gate.per_expert_scale: [num_experts] float32, with the arguments of their names
 
     With a ``routing`` it chooses the experts too, with a ``residual_multiplier`` it adds x to the residual
     stream first, and then :meth:`forward` gives a :class:`Routed`. Without a ``routing`` the last two weights
@@ -53,12 +54,16 @@ class NormGateLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.bfloat16,
         gate_weight_dtype: torch.dtype | None = None,
+        stream_multiplier: float = 1.0,
+        e_score_correction_bias_vl: bool = False,
+        per_expert_scale: bool = False,
     ) -> None:
         """Weights are not initialized; ValueError for arguments that do not fit together.
 
         ``norm_order`` None is the gate alone, else ``eps`` is needed. ``tid2eid_vocab_size`` makes it a hash
         layer and needs ``top_k``, or a ``routing`` that has it. ``residual_multiplier`` is what x is multiplied
         by on its way into the residual stream, 1.0 for a plain add; None: there is no residual.
+        ``stream_multiplier`` is what the residual stream is multiplied by there.
         ``returns_logits`` is whether :meth:`forward` gives logits beside what ``routing`` makes of them.
         ``gate_weight_dtype`` is ``dtype`` where it is not given.
         """
@@ -76,6 +81,12 @@ class NormGateLinear(nn.Module):
                 raise ValueError("e_score_correction_bias is True, expected False in a hash layer that routes")
         if tid2eid_vocab_size is not None and top_k is None:
             raise ValueError("top_k is None, expected the width of tid2eid")
+        if stream_multiplier != 1.0 and residual_multiplier is None:
+            raise ValueError(f"stream_multiplier is {stream_multiplier}, expected 1.0 without a residual_multiplier")
+        if e_score_correction_bias_vl and not e_score_correction_bias and tid2eid_vocab_size is None:
+            raise ValueError(
+                "e_score_correction_bias_vl is True, expected False without e_score_correction_bias or tid2eid"
+            )
         self.hidden_size = hidden_size
         self.num_experts = num_experts
         self.norm_order = norm_order
@@ -84,6 +95,7 @@ class NormGateLinear(nn.Module):
         self.logits_dtype = logits_dtype
         self.top_k = top_k
         self.residual_multiplier = residual_multiplier
+        self.stream_multiplier = stream_multiplier
         self.routing = routing
         self.returns_logits = returns_logits
 
@@ -98,6 +110,10 @@ class NormGateLinear(nn.Module):
         )
         if e_score_correction_bias:
             self.gate.e_score_correction_bias = weight(num_experts, dtype=torch.float32)
+        if e_score_correction_bias_vl:
+            self.gate.e_score_correction_bias_vl = weight(num_experts, dtype=torch.float32)
+        if per_expert_scale:
+            self.gate.per_expert_scale = weight(num_experts, dtype=torch.float32)
         if tid2eid_vocab_size is not None and top_k is not None:
             self.gate.tid2eid = weight(tid2eid_vocab_size, top_k, dtype=torch.int64)
 
@@ -143,6 +159,9 @@ class NormGateLinear(nn.Module):
             tid2eid_vocab_size=table.tid2eid_vocab_size if hash_layer else None,
             top_k=table.top_k,
             residual_multiplier=table.residual_multiplier if routes else None,
+            stream_multiplier=table.stream_multiplier if routes else 1.0,
+            e_score_correction_bias_vl=table.e_score_correction_bias_vl,
+            per_expert_scale=table.per_expert_scale,
             routing=None if routing is None else _routing(routing),
             returns_logits=routing is not None and routing.returns_logits,
             device=device,
@@ -151,20 +170,25 @@ class NormGateLinear(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, residual: Tensor | None = None, input_ids: Tensor | None = None
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        image_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | Tensor | Routed:
         """``x`` [..., hidden_size] to ``(normed_x, router_logits)``; without a norm the logits alone.
 
         A layer with ``routing`` or ``residual_multiplier`` gives a :class:`Routed` instead. ``residual``, like
         x, is for layers with a ``residual_multiplier``, which need it. ``input_ids`` [...] int64 are read by
-        hash layers with ``routing``, which need them; other layers may be given them too. ValueError for a
-        residual too many or too few, and for missing input_ids.
+        hash layers with ``routing``, which need them; other layers may be given them too. ``image_mask`` [...]
+        bool is read by layers with ``e_score_correction_bias_vl``: without it no token is an image's. ValueError
+        for a residual too many or too few, and for missing input_ids.
         """
         if (residual is None) != (self.residual_multiplier is None):
             given = "a tensor, expected None" if self.residual_multiplier is None else "None, expected a tensor"
             raise ValueError(f"residual is {given}: residual_multiplier is {self.residual_multiplier}")
         if self.residual_multiplier is not None or self.routing is not None:
-            return self._route(x, residual, input_ids)
+            return self._route(x, residual, input_ids, image_mask)
         if self.norm is None or self.norm_order is None or self.eps is None:
             return ops.gate(x, self.gate.weight, self.gate.bias, logits_dtype=self.logits_dtype)
         return ops.norm_gate(
@@ -178,8 +202,9 @@ class NormGateLinear(nn.Module):
             logits_dtype=self.logits_dtype,
         )
 
-    def _route(self, x: Tensor, residual: Tensor | None, input_ids: Tensor | None) -> Routed:
+    def _route(self, x: Tensor, residual: Tensor | None, input_ids: Tensor | None, image_mask: Tensor | None) -> Routed:
         routes = self.routing is not None
+        bias_vl = self.gate.e_score_correction_bias_vl if routes else None
         tid2eid = self.gate.tid2eid if routes else None
         if tid2eid is not None and input_ids is None:
             raise ValueError("input_ids is None, expected the tokens of x: a hash layer takes experts by token")
@@ -199,6 +224,10 @@ class NormGateLinear(nn.Module):
             logits_from=self.logits_from,
             logits_dtype=self.logits_dtype,
             returns_logits=self.returns_logits,
+            stream_multiplier=self.stream_multiplier,
+            e_score_correction_bias_vl=bias_vl,
+            image_mask=None if bias_vl is None else image_mask,
+            per_expert_scale=self.gate.per_expert_scale if routes else None,
         )
 
     def load_from_checkpoint(
@@ -210,7 +239,8 @@ class NormGateLinear(nn.Module):
         gate_prefix="model.layers.3.mlp.gate")``; likewise "layers.3.ffn_norm" and "layers.3.ffn.gate"
         (DeepSeek-V4), "...mlp.router" (gpt-oss), "...block_sparse_moe.gate" (MiniMax). The correction bias
         is found as PREFIX.e_score_correction_bias, beside the prefix's last part (MiniMax), or, where the
-        gate has no bias of its own, as PREFIX.bias (DeepSeek-V4).
+        gate has no bias of its own, as PREFIX.bias (DeepSeek-V4), that of images likewise or as PREFIX.bias_vl;
+        per_expert_scale beside the prefix's last part (Gemma 4: "...router.proj").
 
         Values are converted only where that loses nothing (bfloat16 to float32). ValueError names every
         missing, mis-shaped or lossy tensor, and then nothing was copied. Synchronize the device afterwards,
@@ -241,10 +271,12 @@ class NormGateLinear(nn.Module):
         if owner == "norm":
             return [] if norm_prefix is None else [f"{norm_prefix}.{leaf}"]
         keys = [f"{gate_prefix}.{leaf}"]
-        if leaf == "e_score_correction_bias":
+        if leaf in ("e_score_correction_bias", "e_score_correction_bias_vl", "per_expert_scale"):
             keys.append(f"{gate_prefix.rpartition('.')[0]}.{leaf}".removeprefix("."))
-            if self.gate.bias is None:
-                keys.append(f"{gate_prefix}.bias")
+        if leaf == "e_score_correction_bias" and self.gate.bias is None:
+            keys.append(f"{gate_prefix}.bias")
+        if leaf == "e_score_correction_bias_vl":
+            keys.append(f"{gate_prefix}.bias_vl")
         return keys
 
     def extra_repr(self) -> str:
@@ -252,6 +284,8 @@ class NormGateLinear(nn.Module):
         path = f"{self.hidden_size} -> {self.num_experts}, {norm}, logits_from={self.logits_from}"
         if self.residual_multiplier is not None:
             path += f", residual_multiplier={self.residual_multiplier}"
+        if self.stream_multiplier != 1.0:
+            path += f", stream_multiplier={self.stream_multiplier}"
         return path if self.routing is None else f"{path}, {self.routing}"
 
 
@@ -263,6 +297,8 @@ class _Weights(nn.Module):
         self.weight = weight
         self.bias = bias
         self.e_score_correction_bias: nn.Parameter | None = None
+        self.e_score_correction_bias_vl: nn.Parameter | None = None
+        self.per_expert_scale: nn.Parameter | None = None
         self.tid2eid: nn.Parameter | None = None
 
 

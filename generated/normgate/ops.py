@@ -120,20 +120,28 @@ def route(
     logits_from: str = "unrounded",
     logits_dtype: torch.dtype = torch.float32,
     returns_logits: bool = False,
+    stream_multiplier: float = 1.0,
+    e_score_correction_bias_vl: Tensor | None = None,
+    image_mask: Tensor | None = None,
+    per_expert_scale: Tensor | None = None,
 ) -> Routed:
     """The router path: residual add, RMSNorm, gate, scoring and top-k, in one launch where a kernel has them all.
 
     Each stage is there when its arguments are: ``residual``; ``norm_weight``, ``eps`` and ``norm_order``;
     ``routing``. Arguments beside those of :func:`norm_gate`:
 
-    residual                 like x: what x is added to, ``residual + residual_multiplier * x``, rounded as
-                             decoder layers round it. It is left as it is: the sum is ``residual_out``, and
-                             what the norm (or the gate) reads
+    residual                 like x: what x is added to, ``stream_multiplier * residual + residual_multiplier * x``,
+                             rounded as decoder layers round it. It is left as it is: the sum is
+                             ``residual_out``, and what the norm (or the gate) reads
     routing                  how experts are chosen from the logits; None: they are not
     e_score_correction_bias  [num_experts] float32, added to the scores for the choice, not in the weights
     tid2eid, input_ids       [vocab_size, top_k] and [...], int64: a hash layer's experts come from the table,
                              by token, and the logits give only their weights. There is no correction bias.
                              An id out of range reads row 0 of the table
+    e_score_correction_bias_vl, image_mask
+                             [num_experts] float32 and [...] bool: the correction bias of the tokens that the mask
+                             marks, in hash layers too; without a mask there are none
+    per_expert_scale         [num_experts] float32, multiplies the weights of each expert at the end
     returns_logits           whether logits are wanted besides; without a ``routing`` they always are
 
     Of equal choices the lower expert id comes first. A choice that is NaN comes last and weighs 0, so ids are
@@ -153,8 +161,18 @@ def route(
             gate_weight=gate_weight,
             gate_bias=gate_bias,
             e_score_correction_bias=e_score_correction_bias,
+            e_score_correction_bias_vl=e_score_correction_bias_vl,
+            per_expert_scale=per_expert_scale,
         )
+    # What few models have comes last in the schema, with defaults: to leave it out saves the others' calls time.
+    rare: tuple[float | Tensor | None, ...] = ()
+    has_rare_weights = e_score_correction_bias_vl is not None or per_expert_scale is not None
+    if has_rare_weights or image_mask is not None or stream_multiplier != 1.0:
+        mask = None if image_mask is None else image_mask.reshape(-1)
+        rare = (stream_multiplier, e_score_correction_bias_vl, mask, per_expert_scale)
     chooses = _NO_SELECTION if routing is None else _selection(routing)
+    if rare and len(chooses) == len(_NO_SELECTION):  # arguments behind these follow
+        chooses += _LAST_BY_DEFAULT
     normed_x, residual_out, topk_weights, topk_ids, router_logits = _ops.route.default(
         _rows(x),
         None if residual is None else _rows(residual),
@@ -171,6 +189,7 @@ def route(
         returns_logits or routing is None,
         residual_multiplier,
         *chooses,
+        *rare,
     )
     if checking.wanted():
         checking.check(
@@ -195,6 +214,10 @@ def route(
             input_ids=None if input_ids is None else input_ids.reshape(-1),
             routing=routing,
             logits_from=logits_from,
+            stream_multiplier=stream_multiplier,
+            e_score_correction_bias_vl=e_score_correction_bias_vl,
+            image_mask=None if image_mask is None else image_mask.reshape(-1),
+            per_expert_scale=per_expert_scale,
         )
     rows = x.shape[:-1]
     return Routed(
@@ -275,6 +298,10 @@ class _RouteCall(NamedTuple):
     softcap: float = 0.0
     ids_dtype: torch.dtype = torch.int32
     weights_dtype: torch.dtype = torch.float32
+    stream_multiplier: float = 1.0
+    e_score_correction_bias_vl: Tensor | None = None
+    image_mask: Tensor | None = None
+    per_expert_scale: Tensor | None = None
 
     @property
     def routing(self) -> Routing | None:
@@ -324,7 +351,8 @@ def _route_composition(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor, T
         selection = None
         if routing is not None:
             biased, hashes = call.e_score_correction_bias is not None, call.tid2eid is not None
-            selection = selection_key(routing, biased, hashes, call.returns_logits)
+            of_images, scales = call.e_score_correction_bias_vl is not None, call.per_expert_scale is not None
+            selection = selection_key(routing, biased, hashes, call.returns_logits, of_images, scales)
         fallback.warn(
             LIBRARY is not None,
             call.x,
@@ -336,6 +364,7 @@ def _route_composition(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor, T
             call.logits_dtype,
             residual=call.residual,
             residual_multiplier=call.residual_multiplier,
+            stream_multiplier=call.stream_multiplier,
             selection=selection,
         )
     routed = reference.route(
@@ -353,6 +382,10 @@ def _route_composition(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor, T
         routing=routing,
         logits_from=call.logits_from,
         logits_dtype=call.logits_dtype,
+        stream_multiplier=call.stream_multiplier,
+        e_score_correction_bias_vl=call.e_score_correction_bias_vl,
+        image_mask=call.image_mask,
+        per_expert_scale=call.per_expert_scale,
     )
     return _route_outputs(call, routed)
 
@@ -453,8 +486,9 @@ def _check_route(call: _RouteCall) -> Routing | None:
     else:
         _check_norm("route", call.x, call.norm_weight, call.eps, call.norm_order, call.logits_from)
     if call.residual is None:
-        scale = call.residual_multiplier
-        _require("route", scale == 1.0, f"residual_multiplier is {scale}", "1.0 without a residual")
+        for name in ("residual_multiplier", "stream_multiplier"):
+            by = getattr(call, name)
+            _require("route", by == 1.0, f"{name} is {by}", "1.0 without a residual")
     else:
         _check_rows_like_x("route", "residual", call.residual, call.x)
     routing = call.routing
@@ -479,9 +513,18 @@ def _check_selection(call: _RouteCall) -> None:
         _require("route", call.returns_logits, "returns_logits is False", "True without a scoring")
         _require_absent("route", "e_score_correction_bias", bias, "without a scoring")
         _require_absent("route", "tid2eid", tid2eid, "without a scoring")
+        _require_absent("route", "per_expert_scale", call.per_expert_scale, "without a scoring")
+    if bias is None and tid2eid is None:
+        absent = "without e_score_correction_bias or tid2eid"
+        _require_absent("route", "e_score_correction_bias_vl", call.e_score_correction_bias_vl, absent)
+    if call.e_score_correction_bias_vl is None:
+        _require_absent("route", "image_mask", call.image_mask, "without e_score_correction_bias_vl")
+    for name in ("e_score_correction_bias", "e_score_correction_bias_vl", "per_expert_scale"):
+        if (weight := getattr(call, name)) is not None:
+            _require_weight("route", name, weight, (call.gate_weight.shape[0],), (torch.float32,), call.x)
+    if call.image_mask is not None:
+        _require_of_rows("image_mask", call.image_mask, torch.bool, call.x)
     if bias is not None:
-        shape = (call.gate_weight.shape[0],)
-        _require_weight("route", "e_score_correction_bias", bias, shape, (torch.float32,), call.x)
         _require_absent("route", "tid2eid", tid2eid, "beside e_score_correction_bias")
     if tid2eid is None:
         _require_absent("route", "input_ids", input_ids, "without tid2eid")
@@ -490,9 +533,13 @@ def _check_selection(call: _RouteCall) -> None:
     assert input_ids is not None
     _require_weight("route", "tid2eid", tid2eid, ("vocab_size", call.top_k), (torch.int64,), call.x)
     _require("route", tid2eid.shape[0] > 0, f"tid2eid has shape {tuple(tid2eid.shape)}", "one row or more")
-    _require_weight("route", "input_ids", input_ids, ("num_tokens",), (torch.int64,), call.x)
-    found = f"input_ids has shape {tuple(input_ids.shape)}"
-    _require("route", input_ids.shape[0] == call.x.shape[0], found, f"[{call.x.shape[0]}], the rows of x")
+    _require_of_rows("input_ids", input_ids, torch.int64, call.x)
+
+
+def _require_of_rows(name: str, tensor: Tensor, dtype: torch.dtype, x: Tensor) -> None:
+    _require_weight("route", name, tensor, ("num_tokens",), (dtype,), x)
+    found = f"{name} has shape {tuple(tensor.shape)}"
+    _require("route", tensor.shape[0] == x.shape[0], found, f"[{x.shape[0]}], the rows of x")
 
 
 def _require(op: str, holds: bool, found: str, expected: str) -> None:
@@ -578,8 +625,9 @@ def _define(library: Any) -> None:
             "str norm_order, str logits_from, ScalarType logits_dtype, bool returns_logits, "
             "float residual_multiplier, str scoring, int top_k, int n_group, int topk_group, str group_score, "
             "bool renormalize, float renormalize_epsilon, float renormalize_floor, float routed_scaling_factor, "
-            "float softcap=0.0, ScalarType ids_dtype=int, ScalarType weights_dtype=float) -> (Tensor normed_x, "
-            "Tensor residual_out, Tensor topk_weights, Tensor topk_ids, Tensor router_logits)",
+            "float softcap=0.0, ScalarType ids_dtype=int, ScalarType weights_dtype=float, float stream_multiplier=1.0, "
+            "Tensor? e_score_correction_bias_vl=None, Tensor? image_mask=None, Tensor? per_expert_scale=None) "
+            "-> (Tensor normed_x, Tensor residual_out, Tensor topk_weights, Tensor topk_ids, Tensor router_logits)",
             tags=tags,
         )
         torch.library.register_fake(f"{OPS}::norm_gate{suffix}", _norm_gate_fake, lib=library)

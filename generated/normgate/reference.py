@@ -84,16 +84,18 @@ def norm_gate(
     return normed_x, gate(row, gate_weight, gate_bias, logits_dtype, compute_dtype)
 
 
-def add_residual(x: Tensor, residual: Tensor, multiplier: float = 1.0) -> Tensor:
+def add_residual(x: Tensor, residual: Tensor, multiplier: float = 1.0, stream_multiplier: float = 1.0) -> Tensor:
     """The residual stream with ``x`` [num_tokens, hidden_size] in it, in the dtype of ``x``.
 
-    ``round(residual + round(multiplier * x))``, as decoder layers write it; a multiplier of 1 rounds once.
-    The arithmetic is float32 always: this gives bits, not an approximation of them.
+    ``round(round(stream_multiplier * residual) + round(multiplier * x))``, as decoder layers write it; a multiplier
+    of 1 rounds nothing. The arithmetic is float32 always: this gives bits, not an approximation of them.
     """
-    wide = x.to(torch.float32, memory_format=torch.contiguous_format)
-    if multiplier != 1.0:
-        wide = (multiplier * wide).to(x.dtype).to(torch.float32)
-    return (residual.to(torch.float32, memory_format=torch.contiguous_format) + wide).to(x.dtype)
+
+    def scaled(rows: Tensor, by: float) -> Tensor:
+        wide = rows.to(torch.float32, memory_format=torch.contiguous_format)
+        return wide if by == 1.0 else (by * wide).to(rows.dtype).to(torch.float32)
+
+    return (scaled(residual, stream_multiplier) + scaled(x, multiplier)).to(x.dtype)
 
 
 def score(logits: Tensor, scoring: str) -> Tensor:
@@ -118,11 +120,17 @@ def choose_experts(
     tid2eid: Tensor | None = None,
     input_ids: Tensor | None = None,
     compute_dtype: torch.dtype = torch.float32,
+    *,
+    e_score_correction_bias_vl: Tensor | None = None,
+    image_mask: Tensor | None = None,
+    per_expert_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scoring and top-k of logits [num_tokens, num_experts]: ``(topk_weights, topk_ids)``, [num_tokens, top_k].
 
     Experts are chosen by score plus ``e_score_correction_bias`` [num_experts], or come from the table
-    ``tid2eid`` [vocab_size, top_k] by ``input_ids`` [num_tokens]; weights are made of the scores alone.
+    ``tid2eid`` [vocab_size, top_k] by ``input_ids`` [num_tokens]; those of the tokens in ``image_mask``
+    [num_tokens] are chosen by score plus ``e_score_correction_bias_vl`` in either case. Weights are made of the
+    scores alone, and times ``per_expert_scale`` [num_experts] of their experts.
 
     Of equal choices the lower expert id comes first, of equal groups the lower. A logit that is NaN, as in
     padding, counts as -inf, and a weight that comes out as NaN as 0: ids are distinct and weights are numbers
@@ -139,6 +147,9 @@ def choose_experts(
     else:
         row = torch.where((input_ids >= 0) & (input_ids < tid2eid.shape[0]), input_ids, 0)
         topk_ids = tid2eid[row].clamp(0, logits.shape[1] - 1)
+    if e_score_correction_bias_vl is not None and image_mask is not None:
+        of_images = _chosen(logits, scores, routing, e_score_correction_bias_vl)
+        topk_ids = torch.where(image_mask[:, None], of_images, topk_ids)
     weights = scores.gather(1, topk_ids)
     if routing.scoring == "softmax_of_chosen":
         weights = weights.softmax(-1)
@@ -147,6 +158,8 @@ def choose_experts(
         total = weights.sum(-1, keepdim=True) + routing.renormalize_epsilon
         weights = weights / total.clamp(min=routing.renormalize_floor)
     weights = weights * routing.routed_scaling_factor
+    if per_expert_scale is not None:
+        weights = weights * per_expert_scale.to(compute_dtype)[topk_ids]
     weights = torch.where(weights.isnan(), 0, weights)  # 0 / 0, or inf / inf
     topk_ids = topk_ids.to(routing.ids_dtype).clone(memory_format=torch.contiguous_format)
     return weights.to(routing.weights_dtype), topk_ids
@@ -169,13 +182,17 @@ def route(
     logits_from: str = "unrounded",
     logits_dtype: torch.dtype = torch.float32,
     compute_dtype: torch.dtype = torch.float32,
+    stream_multiplier: float = 1.0,
+    e_score_correction_bias_vl: Tensor | None = None,
+    image_mask: Tensor | None = None,
+    per_expert_scale: Tensor | None = None,
 ) -> Routed:
     """The whole path of ``x`` [num_tokens, hidden_size]: residual add, norm, gate, scoring and top-k.
 
     Stages whose arguments are not given are left out, and their fields are ``None``. Logits are always
     given: they are what the experts were chosen by, in ``logits_dtype``.
     """
-    residual_out = None if residual is None else add_residual(x, residual, residual_multiplier)
+    residual_out = None if residual is None else add_residual(x, residual, residual_multiplier, stream_multiplier)
     h = x if residual_out is None else residual_out
     normed_x, topk_weights, topk_ids = None, None, None
     if norm_weight is None:
@@ -185,7 +202,15 @@ def route(
         normed_x, logits = norm_gate(h, norm_weight, gate_weight, gate_bias, *arguments)
     if routing is not None:
         experts = (e_score_correction_bias, tid2eid, input_ids)
-        topk_weights, topk_ids = choose_experts(logits, routing, *experts, compute_dtype)
+        topk_weights, topk_ids = choose_experts(
+            logits,
+            routing,
+            *experts,
+            compute_dtype,
+            e_score_correction_bias_vl=e_score_correction_bias_vl,
+            image_mask=image_mask,
+            per_expert_scale=per_expert_scale,
+        )
     return Routed(normed_x, residual_out, topk_weights, topk_ids, logits)
 
 

@@ -94,7 +94,14 @@ _pytree: Any = torch.utils._pytree
 _pytree._register_namedtuple(Routed, serialized_type_name=f"{__package__}.Routed")
 
 
-def selection_key(routing: Routing, correction_bias: bool, hashes: bool, returns_logits: bool) -> SelectionTable:
+def selection_key(
+    routing: Routing,
+    correction_bias: bool,
+    hashes: bool,
+    returns_logits: bool,
+    image_bias: bool = False,
+    scales_experts: bool = False,
+) -> SelectionTable:
     """What of a call's selection decides which kernel serves it: a kernel takes the scale, the epsilon, the floor
     and the softcap as arguments. ``hashes`` is whether experts come from tid2eid.
     """
@@ -115,7 +122,16 @@ def selection_key(routing: Routing, correction_bias: bool, hashes: bool, returns
         returns_logits=returns_logits,
         ids_dtype=_name(routing.ids_dtype),
         weights_dtype=_name(routing.weights_dtype),
+        image_bias=image_bias,
+        scales_experts=scales_experts,
     )
+
+
+def residual_key(multiplier: float, stream_multiplier: float) -> str:
+    """Which residual add a call has, as in :class:`KernelTable`."""
+    if stream_multiplier != 1.0:
+        return "scaled_sum"
+    return "add" if multiplier == 1.0 else "scaled_add"
 
 
 def _require(holds: bool, found: str, expected: str) -> None:

@@ -34,6 +34,8 @@ class SelectionTable(NamedTuple):
     """How a kernel chooses experts; ``renormalize`` is "", "sum", or "bounded" by an epsilon or a floor.
 
     Without groups ``n_group`` is 1 and ``group_score`` "". ``hashes``: layers may take their experts from tid2eid.
+    ``image_bias``: tokens of images have a correction bias of their own. ``scales_experts``: weights are multiplied by
+    their expert's factor.
     """
 
     scoring: str
@@ -48,12 +50,15 @@ class SelectionTable(NamedTuple):
     returns_logits: bool
     ids_dtype: str
     weights_dtype: str
+    image_bias: bool = False
+    scales_experts: bool = False
 
 
 class KernelTable(NamedTuple):
     """What one kernel computes, and its groups. ``norm_order`` is ``None`` for the gate alone.
 
-    ``residual`` is "", "add", or "scaled_add" where x is multiplied before it is added to the residual stream.
+    ``residual`` is "", "add", "scaled_add" where x is multiplied before it is added to the residual stream, or
+    "scaled_sum" where that is multiplied too.
     """
 
     kernel: str
@@ -103,3 +108,6 @@ class ModelTable(NamedTuple):
     path_kernel: str | None = None
     residual_multiplier: float | None = None  # None: the path has no residual add
     routing: RoutingTable | None = None
+    stream_multiplier: float = 1.0
+    e_score_correction_bias_vl: bool = False
+    per_expert_scale: bool = False

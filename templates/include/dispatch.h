@@ -11,7 +11,7 @@ namespace normgate {
 enum class Dtype : int8_t { kBFloat16, kFloat16, kFloat32, kInt32, kInt64 };
 enum class Scoring : int8_t { kNone, kSoftmax, kSoftmaxOfChosen, kSigmoid, kSqrtSoftplus };
 enum class GroupScore : int8_t { kNone, kTop2Sum, kMax };
-enum class Residual : int8_t { kNone, kAdd, kScaledAdd };
+enum class Residual : int8_t { kNone, kAdd, kScaledAdd, kScaledSum };  // what is added is multiplied, or both are
 enum class Renormalize : int8_t { kNone, kSum, kBounded };  // bounded: by an epsilon or a floor
 
 // How experts are chosen; kNone: they are not.
@@ -26,6 +26,8 @@ struct Selection {
   bool hashes = false;  // layers may take their experts from tid2eid
   bool returns_logits = true;
   Dtype ids = Dtype::kInt32, weights = Dtype::kFloat32;
+  bool image_bias = false;      // tokens of images have a correction bias of their own
+  bool scales_experts = false;  // weights are multiplied by their expert's factor
 
   // Whether a kernel that has this can serve a call of `call`. One kernel serves a model's hash layers, whose experts
   // come from a table without a correction bias, and its other layers.
@@ -33,7 +35,8 @@ struct Selection {
     return scoring == call.scoring && top_k == call.top_k && n_group == call.n_group && topk_group == call.topk_group &&
            group_score == call.group_score && renormalize == call.renormalize && softcaps == call.softcaps &&
            (call.hashes ? hashes : correction_bias == call.correction_bias) && returns_logits == call.returns_logits &&
-           ids == call.ids && weights == call.weights;
+           ids == call.ids && weights == call.weights && image_bias == call.image_bias &&
+           scales_experts == call.scales_experts;
   }
 };
 

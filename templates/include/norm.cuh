@@ -52,7 +52,7 @@ __device__ __forceinline__ Vec8<T> norm8(const Vec8<T>& x, float rstd, const Vec
 }
 
 // A row of the residual stream and what is added to it, rounded as the model's sum of two tensors is: once, or, where
-// what is added is multiplied first, after the product too.
+// one or both of them are multiplied first, after each product too.
 template <class T>
 __device__ __forceinline__ Vec8<T> add_rows(const Vec8<T>& residual, const Vec8<T>& x) {
   Vec8<T> sum;
@@ -61,14 +61,23 @@ __device__ __forceinline__ Vec8<T> add_rows(const Vec8<T>& residual, const Vec8<
   return sum;
 }
 template <class T>
-__device__ __forceinline__ Vec8<T> add_scaled(const Vec8<T>& residual, const Vec8<T>& x, float multiplier) {
+__device__ __forceinline__ Vec8<T> scale_row(const Vec8<T>& x, float multiplier) {
   Vec8<T> scaled;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float2 v = widen2(x, i);
     scaled.word[i] = round2<T>(make_float2(v.x * multiplier, v.y * multiplier));
   }
-  return add_rows(residual, scaled);
+  return scaled;
+}
+template <class T>
+__device__ __forceinline__ Vec8<T> add_scaled(const Vec8<T>& residual, const Vec8<T>& x, float multiplier) {
+  return add_rows(residual, scale_row(x, multiplier));
+}
+template <class T>
+__device__ __forceinline__ Vec8<T> sum_scaled(const Vec8<T>& residual, const Vec8<T>& x, float stream_multiplier,
+                                              float multiplier) {
+  return add_scaled(scale_row(residual, stream_multiplier), x, multiplier);
 }
 
 // Adds the squares of eight elements, summed for themselves first: long sums of one square after the other would lose

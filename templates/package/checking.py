@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,6 +73,10 @@ def check(
     input_ids: Tensor | None = None,
     routing: Routing | None = None,
     logits_from: str = "unrounded",
+    stream_multiplier: float = 1.0,
+    e_score_correction_bias_vl: Tensor | None = None,
+    image_mask: Tensor | None = None,
+    per_expert_scale: Tensor | None = None,
 ) -> None:
     """:class:`WrongResult` where ``got`` is not what ``op`` should give for the rest, as in :func:`reference.route`.
 
@@ -80,7 +85,7 @@ def check(
     says = _Says(op, dict(x=x, residual=residual, norm_weight=norm_weight, gate_weight=gate_weight))
     h = x
     if residual is not None and got.residual_out is not None:
-        h = reference.add_residual(x, residual, residual_multiplier)
+        h = reference.add_residual(x, residual, residual_multiplier, stream_multiplier)
         says.near("residual_out", got.residual_out, h, torch.zeros_like(h))
     row = h.double()
     if norm_weight is not None and got.normed_x is not None and eps is not None and norm_order is not None:
@@ -99,10 +104,21 @@ def check(
         # Experts are chosen by the logits as they are returned.
         logits, off = got.router_logits.double(), torch.zeros_like(off)
     if routing is not None and got.topk_ids is not None and got.topk_weights is not None:
-        off = off.amax(-1, keepdim=True)
-        _check_choice(
-            says, got.topk_weights, got.topk_ids, logits, off, routing, e_score_correction_bias, tid2eid, input_ids
+        experts = _Experts(
+            e_score_correction_bias, tid2eid, input_ids, e_score_correction_bias_vl, image_mask, per_expert_scale
         )
+        _check_choice(says, got.topk_weights, got.topk_ids, logits, off.amax(-1, keepdim=True), routing, experts)
+
+
+class _Experts(NamedTuple):
+    """What they are chosen by beside the logits, and weighed by, as in :func:`reference.choose_experts`."""
+
+    correction_bias: Tensor | None
+    tid2eid: Tensor | None
+    input_ids: Tensor | None
+    correction_bias_vl: Tensor | None
+    image_mask: Tensor | None
+    per_expert_scale: Tensor | None
 
 
 def _check_choice(
@@ -112,24 +128,39 @@ def _check_choice(
     logits: Tensor,
     off: Tensor,
     routing: Routing,
-    correction_bias: Tensor | None,
-    tid2eid: Tensor | None,
-    input_ids: Tensor | None,
+    experts: _Experts,
 ) -> None:
     """``off`` [num_tokens, 1]: what each logit may be off."""
-    in_float64 = (logits, routing, correction_bias, tid2eid, input_ids, torch.float64)
-    weights, ids = reference.choose_experts(*in_float64)
+    correction_bias, tid2eid, input_ids, correction_bias_vl, image_mask, per_expert_scale = experts
+    weights, ids = reference.choose_experts(
+        logits,
+        routing,
+        correction_bias,
+        tid2eid,
+        input_ids,
+        torch.float64,
+        e_score_correction_bias_vl=correction_bias_vl,
+        image_mask=image_mask,
+        per_expert_scale=per_expert_scale,
+    )
     relative = _SCORE_ERROR + 4 * off + torch.finfo(topk_weights.dtype).eps
     finite = logits.isfinite().all(-1, keepdim=True)
+    is_image = None if correction_bias_vl is None or image_mask is None else image_mask[:, None]
     clear = finite
-    if tid2eid is None:
+    if tid2eid is None or is_image is not None:
         choices = routing.softcap * (logits / routing.softcap).tanh() if routing.softcap > 0 else logits
-        by_score = correction_bias is not None or routing.scoring != "softmax" or routing.n_group > 1
+        by_score = (
+            correction_bias is not None or is_image is not None or routing.scoring != "softmax" or routing.n_group > 1
+        )
         choices = reference.score(choices, routing.scoring) if by_score else choices
-        if correction_bias is not None:
-            choices = choices + correction_bias.double()
+        added = torch.zeros_like(choices) if correction_bias is None else correction_bias.double().expand_as(choices)
+        if is_image is not None and correction_bias_vl is not None:
+            added = torch.where(is_image, correction_bias_vl.double(), added)
+        choices = choices + added
         doubt = 4 * off + 2 * _SCORE_ERROR * (1 + choices.abs().amax(-1, keepdim=True))
         clear = finite & (_margin(choices, routing) > doubt)
+        if tid2eid is not None and is_image is not None:
+            clear = torch.where(is_image, clear, finite)  # the others' experts come from the table
     same = torch.zeros_like(weights)
     says.near("topk_ids", topk_ids, torch.where(clear, ids, topk_ids), same)
     # Where two experts are as good as equal, either may come first, and weights belong to other experts.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
+from .routing import residual_key
 from .table_types import SelectionTable
 
 ALIGNMENT_BYTES = 16  # of what the kernels read at once
@@ -40,13 +41,14 @@ def warn(
     *,
     residual: Tensor | None = None,
     residual_multiplier: float = 1.0,
+    stream_multiplier: float = 1.0,
     selection: SelectionTable | None = None,
 ) -> None:
     """Warn that the reference composition serves this call; nothing happens when it did so before."""
     major, minor = torch.cuda.get_device_capability(x.device)
     num_experts, hidden_size = gate_weight.shape
     dtypes = (_name(x.dtype), _name(gate_weight.dtype), _name(logits_dtype))
-    added = "" if residual is None else "add" if residual_multiplier == 1.0 else "scaled_add"
+    added = "" if residual is None else residual_key(residual_multiplier, stream_multiplier)
     gate = (norm_order, gate_bias is not None, logits_from)
     path = RouterPath(hidden_size, num_experts, *dtypes, *gate, added, selection)
     rows = [tensor for tensor in (x, residual) if tensor is not None]
@@ -85,7 +87,8 @@ def message(path: RouterPath, sm: int, library_loaded: bool, aligned: bool) -> s
 
 
 def _stages(path: RouterPath) -> str:
-    stages = {"": [], "add": ["residual add"], "scaled_add": ["scaled residual add"]}[path.residual]
+    added = {"add": "residual add", "scaled_add": "scaled residual add", "scaled_sum": "sum of scaled residual and x"}
+    stages = [added[path.residual]] if path.residual else []
     if path.norm_order is not None:
         stages.append(f"norm order {path.norm_order}")
     logits = "" if path.norm_order is None else f", logits from {path.logits_from}"
@@ -104,6 +107,8 @@ def _choice(selection: SelectionTable) -> str:
         "renormalized": selection.renormalize == "sum",
         "renormalized within bounds": selection.renormalize == "bounded",
         "softcap": selection.softcaps,
+        "a correction bias of images": selection.image_bias,
+        "a scale per expert": selection.scales_experts,
         "logits returned": selection.returns_logits,
     }
     particulars = [text for text, holds in said.items() if holds]

@@ -91,7 +91,7 @@ def test_launch_args_match_the_header() -> None:
     body = header.split("struct normgate_args {")[1].split("};")[0]
     names = [line.split(";")[0].replace("*", " ").split()[-1] for line in body.splitlines() if ";" in line]
     assert names == [name for name, *_ in LaunchArgs._fields_]
-    assert ctypes.sizeof(LaunchArgs) == 25 * 8
+    assert ctypes.sizeof(LaunchArgs) == 28 * 8
 
 
 def test_launch_args_take_tensors() -> None:

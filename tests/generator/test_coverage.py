@@ -21,7 +21,8 @@ def test_json_names_every_model_and_what_is_missing(cli) -> None:
     models = {one["model"]: one for one in json.loads(cli("coverage", "--json").stdout)}
     assert len(models) == len(places.every_spec())
     assert models["kimi-k2"]["sms"]["90"] == "run" and models["kimi-k2"]["sms"]["120"] == "built"
-    assert models["mixtral-8x7b"]["sms"]["120"] == "planned"
+    assert models["mixtral-8x7b"]["sms"]["120"] == "compiled"
+    assert models["mixtral-8x7b"]["sms"]["100"] == "planned"
     assert any("LayerNorm" in reason for reason in models["dbrx"]["missing"])
 
 
@@ -41,6 +42,17 @@ def test_a_run_is_claimed_from_a_record_of_that_chip_without_failures(tmp_path: 
     record("h200-tests-failing.json", "gate_b", failed=1)
     record("h200-tests-shapes-sm80.json", "gate_c")
     assert coverage.ran(tmp_path) == {"gate_a": frozenset({90})}
+
+
+def test_only_what_came_through_without_spills_was_compiled(tmp_path: Path) -> None:
+    assert coverage.compiled(tmp_path) == {}
+    good = {"kernels": ["gate_a", "path_a"], "functions": {"90": 3, "120": 0}, "spills": 0}
+    bad = {"kernels": ["gate_b"], "wrong": "compile: no", "functions": {"90": 3}, "spills": 0}
+    spilled = {"kernels": ["gate_c"], "functions": {"90": 3}, "spills": 8}
+    pending = {"kernels": ["gate_d"]}
+    models = {"a": good, "b": bad, "c": spilled, "d": pending}
+    (tmp_path / "models.json").write_text(json.dumps({"models": models}))
+    assert coverage.compiled(tmp_path) == {"gate_a": frozenset({90}), "path_a": frozenset({90})}
 
 
 def test_an_sm_that_a_spec_leaves_out_has_none() -> None:

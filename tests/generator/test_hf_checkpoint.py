@@ -25,6 +25,10 @@ def write(path: Path, tensors: dict[str, Any]) -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header)
 
 
+def config_of_deepseek_v4() -> dict[str, Any]:
+    return json.loads((Path(__file__).parents[1] / "data" / "configs" / "deepseek-v4-flash.json").read_text())
+
+
 def checkpoint(folder: Path, tensors: dict[str, Any], config: dict[str, Any] = CONFIG) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     write(folder / "model.safetensors", tensors)
@@ -63,6 +67,21 @@ def test_a_correction_bias_and_the_activation_dtype(cli, tmp_path: Path) -> None
     done = cli("add", checkpoint(tmp_path, tensors, config), "--name", "m", "--out", tmp_path)
     assert done.returncode == 2
     assert "e_score_correction_bias" not in done.stderr and "activation" not in done.stderr
+
+
+def test_weights_beside_the_gate_say_that_the_router_has_them(cli, tmp_path: Path) -> None:
+    config = {key: value for key, value in config_of_deepseek_v4().items() if key != "vision_n_layers"}
+    sizes = config["n_routed_experts"], config["hidden_size"]
+    tensors = {
+        "layers.3.ffn.gate.weight": tensor("BF16", *sizes),
+        "layers.3.ffn.gate.bias_vl": tensor("F32", sizes[0]),
+        "layers.3.ffn.gate.per_expert_scale": tensor("F32", sizes[0]),
+    }
+    done = cli("add", checkpoint(tmp_path, tensors, config), "--name", "m", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "m.yaml").read_text()
+    assert "  e_score_correction_bias_vl: true\n  per_expert_scale: true\n" in text
+    assert "routing.e_score_correction_bias_vl true: read in model.safetensors: layers.3.ffn.gate.bias_vl" in text
 
 
 @pytest.mark.parametrize(

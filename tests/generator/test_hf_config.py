@@ -264,9 +264,12 @@ def test_answers_for_every_stage() -> None:
         "logits-dtype": "bfloat16",
         "ids-dtype": "int64",
         "weights-dtype": "bfloat16",
+        "residual-stream-multiplier": "3",
+        "e-score-correction-bias-vl": "yes",
+        "per-expert-scale": "yes",
     }
     spec = spec_from_config(UNKNOWN, name="m", answers=answers)
-    assert (spec.residual, spec.logits_dtype) == (Residual(multiplier=0.5), "bfloat16")
+    assert (spec.residual, spec.logits_dtype) == (Residual(multiplier=0.5, stream_multiplier=3.0), "bfloat16")
     assert spec.routing == Routing(
         top_k=2,
         e_score_correction_bias=True,
@@ -275,6 +278,8 @@ def test_answers_for_every_stage() -> None:
         renormalize=Renormalize(epsilon=1e-20, floor=1e-12),
         routed_scaling_factor=2.0,
         softcap=30.0,
+        e_score_correction_bias_vl=True,
+        per_expert_scale=True,
         router_logits=True,
         ids_dtype="int64",
         weights_dtype="bfloat16",
@@ -658,9 +663,27 @@ def test_what_no_spec_can_say_is_named_and_kept() -> None:
     spec = spec_of(config, gate_weight_dtype="bfloat16")
     assert (spec.norm, spec.routing.scoring) == (None, None)
     assert "LayerNorm" in spec.not_covered[0] and "sparsemixer" in spec.not_covered[1]
-    vision = config_of("deepseek-v4-flash")
-    assert spec_of(vision).not_covered == ()
-    assert "bias_vl" in spec_of({**vision, "vision_n_layers": 24}).not_covered[0]
+
+
+def test_tokens_of_images_have_a_correction_bias_where_there_are_layers_for_images() -> None:
+    text = config_of("deepseek-v4-flash")
+    for layers, has_bias in ((None, False), (0, False), (24, True)):
+        spec = spec_of({**text, "vision_n_layers": layers})
+        assert spec.routing.e_score_correction_bias_vl is has_bias and spec.not_covered == ()
+
+
+@pytest.mark.parametrize("names", ["full_attn_{}_factor linear_attn_{}_factor", "layernorm_full_attention_{}"])
+def test_both_factors_of_minimax_residual_add(names: str) -> None:
+    factors = {name.format(word): by for name in names.split() for word, by in (("alpha", 3.5), ("beta", 0.5))}
+    config = {**SIZES, "model_type": "minimax_text_01", "num_local_experts": 8, "num_experts_per_tok": 2, **factors}
+    spec = spec_of(config, gate_weight_dtype="bfloat16")
+    assert spec.residual == Residual(multiplier=0.5, stream_multiplier=3.5)
+    if len(factors) > 2:
+        disagree = problems_of({**config, "linear_attn_alpha_factor": 1}, gate_weight_dtype="bfloat16")
+        assert disagree == [
+            "config.json: residual.stream_multiplier: the config disagrees with itself, full_attn_alpha_factor 3.5 and "
+            "linear_attn_alpha_factor 1; answer with --residual-stream-multiplier N"
+        ]
 
 
 def test_grok_2_is_known_by_its_architecture() -> None:
@@ -669,3 +692,25 @@ def test_grok_2_is_known_by_its_architecture() -> None:
         "num_experts_per_tok": 2, "router_logit_softcapping": 20.0,
     }  # fmt: skip
     assert spec_of(config, gate_weight_dtype="bfloat16").routing.softcap == 20.0
+
+
+def test_the_dtype_may_stand_on_any_level_around_the_text_model() -> None:
+    text = {
+        **SIZES,
+        "model_type": "qwen3_omni_moe_text",
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+    }
+    del text["torch_dtype"]
+    thinker = {"model_type": "qwen3_omni_moe_thinker", "text_config": text}
+    whole = {"model_type": "qwen3_omni_moe", "thinker_config": {**thinker, "dtype": "float16"}}
+    assert spec_of(whole, gate_weight_dtype="float16").activation_dtype == "float16"
+    text["dtype"] = "bfloat16"  # the nearest counts
+    assert spec_of({**whole, "dtype": "float32"}, gate_weight_dtype="bfloat16").activation_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("model_type", ["zaya", "doge"])
+def test_a_router_without_a_gate_is_refused_by_name(model_type: str) -> None:
+    (problem,) = problems_of({**SIZES, "model_type": model_type, "num_experts": 16, "num_experts_per_tok": 1})
+    assert problem.startswith(f"config.json: model_type: {model_type} given, which no spec can say: ")

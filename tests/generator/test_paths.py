@@ -90,6 +90,7 @@ def test_what_differs_has_another_name():
         problem.gate_part,
         replace(problem, residual=""),
         replace(problem, residual="scaled_add"),
+        replace(problem, residual="scaled_sum"),
         replace(problem, selection=None),
         *(
             replace(problem, selection=replace(chosen, **change))
@@ -107,6 +108,8 @@ def test_what_differs_has_another_name():
                 {"returns_logits": True},
                 {"ids_dtype": "int64"},
                 {"weights_dtype": "bfloat16"},
+                {"image_bias": True},
+                {"scales_experts": True},
             )
         ),
     ]

@@ -216,6 +216,11 @@ def test_one_mistake(tmp_path: Path, old: str, new: str, message: str) -> None:
         ("scoring: sigmoid, routed_scaling_factor: 0", f"routing.routed_scaling_factor: 0 given, {FACTOR} would be right"),
         ("scoring: sigmoid, routed_scaling_factor: .inf", f"routing.routed_scaling_factor: inf given, {FACTOR} would be right"),
         ("scoring: sigmoid, softcap: -30", f"routing.softcap: -30 given, none, or {FACTOR} would be right"),
+        ("scoring: sigmoid, per_expert_scale: 1", "routing.per_expert_scale: 1 given, true or false would be right"),
+        (
+            "per_expert_scale: true",
+            "routing.per_expert_scale: true given, leaving it out would be right where scoring is none",
+        ),
         ("scoring: sigmoid, router_logits: 1", "routing.router_logits: 1 given, true or false would be right"),
         ("scoring: sigmoid, ids_dtype: int16", "routing.ids_dtype: 'int16' given, int32 or int64 would be right"),
         (
@@ -254,6 +259,11 @@ def test_one_mistake_in_the_selection(tmp_path: Path, keys: str, message: str) -
     ("keys", "message"),
     [
         (
+            "top_k: 2, scoring: softmax, e_score_correction_bias_vl: true",
+            "routing.e_score_correction_bias_vl: true given, leaving it out would be right where e_score_correction_bias "
+            "is false",
+        ),
+        (
             "top_k: 33, scoring: softmax",
             "routing.top_k: 33 given, at most 32 would be right where scoring is softmax",
         ),
@@ -285,10 +295,14 @@ def test_logits_that_are_no_output_have_no_dtype(tmp_path: Path) -> None:
     ("residual", "message"),
     [
         ("true", "residual: true given, none, or a mapping with multiplier would be right"),
-        ("{factor: 2}", "residual.factor: unknown key, one of multiplier would be right"),
+        ("{factor: 2}", "residual.factor: unknown key, one of multiplier, stream_multiplier would be right"),
         ("{multiplier: 0}", f"residual.multiplier: 0 given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
         ("{multiplier: -1e-9}", f"residual.multiplier: -1e-09 given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
         ("{multiplier: 2e6}", f"residual.multiplier: 2000000.0 given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
+        (
+            "{stream_multiplier: 0}",
+            f"residual.stream_multiplier: 0 given, {FACTOR}, or from -1e6 to -1e-6 would be right",
+        ),
         ("{multiplier: .nan}", f"residual.multiplier: nan given, {FACTOR}, or from -1e6 to -1e-6 would be right"),
     ],
 )
@@ -440,6 +454,8 @@ def everything(spec: RouterSpec) -> RouterSpec:
         renormalize=Renormalize(epsilon=1e-20, floor=1e-12),
         routed_scaling_factor=2.5,
         softcap=30.0,
+        e_score_correction_bias_vl=True,
+        per_expert_scale=True,
         router_logits=True,
         ids_dtype="int64",
         weights_dtype="bfloat16",
@@ -447,7 +463,7 @@ def everything(spec: RouterSpec) -> RouterSpec:
     update = {
         "sources": ('quotes " and \\ and: # é', "two"),
         "logits_dtype": "bfloat16",
-        "residual": Residual(multiplier=0.22),
+        "residual": Residual(multiplier=0.22, stream_multiplier=-3.5),
         "logits_from": "rounded",
         "routing": routing,
         "token_thresholds": TokenThresholds(gemv=0, split_k=64),

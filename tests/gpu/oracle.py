@@ -20,6 +20,7 @@ class Inputs:
     norm_weight: Tensor | None
     gate_weight: Tensor
     gate_bias: Tensor | None
+    eps: float = EPS
 
 
 def make_inputs(kernel: Any, num_tokens: int, seed: int) -> Inputs:
@@ -43,7 +44,7 @@ def make_inputs(kernel: Any, num_tokens: int, seed: int) -> Inputs:
 
 def rstd_of(inputs: Inputs) -> Tensor:
     x = inputs.x.double()
-    return torch.rsqrt(x.square().mean(dim=1, keepdim=True) + EPS)
+    return torch.rsqrt(x.square().mean(dim=1, keepdim=True) + inputs.eps)
 
 
 def normed(kernel: Any, inputs: Inputs, rstd: Tensor) -> Tensor:

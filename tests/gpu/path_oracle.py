@@ -24,6 +24,7 @@ class Numbers:
 
     eps: float = EPS
     residual_multiplier: float = 1.0
+    stream_multiplier: float = 1.0
     softcap: float = 0.0
     renormalize_epsilon: float = 0.0
     renormalize_floor: float = 0.0
@@ -35,14 +36,16 @@ class Numbers:
         routing = model.routing._asdict() if model.routing else {}
         own = {field.name: routing[field.name] for field in fields(cls) if field.name in routing}
         multiplier = 1.0 if model.residual_multiplier is None else model.residual_multiplier
-        return cls(residual_multiplier=multiplier, **own)
+        return cls(residual_multiplier=multiplier, stream_multiplier=model.stream_multiplier, **own)
 
 
 def unlike_models(kernel: Any, floor: bool) -> Numbers:
     """Numbers that no model has, as far as the kernel takes them; with a floor, it decides."""
     numbers = Numbers(routed_scaling_factor=1.7)
-    if kernel.residual == "scaled_add":
+    if kernel.residual in ("scaled_add", "scaled_sum"):
         numbers = replace(numbers, residual_multiplier=-0.37)
+    if kernel.residual == "scaled_sum":
+        numbers = replace(numbers, stream_multiplier=2.3)
     if kernel.selection and kernel.selection.softcaps:
         numbers = replace(numbers, softcap=3.0)
     if kernel.selection and kernel.selection.renormalize == "bounded":
@@ -63,10 +66,13 @@ class PathInputs:
     correction_bias: Tensor | None = None
     tid2eid: Tensor | None = None
     input_ids: Tensor | None = None
+    correction_bias_vl: Tensor | None = None
+    image_mask: Tensor | None = None
+    per_expert_scale: Tensor | None = None
 
     def rows(self, part: slice) -> PathInputs:
         """Some of the rows, with the same weights."""
-        own = ("x", "residual", "input_ids")
+        own = ("x", "residual", "input_ids", "image_mask")
         return replace(self, **{name: rows[part] for name in own if (rows := getattr(self, name)) is not None})
 
 
@@ -93,16 +99,25 @@ def make_path_inputs(kernel: Any, num_tokens: int, seed: int, hashes: bool = Fal
         input_ids = torch.randint(0, VOCABULARY, (num_tokens,), generator=generator, device=gate.x.device)
     elif selection and selection.correction_bias:
         bias = normal(kernel.num_experts) * 0.25
+    rare: dict[str, Tensor] = {}
+    if selection and selection.image_bias:
+        is_image = torch.rand(num_tokens, generator=generator, device=gate.x.device) < 0.5
+        rare |= {"correction_bias_vl": normal(kernel.num_experts) * 0.25, "image_mask": is_image}
+    if selection and selection.scales_experts:
+        rare["per_expert_scale"] = 0.5 + torch.rand(kernel.num_experts, generator=generator, device=gate.x.device)
     x = gate.x * smaller
-    return PathInputs(x, residual, gate.norm_weight, gate.gate_weight, gate.gate_bias, bias, tid2eid, input_ids)
+    return PathInputs(x, residual, gate.norm_weight, gate.gate_weight, gate.gate_bias, bias, tid2eid, input_ids, **rare)
 
 
 def residual_sum(inputs: PathInputs, numbers: Numbers) -> Tensor:
-    """round(residual + round(multiplier * x)): torch's own arithmetic in the dtype, as the models' code has it."""
+    """round(round(stream_multiplier * residual) + round(multiplier * x)): torch's own arithmetic in the dtype, as the
+    models' code has it.
+    """
     if inputs.residual is None:
         return inputs.x
     scaled = inputs.x if numbers.residual_multiplier == 1.0 else numbers.residual_multiplier * inputs.x
-    return inputs.residual + scaled
+    stream = inputs.residual if numbers.stream_multiplier == 1.0 else numbers.stream_multiplier * inputs.residual
+    return stream + scaled
 
 
 class Selected(NamedTuple):
@@ -131,10 +146,18 @@ def select(selection: Any, logits: Tensor, inputs: PathInputs, numbers: Numbers)
         choices = scores + inputs.correction_bias.double()
     elif selection.scoring == "softmax" and selection.group_score != "top2_sum":
         choices = logits  # in the same order, and a tie is a tie whatever the other logits are
+    if inputs.image_mask is not None:
+        choices = torch.where(inputs.image_mask[:, None], scores + inputs.correction_bias_vl.double(), choices)
+    ids = _largest(selection, choices)
     if inputs.tid2eid is not None:
         known = (inputs.input_ids >= 0) & (inputs.input_ids < len(inputs.tid2eid))
-        ids = inputs.tid2eid[torch.where(known, inputs.input_ids, 0)].clamp(0, logits.shape[1] - 1)
-        return Selected(scores, choices, ids)
+        of_table = inputs.tid2eid[torch.where(known, inputs.input_ids, 0)].clamp(0, logits.shape[1] - 1)
+        ids = of_table if inputs.image_mask is None else torch.where(inputs.image_mask[:, None], ids, of_table)
+    return Selected(scores, choices, ids)
+
+
+def _largest(selection: Any, choices: Tensor) -> Tensor:
+    """The experts with the largest choices, within the best groups."""
     allowed = choices
     if selection.n_group > 1:
         by_group = choices.unflatten(1, (selection.n_group, -1))
@@ -142,12 +165,11 @@ def select(selection: Any, logits: Tensor, inputs: PathInputs, numbers: Numbers)
         kept = best.sort(dim=1, descending=True, stable=True).indices[:, : selection.topk_group]
         is_kept = torch.zeros_like(best, dtype=torch.bool).scatter(1, kept, True)
         allowed = torch.where(is_kept[:, :, None], by_group, -math.inf).flatten(1)
-    ids = allowed.sort(dim=1, descending=True, stable=True).indices[:, : selection.top_k]
-    return Selected(scores, choices, ids)
+    return allowed.sort(dim=1, descending=True, stable=True).indices[:, : selection.top_k]
 
 
-def weights_of(selection: Any, scores: Tensor, ids: Tensor, numbers: Numbers) -> Tensor:
-    """The weights that chosen experts have."""
+def weights_of(selection: Any, scores: Tensor, ids: Tensor, numbers: Numbers, scale: Tensor | None) -> Tensor:
+    """The weights that chosen experts have; scale: of each expert."""
     weights = scores.gather(1, ids)
     if selection.scoring == "softmax_of_chosen":
         weights = torch.softmax(weights, 1)
@@ -156,7 +178,8 @@ def weights_of(selection: Any, scores: Tensor, ids: Tensor, numbers: Numbers) ->
         if selection.renormalize == "bounded":
             total = (total + numbers.renormalize_epsilon).clamp(min=numbers.renormalize_floor)
         weights = weights / total
-    return weights * numbers.routed_scaling_factor
+    weights = weights * numbers.routed_scaling_factor
+    return weights if scale is None else weights * scale.double()[ids]
 
 
 def gap(selection: Any, choices: list[float], ids: list[int]) -> float:
@@ -237,10 +260,9 @@ class Oracle:
     """What is right for some inputs of a kernel."""
 
     def __init__(self, kernel: Any, inputs: PathInputs, numbers: Numbers) -> None:
-        assert numbers.eps == EPS
         self.kernel, self.inputs, self.numbers = kernel, inputs, numbers
         rows = residual_sum(inputs, numbers)
-        self.gate_inputs = Inputs(rows, inputs.norm_weight, inputs.gate_weight, inputs.gate_bias)
+        self.gate_inputs = Inputs(rows, inputs.norm_weight, inputs.gate_weight, inputs.gate_bias, numbers.eps)
         self._unrounded: tuple[Tensor, Selected | None] | None = None
 
     def logits(self, normed_x: Tensor | None) -> Tensor:
@@ -294,7 +316,8 @@ def check_selection(
     found = Found()
     rows = (ids != right.ids).any(1).nonzero().flatten().tolist()
     if inputs.tid2eid is not None:
-        assert not rows, f"{what}: {len(rows)} rows have not the ids of the table, such as {ids[rows[0]].tolist()}"
+        of_text = rows if inputs.image_mask is None else [row for row in rows if not inputs.image_mask[row]]
+        assert not of_text, f"{what}: {len(of_text)} rows have not the table's ids, such as {ids[of_text[0]].tolist()}"
     # Bugs differ in more rows than ties do, and a row at a time in Python takes a while.
     assert len(rows) <= max(4, len(ids) // 100), (
         f"{what}: {len(rows)} of {len(ids)} rows have other ids, such as {ids[rows[0]].tolist()} "
@@ -312,7 +335,7 @@ def check_selection(
         found.widest_tie = max(found.widest_tie, missed)
     if len(ids) == 0:
         return found
-    wanted = weights_of(kernel.selection, right.scores, ids, numbers)
+    wanted = weights_of(kernel.selection, right.scores, ids, numbers, inputs.per_expert_scale)
     error = (got.topk_weights.double() - wanted).abs()
     if got.topk_weights.dtype == torch.bfloat16:
         error = (error - wanted.abs() * 2**-8).clamp(min=0)  # the rounding

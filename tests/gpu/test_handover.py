@@ -60,7 +60,7 @@ class Rounds:
         hashes = forms_of(kernel)[-1]
         seeds = [next(_seeds) for _ in range(VERSIONS)]
         self._versions = [make_path_inputs(kernel, CALLS * most_of_all, seed, hashes) for seed in seeds]
-        own = {name: getattr(self._versions[0], name) for name in ("x", "residual", "input_ids")}
+        own = {name: getattr(self._versions[0], name) for name in ("x", "residual", "input_ids", "image_mask")}
         self._own = {name: rows.clone() for name, rows in own.items() if rows is not None}
         self._inputs = replace(self._versions[0], **self._own)
         self._outputs = make_outputs(kernel, CALLS * most_of_all)

@@ -60,8 +60,10 @@ def make_layer(model: str, hash_layer: bool = False) -> NormGateLinear:
             values = 0.3 * values + (0.0 if layer.norm_order == "G" else 1.0)
         elif name == "gate.weight":
             values *= layer.hidden_size**-0.5
-        elif name == "gate.e_score_correction_bias":
+        elif name.startswith("gate.e_score_correction_bias"):
             values *= 0.25
+        elif name == "gate.per_expert_scale":
+            values = 0.5 + values.abs()
         parameter.copy_(values)
     torch.cuda.synchronize()  # a kernel may read weights before the launch ahead of it has ended
     return layer
@@ -81,6 +83,8 @@ def make_rows(layer: NormGateLinear, count: int) -> dict[str, torch.Tensor]:
     if layer.gate.tid2eid is not None:
         vocabulary = len(layer.gate.tid2eid)
         rows["input_ids"] = torch.randint(0, vocabulary, (count,), generator=generator, device="cuda")
+    if layer.gate.e_score_correction_bias_vl is not None:
+        rows["image_mask"] = torch.rand(count, generator=generator, device="cuda") < 0.5
     return rows
 
 
@@ -94,6 +98,9 @@ def inputs_of(layer: NormGateLinear, rows: dict[str, torch.Tensor]) -> PathInput
         correction_bias=layer.gate.e_score_correction_bias,
         tid2eid=layer.gate.tid2eid,
         input_ids=rows.get("input_ids"),
+        correction_bias_vl=layer.gate.e_score_correction_bias_vl,
+        image_mask=rows.get("image_mask"),
+        per_expert_scale=layer.gate.per_expert_scale,
     )
 
 
@@ -113,7 +120,10 @@ def arguments_of(layer: NormGateLinear, rows: dict[str, torch.Tensor]) -> dict[s
         "eps": layer.eps,
         "norm_order": layer.norm_order,
         "residual_multiplier": layer.residual_multiplier if has_residual else 1.0,
+        "stream_multiplier": layer.stream_multiplier,
         "e_score_correction_bias": layer.gate.e_score_correction_bias,
+        "e_score_correction_bias_vl": layer.gate.e_score_correction_bias_vl,
+        "per_expert_scale": layer.gate.per_expert_scale,
         "tid2eid": layer.gate.tid2eid,
         "routing": layer.routing,
         "logits_from": layer.logits_from,
@@ -153,6 +163,9 @@ def check(kernel: Any, arguments: dict[str, Any], numbers: Numbers, got: Routed,
         correction_bias=arguments["e_score_correction_bias"],
         tid2eid=arguments["tid2eid"],
         input_ids=arguments.get("input_ids"),
+        correction_bias_vl=arguments["e_score_correction_bias_vl"],
+        image_mask=arguments.get("image_mask"),
+        per_expert_scale=arguments["per_expert_scale"],
     )
     selected = select(kernel.selection, right.router_logits, inputs, numbers)
     found = check_selection(kernel, selected, inputs, numbers, outputs_of(got), what)
@@ -211,8 +224,8 @@ def test_rows_with_strides(model: str, hash_layer: bool) -> None:
     flat = Routed(*(field if field is None else field.flatten(0, 2) for field in got))
     assert equal(flat, layer(**rows)), f"{model}: [2, 1, 6, hidden_size]"
     once = {name: tensor[:1].expand(5, *tensor.shape[1:]) for name, tensor in rows.items()}
-    if "input_ids" in once:
-        once["input_ids"] = once["input_ids"].contiguous()
+    for name in once.keys() & {"input_ids", "image_mask"}:
+        once[name] = once[name].contiguous()
     dense = {name: tensor.contiguous() for name, tensor in once.items()}
     assert equal(layer(**once), layer(**dense)), f"{model}: one row five times"
 

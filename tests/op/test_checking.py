@@ -95,6 +95,21 @@ def test_a_hash_layer_passes():
         )
 
 
+@pytest.mark.parametrize("hashes", [False, True])
+def test_images_and_scaled_experts_pass_and_wrong_ones_do_not(hashes, sabotaged):
+    table = dict(tid2eid=torch.stack([torch.randperm(N)[:5] for _ in range(20)]), input_ids=torch.arange(TOKENS))
+    changes = dict(routing=Routing(5, "sigmoid"), e_score_correction_bias=None, **table) if hashes else {}
+    called = routed("sigmoid", stream_multiplier=-1.5, per_expert_scale=torch.rand(N), **changes)
+    called |= dict(e_score_correction_bias_vl=torch.randn(N), image_mask=torch.arange(TOKENS) % 2 == 0)
+    with normgate.checked():
+        got = normgate.route(**called)
+    called["x"] = called["x"].clone()
+    for output, index in ((2, (4, 1)), (3, (4, 1)), (3, (5, 1)), (1, (0, 0))):  # rows 4 and 5: an image and text
+        sabotaged("route", output, index, got[{1: 1, 2: 2, 3: 3}[output]][index] + 1)
+        with normgate.checked(), pytest.raises(WrongResult):
+            normgate.route(**called)
+
+
 def test_a_wrong_logit_is_named(sabotaged):
     called = arguments()
     right = normgate.norm_gate(**called)[1]

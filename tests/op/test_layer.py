@@ -64,6 +64,14 @@ def test_dtype_and_device():
             dict(norm_order=None, routing=Routing(2, "sigmoid"), tid2eid_vocab_size=9, e_score_correction_bias=True),
             "e_score_correction_bias is True, expected False in a hash layer that routes",
         ),
+        (
+            dict(norm_order=None, stream_multiplier=2.0),
+            "stream_multiplier is 2.0, expected 1.0 without a residual_multiplier",
+        ),
+        (
+            dict(norm_order=None, e_score_correction_bias_vl=True),
+            "e_score_correction_bias_vl is True, expected False without e_score_correction_bias or tid2eid",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit(arguments, message):
@@ -159,6 +167,31 @@ def test_hash_layers_route_by_token():
     with pytest.raises(ValueError) as refused:
         layer(x)
     assert str(refused.value) == "input_ids is None, expected the tokens of x: a hash layer takes experts by token"
+
+
+@pytest.mark.parametrize("hash_layer", [False, True])
+def test_images_scales_and_a_scaled_residual(hash_layer):
+    weights = dict(tid2eid_vocab_size=50) if hash_layer else dict(e_score_correction_bias=True)
+    layer = NormGateLinear(
+        K, N, norm_order="A", eps=1e-6, routing=Routing(3, "sigmoid"), residual_multiplier=1.0, stream_multiplier=3.5,
+        e_score_correction_bias_vl=True, per_expert_scale=True, **weights,
+    )  # fmt: skip
+    bias = {"gate.bias_vl": torch.randn(N), "per_expert_scale": torch.rand(N)}
+    text = {"gate.tid2eid": torch.randint(0, N, (50, 3))} if hash_layer else {"gate.bias": SCORES}
+    layer.load_from_checkpoint(
+        {"norm.weight": NORM, "gate.weight": GATE, **bias, **text}, norm_prefix="norm", gate_prefix="gate"
+    )
+    assert torch.equal(layer.gate.e_score_correction_bias_vl, bias["gate.bias_vl"])
+    x, residual = torch.randn(2, 4, K).bfloat16()
+    mask, tokens = torch.tensor([True, False, True, False]), torch.arange(4)
+    routed, of_text = layer(x, residual, tokens, mask), layer(x, residual, tokens)
+    assert torch.equal(routed.residual_out, residual * 3.5 + x)
+    assert torch.equal(routed.topk_ids[~mask], of_text.topk_ids[~mask])
+    assert not torch.equal(routed.topk_ids[mask], of_text.topk_ids[mask])
+    scores = reference.gate(layer(x, residual, tokens).normed_x, GATE, None)  # rounded here, unrounded there
+    wanted = scores.sigmoid().gather(1, routed.topk_ids.long()) * layer.gate.per_expert_scale[routed.topk_ids.long()]
+    torch.testing.assert_close(routed.topk_weights, wanted, rtol=2e-2, atol=2e-2)
+    assert "residual_multiplier=1.0, stream_multiplier=3.5" in repr(layer)
 
 
 def test_scored_layers_may_be_given_tokens_too():

@@ -84,6 +84,11 @@ PATHS = {
     "gate and selection": dict(routing=dataclasses.replace(ROUTING, weights_dtype=torch.bfloat16, softcap=30.0)),
     "hash layer": dict(norm=True, hashed=True, routing=HASHED),
     "gate": dict(routing=None, returns_logits=True),
+    "images": dict(norm=True, corrected=True, images=True, routing=ROUTING),
+    "images in a hash layer": dict(norm=True, hashed=True, images=True, routing=HASHED),
+    "no images": dict(norm=True, corrected=True, images=True, image_mask=None, routing=ROUTING),
+    "scaled sum": dict(residual=True, norm=True, residual_multiplier=-0.4, stream_multiplier=3.6, routing=ROUTING),
+    "scaled experts": dict(norm=True, scaled=True, routing=Routing(3, "softmax", renormalize=True)),
 }
 
 
@@ -101,6 +106,10 @@ def path(name, dtype=torch.bfloat16, gate_dtype=torch.bfloat16, tokens=5, stride
     if asked.pop("hashed", False):
         table = torch.stack([torch.randperm(N)[:4] for _ in range(20)])
         arguments |= dict(tid2eid=table, input_ids=torch.randint(0, 20, (tokens,)))
+    if asked.pop("images", False):
+        arguments |= dict(e_score_correction_bias_vl=torch.randn(N) / 4, image_mask=torch.arange(tokens) % 2 == 1)
+    if asked.pop("scaled", False):
+        arguments["per_expert_scale"] = torch.rand(N) + 0.5
     if strided:
         arguments |= {name: row_strided(arguments[name]) for name in ("x", "residual") if name in arguments}
     return {**arguments, **asked}
@@ -123,7 +132,10 @@ def flat(**arguments):
         residual_multiplier=1.0,
     )
     routing = arguments.pop("routing")
-    chooses = dict(zip(ops._RouteCall._fields[-12:], ops._NO_SELECTION + ops._LAST_BY_DEFAULT, strict=True))
+    first = ops._RouteCall._fields.index("scoring")
+    chooses = dict(
+        zip(ops._RouteCall._fields[first : first + 12], ops._NO_SELECTION + ops._LAST_BY_DEFAULT, strict=True)
+    )
     if routing is not None:
         chooses = {field.name: getattr(routing, field.name) for field in dataclasses.fields(routing)}
     return {**defaults, **arguments, **chooses}
@@ -508,6 +520,30 @@ BAD_ROUTES = [
         "e_score_correction_bias is a tensor, expected None without a scoring",
     ),
     ("no selection", dict(tid2eid=TABLE), "tid2eid is a tensor, expected None without a scoring"),
+    ("no residual", dict(stream_multiplier=0.5), "stream_multiplier is 0.5, expected 1.0 without a residual"),
+    (
+        "images",
+        dict(e_score_correction_bias_vl=torch.ones(N).bfloat16()),
+        "e_score_correction_bias_vl has dtype torch.bfloat16, expected torch.float32",
+    ),
+    (
+        "images",
+        dict(e_score_correction_bias=None),
+        "e_score_correction_bias_vl is a tensor, expected None without e_score_correction_bias or tid2eid",
+    ),
+    (
+        "images",
+        dict(e_score_correction_bias_vl=None),
+        "image_mask is a tensor, expected None without e_score_correction_bias_vl",
+    ),
+    ("images", dict(image_mask=TOKENS), "image_mask has dtype torch.int64, expected torch.bool"),
+    ("images", dict(image_mask=TOKENS[:4] > 0), "image_mask has shape (4,), expected [5], the rows of x"),
+    ("scaled experts", dict(per_expert_scale=torch.ones(3)), "per_expert_scale has shape (3,), expected [12]"),
+    (
+        "no selection",
+        dict(per_expert_scale=torch.ones(N)),
+        "per_expert_scale is a tensor, expected None without a scoring",
+    ),
     ("everything", dict(top_k=33), "top_k is 33, expected 1 to 32"),
     ("everything", dict(top_k=7), "top_k is 7, expected no more than the 6 experts that it chooses from"),
     ("everything", dict(n_group=5), "n_group is 5, expected a divisor of 12 experts"),

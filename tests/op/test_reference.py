@@ -133,6 +133,41 @@ def test_residual_add_is_that_of_a_decoder_layer(dtype, multiplier):
     assert torch.equal(found, exact.to(dtype)) == (multiplier == 1.0), "else the product is rounded too"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_sum_of_two_products_is_that_of_minimax(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, residual = (4 * torch.randn(2, 50, K, generator=generator)).to(dtype)
+    alpha, beta = 3.5565588200778455, 0.7
+    assert torch.equal(reference.add_residual(x, residual, beta, alpha), residual * alpha + x * beta)
+    assert torch.equal(reference.add_residual(x, residual, 1.0, alpha), residual * alpha + x)
+    exact = residual.double() * alpha + x.double()
+    assert not torch.equal(reference.add_residual(x, residual, 1.0, alpha), exact.to(dtype)), "the product is rounded"
+
+
+@pytest.mark.parametrize("hashes", [False, True])
+def test_images_are_chosen_for_by_a_bias_of_their_own(hashes):
+    """Each row is as in a call for its kind alone; weights never have the bias in them."""
+    torch.manual_seed(0)
+    routing, logits, mask = Routing(4, "sqrtsoftplus", renormalize=True), torch.randn(20, N), torch.arange(20) % 3 == 0
+    of_text, of_images = torch.randn(N), torch.randn(N)
+    table = (torch.stack([torch.randperm(N)[:4] for _ in range(9)]), torch.randint(0, 9, (20,))) if hashes else ()
+    text = reference.choose_experts(logits, routing, None if hashes else of_text, *table)
+    images = reference.choose_experts(logits, routing, of_images)
+    found = reference.choose_experts(
+        logits, routing, None if hashes else of_text, *table, e_score_correction_bias_vl=of_images, image_mask=mask
+    )
+    for got, for_text, for_images in zip(found, text, images, strict=True):
+        assert torch.equal(got, torch.where(mask[:, None], for_images, for_text))
+    assert not torch.equal(text[1], images[1])
+
+
+def test_a_scale_per_expert_multiplies_the_renormalized_weights():
+    routing, logits, scale = Routing(3, "softmax", renormalize=True), torch.randn(20, N), torch.randn(N)
+    weights, ids = reference.choose_experts(logits, routing)
+    scaled, same_ids = reference.choose_experts(logits, routing, per_expert_scale=scale)
+    assert torch.equal(ids, same_ids) and torch.equal(scaled, weights * scale[ids.long()])
+
+
 def test_residual_add_drops_strides_and_leaves_its_arguments_alone():
     wide = torch.randn(5, 3 * K).bfloat16()
     x, residual = wide[:, :K], wide[:, K : 2 * K]

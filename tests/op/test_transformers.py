@@ -51,6 +51,7 @@ class Family:
     router: str = "gate"
     correction_bias: str | None = None  # where the MoE block has it
     residual_multiplier: float = 1.0
+    stream_multiplier: float = 1.0
     sorts: bool = True  # whether the model's own top-k is in descending order
 
     def made(self, suffix: str) -> Any:
@@ -146,6 +147,20 @@ FAMILIES = {
         router="router",
         residual_multiplier=0.22,
     ),
+    "MiniMax-Text-01": Family(
+        "minimax",
+        "MiniMax",
+        dict(
+            num_local_experts=EXPERTS,
+            num_experts_per_tok=2,
+            full_attn_alpha_factor=3.5565588200778455,
+            full_attn_beta_factor=0.7,
+            layer_types=["full_attention", "full_attention"],
+        ),
+        Routing(2, "softmax", renormalize=True),
+        residual_multiplier=0.7,
+        stream_multiplier=3.5565588200778455,
+    ),
     "Llama-4": Family(
         "llama4",
         "Llama4Text",
@@ -238,6 +253,7 @@ def run(name: str) -> Run:
     generator = torch.Generator().manual_seed(1)
     attention, residual = torch.randn(2, BATCH, LENGTH, HIDDEN, generator=generator).bfloat16()
     layer.self_attn = Attention(attention)
+    layer.input_layernorm = nn.Identity()  # MiniMax takes the residual from behind it
     result = Run(layer, attention, residual)
 
     def note_norm(_module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -301,6 +317,7 @@ def test_route_gives_the_experts_what_the_model_does(name):
         norm_order=family.norm_order,
         residual=ran.residual,
         residual_multiplier=family.residual_multiplier,
+        stream_multiplier=family.stream_multiplier,
         gate_bias=None if gate_bias is None else gate_bias.detach().bfloat16(),
         e_score_correction_bias=bias_of(name),
         routing=family.routing,
@@ -326,6 +343,7 @@ def test_the_layer_takes_the_models_weights_and_its_place(name):
         logits_from="rounded",
         e_score_correction_bias=family.correction_bias is not None,
         residual_multiplier=family.residual_multiplier,
+        stream_multiplier=family.stream_multiplier,
         routing=family.routing,
         returns_logits=True,
         gate_weight_dtype=torch.float32,

@@ -76,6 +76,7 @@ const char* name_of(ScalarType dtype) {
     case ScalarType::Double: return "float64";
     case ScalarType::Int: return "int32";
     case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
     default: return "another dtype";
   }
 }
@@ -345,7 +346,9 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
                   double residual_multiplier, const std::string& scoring, int64_t top_k, int64_t n_group,
                   int64_t topk_group, const std::string& group_score, bool renormalize, double renormalize_epsilon,
                   double renormalize_floor, double routed_scaling_factor, double softcap, ScalarType ids_dtype,
-                  ScalarType weights_dtype) {
+                  ScalarType weights_dtype, double stream_multiplier,
+                  const std::optional<Tensor>& e_score_correction_bias_vl, const std::optional<Tensor>& image_mask,
+                  const std::optional<Tensor>& per_expert_scale) {
   check_arguments(x, gate_weight, gate_bias, logits_dtype);
   const int64_t num_tokens = x.size(0), num_experts = gate_weight.size(0);
   if (norm_weight) {
@@ -365,6 +368,8 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
   }
   STD_TORCH_CHECK(residual || residual_multiplier == 1.0, "normgate: residual_multiplier is ", residual_multiplier,
                   "; expected 1.0 without a residual");
+  STD_TORCH_CHECK(residual || stream_multiplier == 1.0, "normgate: stream_multiplier is ", stream_multiplier,
+                  "; expected 1.0 without a residual");
   Selection selection;
   selection.scoring = enumerator<Scoring>("scoring", scoring,
                                           {{"", Scoring::kNone},
@@ -379,7 +384,13 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
     STD_TORCH_CHECK(!e_score_correction_bias,
                     "normgate: e_score_correction_bias is given; expected none without a scoring");
     STD_TORCH_CHECK(!tid2eid, "normgate: tid2eid is given; expected none without a scoring");
+    STD_TORCH_CHECK(!per_expert_scale, "normgate: per_expert_scale is given; expected none without a scoring");
   }
+  STD_TORCH_CHECK(!e_score_correction_bias_vl || e_score_correction_bias || tid2eid,
+                  "normgate: e_score_correction_bias_vl is given; expected none without e_score_correction_bias or "
+                  "tid2eid");
+  STD_TORCH_CHECK(!image_mask || e_score_correction_bias_vl,
+                  "normgate: image_mask is given; expected none without e_score_correction_bias_vl");
   STD_TORCH_CHECK(!tid2eid || !e_score_correction_bias,
                   "normgate: tid2eid is given; expected none beside e_score_correction_bias");
   STD_TORCH_CHECK(!input_ids || tid2eid, "normgate: input_ids is given; expected none without tid2eid");
@@ -411,9 +422,15 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
     selection.returns_logits = returns_logits;
     selection.ids = ids_dtype == ScalarType::Long ? Dtype::kInt64 : Dtype::kInt32;
     selection.weights = weights_dtype == ScalarType::BFloat16 ? Dtype::kBFloat16 : Dtype::kFloat32;
-    if (e_score_correction_bias) {
-      check_tensor("e_score_correction_bias", *e_score_correction_bias, x, ScalarType::Float, num_experts, -1);
-    }
+    selection.image_bias = e_score_correction_bias_vl.has_value();
+    selection.scales_experts = per_expert_scale.has_value();
+    const auto check_per_expert = [&](const char* name, const std::optional<Tensor>& tensor) {
+      if (tensor) check_tensor(name, *tensor, x, ScalarType::Float, num_experts, -1);
+    };
+    check_per_expert("e_score_correction_bias", e_score_correction_bias);
+    check_per_expert("e_score_correction_bias_vl", e_score_correction_bias_vl);
+    check_per_expert("per_expert_scale", per_expert_scale);
+    if (image_mask) check_tensor("image_mask", *image_mask, x, ScalarType::Bool, num_tokens, -1);
     if (tid2eid) {
       check_tensor("tid2eid", *tid2eid, x, ScalarType::Long, -1, top_k);
       STD_TORCH_CHECK(tid2eid->size(0) > 0, "normgate: tid2eid has no rows; expected one or more");
@@ -434,7 +451,11 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
 
   Problem problem =
       gate_problem(x, gate_weight, gate_bias, norm_weight ? norm_order[0] : '-', logits_from, logits_dtype);
-  if (residual) problem.residual = residual_multiplier == 1.0 ? Residual::kAdd : Residual::kScaledAdd;
+  if (residual) {
+    problem.residual = stream_multiplier != 1.0     ? Residual::kScaledSum
+                       : residual_multiplier == 1.0 ? Residual::kAdd
+                                                    : Residual::kScaledAdd;
+  }
   problem.selection = selection;
 
   const auto address = [](const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; };
@@ -447,9 +468,13 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
   args.eps = static_cast<float>(eps);
   args.residual_out = residual_out.mutable_data_ptr();
   args.residual_multiplier = static_cast<float>(residual_multiplier);
+  args.stream_multiplier = static_cast<float>(stream_multiplier);
   args.topk_weights = topk_weights.mutable_data_ptr();
   args.topk_ids = topk_ids.mutable_data_ptr();
   args.e_score_correction_bias = address(e_score_correction_bias);
+  args.e_score_correction_bias_vl = address(e_score_correction_bias_vl);
+  args.image_mask = address(image_mask);
+  args.per_expert_scale = address(per_expert_scale);
   args.tid2eid = address(tid2eid);
   args.input_ids = address(input_ids);
   args.vocab_size = tid2eid ? tid2eid->size(0) : 0;
@@ -462,7 +487,7 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
   }
   using torch::stable::detail::from;
   using torch::stable::detail::to;
-  std::array<StableIValue, 26> stack = {from(x),
+  std::array<StableIValue, 30> stack = {from(x),
                                         from(residual),
                                         from(norm_weight),
                                         from(gate_weight),
@@ -487,7 +512,11 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
                                         from(routed_scaling_factor),
                                         from(softcap),
                                         from(ids_dtype),
-                                        from(weights_dtype)};
+                                        from(weights_dtype),
+                                        from(stream_multiplier),
+                                        from(e_score_correction_bias_vl),
+                                        from(image_mask),
+                                        from(per_expert_scale)};
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher(NORMGATE_QUALIFIED("route_reference"), "", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3]), to<Tensor>(stack[4])};

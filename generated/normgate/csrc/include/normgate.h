@@ -21,18 +21,23 @@ struct normgate_args {
   float eps;                // of the norm; unused by gate-only kernels
   void* stream;             // cudaStream_t
 
-  // Of paths with a residual add: residual_out = residual + residual_multiplier * x is what the norm reads.
+  // Of paths with a residual add: residual_out = stream_multiplier * residual + residual_multiplier * x is what the
+  // norm reads.
   void* residual_out;           // [num_tokens, hidden_size]
   const void* residual;         // [num_tokens, hidden_size], rows residual_row_stride apart, each row 16-byte aligned
   int64_t residual_row_stride;  // in elements
-  float residual_multiplier;
+  float residual_multiplier;    // where the kernel multiplies x
+  float stream_multiplier;      // where it multiplies the residual too
 
   // Of paths with a selection.
-  void* topk_weights;                   // [num_tokens, top_k]
-  void* topk_ids;                       // [num_tokens, top_k]
-  const void* e_score_correction_bias;  // [num_experts] of float, where the kernel has one
-  const void* tid2eid;                  // [vocab_size, top_k] of int64_t in hash layers, else null
-  const void* input_ids;                // [num_tokens] of int64_t in hash layers
+  void* topk_weights;                      // [num_tokens, top_k]
+  void* topk_ids;                          // [num_tokens, top_k]
+  const void* e_score_correction_bias;     // [num_experts] of float, where the kernel has one
+  const void* e_score_correction_bias_vl;  // likewise; the correction bias of the tokens in image_mask
+  const void* image_mask;                  // [num_tokens] of bool, or null: none is an image's
+  const void* per_expert_scale;            // [num_experts] of float, where the kernel has one
+  const void* tid2eid;                     // [vocab_size, top_k] of int64_t in hash layers, else null
+  const void* input_ids;                   // [num_tokens] of int64_t in hash layers
   int64_t vocab_size;
   float softcap;
   float renormalize_epsilon;  // weights over max(their sum + epsilon, floor)

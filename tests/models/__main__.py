@@ -1,0 +1,177 @@
+"""`python -m tests.models`: every model's config.json through `add`, generate, compile, and its CPU op against the oracle.
+
+The specs that `add` writes make one package, for kernels are shared by models. What was compiled is kept in --work, so
+that a run that was interrupted goes on where it was. Writes the record that docs/coverage.md tells from; exit code 1 for
+a model that did not come through.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from codegen import build, cli, compile, naming, package, places, spills
+from codegen.bench.record import source
+from codegen.errors import CheckFailed, NormgateError, Spilled
+from codegen.manifest import load_manifest
+from codegen.output import replace_whole
+from codegen.problem import Problem
+from codegen.spec import RouterSpec, load_spec
+from codegen.toolkit import find_toolkit
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "tests" / "data"
+RECORD = ROOT / "docs" / "measured" / "models.json"
+_COMMAND = "python -m tests.models"
+
+
+def models() -> dict[str, Path]:
+    """The config.json of each model, by name: those of specs/on_demand/ and the eight of specs/."""
+    found = [*(DATA / "models").glob("*.json"), *(DATA / "configs").glob("*.json")]
+    return {path.stem: path for path in sorted(found, key=lambda path: path.stem) if path.stem != "sources"}
+
+
+class Run:
+    """The outcomes by model, and the record of them."""
+
+    def __init__(self, work: Path, sms: Sequence[int], record: Path | None, jobs: int | None) -> None:
+        self.work, self.sms, self.record, self.jobs = work, tuple(sms), record, jobs
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        self.specs: dict[str, RouterSpec] = {}
+        self.library = False
+
+    @property
+    def package(self) -> Path:
+        return self.work / places.PACKAGE
+
+    @property
+    def spec_paths(self) -> list[Path]:
+        return [self.work / "specs" / f"{name}.yaml" for name in self.specs]
+
+    def add(self, name: str, config: Path) -> None:
+        """Write the spec as a user would, and hold it against the committed one."""
+        said = json.loads((DATA / "models" / "sources.json").read_text(encoding="utf-8")).get(name, {})
+        flags = [word for flag, answer in said.get("answers", {}).items() for word in (f"--{flag}", answer)]
+        flags += ["--source", said["source"]] if said.get("source") else []
+        written = self.work / "specs" / f"{name}.yaml"
+        code = cli.main(["add", str(config), "--name", name, "--out", str(written.parent), "--force", *flags], _COMMAND)
+        outcome = self.outcomes[name] = {}
+        if code:
+            outcome["wrong"] = f"add: exit code {code}"
+            return
+        spec = self.specs[name] = load_spec(written)
+        committed = next(path for path in places.every_spec() if path.stem == name)
+        outcome["served"] = "in part" if spec.not_covered else "entirely"
+        outcome["missing"] = list(spec.not_covered)
+        kernels = (naming.kernel_name(Problem.of(spec).gate_part), naming.kernel_name(Problem.of(spec)))
+        outcome["kernels"] = list(dict.fromkeys(kernels))
+        if written.read_bytes() != committed.read_bytes():
+            outcome["wrong"] = f"add: not what {places.shown(committed)} says"
+
+    def generate(self) -> None:
+        package.generate(self.spec_paths, self.work)
+
+    def compile(self, name: str) -> None:
+        """Its kernels, planned anew where the compiler spills them."""
+        outcome, started = self.outcomes[name], time.monotonic()
+        while True:
+            try:
+                rows = compile.compile_kernels(
+                    self.package,
+                    outcome["kernels"],
+                    sms=self.sms,
+                    build_dir=places.build_folder(self.work),
+                    jobs=self.jobs,
+                )
+                break
+            except Spilled as spilled:
+                build.plan_without(spilled, spills.named(spilled.functions, load_manifest(self.package).kernels))
+                self.generate()
+            except NormgateError as error:
+                outcome["wrong"] = f"compile: {error}"
+                return
+        entries = [row.usage for row in rows if row.usage.registers is not None]
+        outcome["functions"] = {str(sm): sum(one.sm == sm for one in entries) for sm in self.sms}
+        outcome["spills"] = sum(row.usage.spill for row in rows)
+        self.say(name, f"{outcome['functions']} functions, {outcome['spills']} bytes of spills", started)
+
+    def link(self) -> None:
+        """The library of all kernels; CheckFailed where one did not compile."""
+        build.build_package(self.spec_paths, self.work, sm=",".join(map(str, self.sms)), jobs=self.jobs)
+        self.library = True
+
+    def call(self) -> None:
+        """The CPU op of each, in a process of its own, which imports the package and loads its library."""
+        command = [sys.executable, "-W", "ignore", "-m", "tests.models.ops", str(self.package), *self.specs]
+        started = time.monotonic()
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                found = json.loads(line)
+                name = found.pop("model")
+                self.outcomes[name] |= found
+                self.say(name, ", ".join(f"{key} {value}" for key, value in found.items()), started)
+                started = time.monotonic()
+        if process.returncode:
+            raise CheckFailed(f"the CPU ops: exit code {process.returncode}")
+
+    def say(self, name: str, what: str, started: float) -> None:
+        """A line of progress, and what there is by now into the record."""
+        print(f"{name}: {what} ({time.monotonic() - started:.1f} s)", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        if self.record is None:
+            return
+        commit = source(ROOT)
+        record = {
+            "what": _COMMAND,
+            "commit": commit.commit + "-dirty" * commit.dirty,
+            "torch": importlib.metadata.version("torch"),
+            "nvcc": find_toolkit().version,
+            "sms": self.sms,
+            "library": "loaded" if self.library else "not linked",
+            "models": self.outcomes,
+        }
+        replace_whole(self.record, f"{json.dumps(record, indent=1)}\n".encode())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog=_COMMAND, description=__doc__)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "models", help="what is kept between runs")
+    parser.add_argument("--models", nargs="+", choices=models(), metavar="NAME", help="only these; nothing is recorded")
+    parser.add_argument("--sm", default="90,120", help="none: nothing is compiled")
+    parser.add_argument("--jobs", type=int, help="compilers at a time")
+    parser.add_argument("--record", type=Path, help="[default: docs/measured/models.json, of a run of all]")
+    given = parser.parse_args()
+    sms = [] if given.sm == "none" else [int(sm) for sm in given.sm.split(",")]
+    record = given.record or (RECORD if not given.models and sms else None)
+    run = Run(given.work.absolute(), sms, record, given.jobs)
+    for name, config in models().items():
+        if not given.models or name in given.models:
+            run.add(name, config)
+    run.generate()
+    run.call()  # what is wrong here is known before hours of compiling
+    if sms:
+        for name in run.specs:
+            run.compile(name)
+        if not any("compile" in outcome.get("wrong", "") for outcome in run.outcomes.values()):
+            run.link()
+            run.call()
+    wrong = {name: outcome["wrong"] for name, outcome in run.outcomes.items() if "wrong" in outcome}
+    for name, what in wrong.items():
+        print(f"{name}: {what}", file=sys.stderr)
+    entirely = sum(outcome.get("served") == "entirely" for outcome in run.outcomes.values())
+    print(f"{len(run.outcomes)} models, {entirely} served entirely, {len(wrong)} did not come through")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
