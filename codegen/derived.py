@@ -44,8 +44,10 @@ def tables(kernel: Kernel, groups: Sequence[Group], sm: int | None = None) -> It
     for group in groups:
         targets = ", ".join(f"sm_{target}" for target in group.sm_targets)
         arch = _arch(group, sm)
-        yield f"Variants on {targets}", _overview(kernel.problem, arch, group)
+        yield f"Variants on {targets}{_about_apart(kernel.problem, group)}", _overview(kernel.problem, arch, group)
         for served in group.ranges if sm is not None else ():
+            if isinstance(served.variant, Apart):
+                continue
             tokens = "1 token" if served.last_token == 1 else f"{_range(served)} tokens"
             yield f"{tokens}: {served.name} on {targets}", _table(of_range(kernel.problem, arch, served))
 
@@ -80,6 +82,12 @@ def data(kernel: Kernel, groups: Sequence[Group], sm: int | None = None) -> dict
 def _arch(group: Group, sm: int | None) -> Arch:
     """The chip asked for, or the group's first."""
     return group.arch if sm is None else ARCHS.get(sm, group.arch)
+
+
+def _about_apart(problem: Problem, group: Group) -> str:
+    """What a variant that does stages apart is, for the title of a table that has one."""
+    found = next((served.variant for served in group.ranges if isinstance(served.variant, Apart)), None)
+    return f"; {found.name} is {_stages(problem, found)}, launched one by one" if found else ""
 
 
 def _overview(problem: Problem, arch: Arch, group: Group) -> Table:
@@ -140,7 +148,9 @@ def of_range(problem: Problem, arch: Arch, served: Range) -> list[Quantity]:
     if variant is None:
         return [Quantity("variant", "", "none", served.why)]
     if isinstance(variant, Apart):
-        return [_launches(problem, variant)]
+        # It has no tile of its own.
+        stages = _stages(problem, variant)
+        return [Quantity("launches", "stages that are apart", stages.count("->") + 1, stages)]
     first = served.first_token
     last = LAST_ANCHOR if served.last_token is None else served.last_token
     ctas = variant.ctas(problem, last)
@@ -180,10 +190,9 @@ def of_range(problem: Problem, arch: Arch, served: Range) -> list[Quantity]:
     ]
 
 
-def _launches(problem: Problem, variant: Apart) -> Quantity:
-    """What a path does apart has no tile of its own."""
+def _stages(problem: Problem, variant: Apart) -> str:
     stages = ["add"] * bool(problem.residual) + [variant.inner.name] + ["select"] * bool(problem.selection)
-    return Quantity("launches", "stages that are apart", len(stages), " -> ".join(stages))
+    return " -> ".join(stages)
 
 
 def _family_rows(problem: Problem, variant: Variant) -> Iterator[Quantity]:

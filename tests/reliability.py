@@ -31,7 +31,7 @@ def text(found: Mapping[str, Record]) -> str:
     lines = [
         "# Reliability",
         "",
-        "Generated from the records in [`measured/`](measured) by `python -m tests.reliability`; not for editing. Each row is a",
+        "Generated from the records in `docs/measured` by `python -m tests.reliability`; not for editing. Each row is a",
         "run: what was tried, how often, how often it failed, and on what. The suite repeats a share of each on every run of CI.",
         "",
         "| record | command | on | tried | failures | commit |",
