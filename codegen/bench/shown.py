@@ -19,6 +19,7 @@ def show(found: Record, console: Console, *, every: bool = False) -> None:
     for title, table in _parts(found, every):
         terminal.title(console, title)
         terminal.show(console, table, "")
+    terminal.show(console, f"{_PEER}: the fastest of the others; times: how many times normgate's time it takes.")
 
 
 def _parts(found: Record, every: bool) -> Iterator[tuple[str, Table]]:

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "downstream" / "README.md"]
 _BLOCK = re.compile(
     r"(?:<!-- (?P<left>not run|command): ?(?P<why>[^\n]*?) ?-->\n)?^```(?P<kind>sh|python|text)[^\n]*\n(?P<text>.*?)^```$",
     re.M | re.S,
@@ -35,6 +34,16 @@ class Block:
 
 def blocks(markdown: str) -> list[Block]:
     return [Block(found["kind"], found["text"], found["why"]) for found in _BLOCK.finditer(markdown)]
+
+
+def wanted(page: Path) -> list[Block]:
+    """What of a page is run."""
+    found = blocks(page.read_text(encoding="utf-8"))
+    return [block for block in found if block.why_not is None and block.kind != "text"]
+
+
+_ALL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "downstream" / "README.md"]
+PAGES = [page for page in _ALL if wanted(page)]
 
 
 def differs(expected: str, printed: str) -> str | None:
@@ -71,9 +80,6 @@ def run(command: list[str], folder: Path) -> str:
 def test_examples_run(page: Path, tmp_path: Path) -> None:
     found = blocks(page.read_text(encoding="utf-8"))
     here = tmp_path / "checkout"
-    wanted = [block for block in found if block.why_not is None and block.kind != "text"]
-    if not wanted:
-        pytest.skip("no examples")
     shutil.copytree(ROOT, here, ignore=_NOT_HERE)
     printed: str | None = None
     for block in found:
@@ -83,7 +89,7 @@ def test_examples_run(page: Path, tmp_path: Path) -> None:
                 assert missing is None, f"{page.name}: {missing!r} was not printed; this was:\n{printed}"
         elif block.kind == "sh":
             printed = run(["bash", "-euo", "pipefail", "-c", block.text], here) if block.why_not is None else None
-    if program := "\n".join(block.text for block in wanted if block.kind == "python"):
+    if program := "\n".join(block.text for block in wanted(page) if block.kind == "python"):
         run([sys.executable, "-c", program], here)
 
 

@@ -44,12 +44,10 @@ def fits(text: str, columns: int = 80) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("environment", [{}, {"COLUMNS": "80", "NO_COLOR": "1"}], ids=["bare", "no-color"])
-def test_plan_and_explain_fit_a_pipe(model: str, environment: dict[str, str]) -> None:
-    fits(piped("plan", model, "--sm", 90, **environment))
-    fits(piped("plan", model, **environment))
-    for sm, tokens in ((90, 17), (120, 300)):
-        fits(piped("explain", "--model", model, "--tokens", tokens, "--sm", sm, **environment))
+def test_plan_and_explain_fit_a_pipe(model: str) -> None:
+    fits(piped("plan", model, "--sm", 90))
+    fits(piped("plan", model, COLUMNS="80", NO_COLOR="1"))
+    fits(piped("explain", "--model", model, "--tokens", 300, "--sm", 120))
 
 
 @pytest.mark.parametrize("arguments", [("coverage",), ("bench", "--show", BENCH), ("bench", "--show", PATHS)])
