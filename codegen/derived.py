@@ -29,6 +29,11 @@ class Quantity(NamedTuple):
         """The value for people."""
         return {int: "{:,}", float: "{:.2f}"}.get(type(self.value), "{}").format(self.value)
 
+    @property
+    def row(self) -> tuple[str, str, str, str]:
+        """The cells of a table for people."""
+        return self.name, self.formula, self.shown, self.meaning
+
 
 _ACTIVATION_BYTES = 2
 _LOGIT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -243,5 +248,5 @@ def _table(quantities: Sequence[Quantity]) -> Table:
         terminal.words("name"), terminal.words("formula", whole=False), "value", terminal.words("meaning", whole=False)
     )
     for quantity in quantities:
-        table.add_row(quantity.name, quantity.formula, quantity.shown, quantity.meaning)
+        table.add_row(*quantity.row)
     return table
