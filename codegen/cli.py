@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -108,8 +109,6 @@ def cli(
             option = {"every": "all", "specs": "spec", "as_json": "json"}.get(given[0], given[0])
             raise click.UsageError(f"options go behind the verb: {context.invoked_subcommand} --{option}")
         return
-    import json
-
     from .build import build_package
 
     console = terminal.console(stderr=as_json)
@@ -224,8 +223,6 @@ def add(config: Path, name: str | None, out: Path | None, force: bool, source: s
 @click.option("--check", is_flag=True, help="Exit code 1 where docs/coverage.md is not what --write would write.")
 def coverage(as_json: bool, write: bool, check: bool) -> None:
     """Say which models' router paths are covered, on which chips, and what is missing."""
-    import json
-
     from . import coverage as found
     from .output import replace_whole
 
@@ -258,8 +255,6 @@ def plan(spec_or_model: str, sm: int | None, as_json: bool) -> None:
     """Print what follows from a spec: its quantities, by name, formula, value and meaning, and the variants that serve
     its token counts; with --sm the quantities of each variant too.
     """
-    import json
-
     from . import derived, spills, tuned
     from .plan import make_plan
 
@@ -305,8 +300,6 @@ def plan(spec_or_model: str, sm: int | None, as_json: bool) -> None:
 )
 def explain(model: str, tokens: int, sm: int | None, as_json: bool) -> None:
     """Say which variant serves T tokens of a model on a chip, why, and what was rejected."""
-    import json
-
     from . import spills, tuned
     from .explain import as_data, explained
     from .plan import make_plan
