@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from . import terminal
 from .arch import gencode
 from .errors import CheckFailed, Spilled, ToolError
 from .manifest import GENERATE, NAME, Manifest, Source, load_manifest, sha256
@@ -378,15 +378,11 @@ def _progress(console: Console | None) -> Iterator[Callable[[int, int, str], Non
     if console is None:
         yield lambda done, total, what: None
     elif not console.is_terminal:
-        yield lambda done, total, what: console.print(f"[{done}/{total}] {what}", markup=False, highlight=False)
-    else:
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
+        yield lambda done, total, what: console.print(
+            f"[{done}/{total}] {what}", markup=False, highlight=False, soft_wrap=True
         )
-        with Progress(*columns, console=console, transient=True) as progress:
+    else:
+        with terminal.bar(console) as progress:
             task = progress.add_task("compiling", total=None)
             yield lambda done, total, what: progress.update(task, completed=done, total=total, description=what)
 
