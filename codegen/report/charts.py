@@ -11,6 +11,7 @@ from .drawing import Chart
 
 WIDTH, HEIGHT = 380, 250
 _ROW = 30
+_ROW_LABEL = 125
 _TOKEN_TICKS = [1, 4, 16, 64, 256, 1024, 4096]
 _LATENCY_TICKS = [step * 10**power for power in range(-1, 4) for step in (1, 2, 5)]
 _COUNTS = {"type": "log", "base": 2, "nice": False}
@@ -102,7 +103,7 @@ def bands(rows: Sequence[str], found: Iterable[Band], title: str, end: int = 819
         for one in found
     ]
     return {
-        "width": WIDTH - 70,
+        "width": WIDTH - 90,
         "height": {"step": _ROW},
         "description": title,
         "data": {"values": values},
@@ -163,7 +164,7 @@ def dots(
                 "encoding": {"x": x, "description": {"field": "said"}},
             },
         )
-    return {"width": WIDTH - 70, "height": {"step": _ROW}, "description": title, "layer": layers}
+    return {"width": WIDTH - 90, "height": {"step": _ROW}, "description": title, "layer": layers}
 
 
 def in_tokens(count: int) -> str:
@@ -175,7 +176,7 @@ def _tokens_axis() -> Chart:
 
 
 def _rows_axis(rows: Sequence[str]) -> Chart:
-    axis = {"grid": False, "labelLimit": 150, "labelColor": "var(--ink)"}
+    axis = {"grid": False, "minExtent": _ROW_LABEL, "labelLimit": _ROW_LABEL + 10, "labelColor": "var(--ink)"}
     return {
         "field": "row",
         "type": "nominal",

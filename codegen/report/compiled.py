@@ -6,10 +6,16 @@ from ..families import FAMILIES
 from ..resources import Usage
 from .charts import Dot, dots
 from .facts import Facts, Kernel
-from .kernels import by_kind, short
-from .parts import Figure, Table
+from .kernels import by_kind, family_legend, short
+from .parts import Figure, Key, Table
 
+_HELPER = "helper"
 _MOST_REGISTERS = 255  # of a thread, on every target
+
+
+def legend() -> list[Key]:
+    """The families, and the functions around them."""
+    return [*family_legend(), Key(_HELPER, "stages in a launch of their own, and what adds up", "block")]
 
 
 def figures(facts: Facts) -> list[Figure]:
@@ -84,4 +90,4 @@ def _usages(facts: Facts, kernel: Kernel) -> list[Usage]:
 
 def _family(kernel: Kernel, function: str) -> str:
     name = short(kernel, function)
-    return next((family for family in FAMILIES if name.startswith(f"{family}_")), "helper")
+    return next((family for family in FAMILIES if name.startswith(f"{family}_")), _HELPER)

@@ -99,7 +99,7 @@ def variant_table(facts: Facts, kernel: Kernel | None, errors: Mapping[str, floa
             (
                 span(one.served),
                 one.served.name,
-                *(found.get(name, "-") for name in names),
+                *(found.get(name, "1" if name == "launches" else "-") for name in names),
                 *(said if compiled else ()),
                 "-" if error is None else power(error),
             )

@@ -48,6 +48,7 @@ def folds(text: str) -> list[Fold]:
             part, tail = part[: match.start()], part[match.start() :]
         headline = _HEADLINE.match(part)
         title, about = headline.groups() if headline else (f"part {index + 1}", "")
+        about = about.partition(". ")[0].rstrip(".:")
         before, *rest = list(_stages(part))
         inner = tuple(_fold(*_titled(code)) for code in rest)
         found.append(_fold(title, about, before, inner))

@@ -47,6 +47,7 @@ def html(found: Facts, changed: list[Change] | None = None) -> str:
         matrix=matrix,
         family_legend=kernels.family_legend(),
         ranges=kernels.range_figures(found),
+        compiled_legend=compiled.legend(),
         registers=compiled.figures(found),
         resources=compiled.summary(found),
         numerics=numerics.figures(found),

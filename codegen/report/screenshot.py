@@ -12,7 +12,7 @@ from ..output import replace_whole
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _INSTALL = "apt-get install chromium"
-_FIRST_SCREENS = (1280, 1320)
+_FIRST_SCREENS = (1280, 1480)
 _SECONDS = 120
 
 # No first run, no network, nothing kept: a profile of its own is thrown away.

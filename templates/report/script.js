@@ -2,6 +2,7 @@
 // Arrow keys do the same for who has no pointer. Without this script every value is in the table behind the chart.
 (() => {
   const tip = document.getElementById("tip");
+  const TOKENS = /, ([\d,]+ tokens?): /;
 
   function marksOf(plot) {
     return [...plot.querySelectorAll("svg [role=graphics-symbol][aria-label]:not([aria-roledescription=axis])")].map((mark) => {
@@ -15,10 +16,9 @@
     tip.replaceChildren(text);
     if (lines.length > 1) {
       const head = document.createElement("b");
-      const [, count] = lines[0].match(/, ([^:]*):/) || [];
-      head.textContent = count || "";
+      head.textContent = (lines[0].match(TOKENS) || ["", ""])[1];
       tip.prepend(head);
-      text.textContent = lines.map((line) => line.replace(/, [^:]*:/, ":")).join("\n");
+      text.textContent = lines.map((line) => line.replace(TOKENS, ": ")).join("\n");
     } else {
       text.textContent = lines[0];
     }
@@ -32,7 +32,7 @@
     const together = plot.parentElement.dataset.marks === "lines";
     let at = -1;
 
-    function at_x(marks, x) {
+    function atX(marks, x) {
       const near = marks.reduce((best, mark) => (Math.abs(mark.x - x) < Math.abs(best.x - x) ? mark : best));
       return marks.filter((mark) => Math.abs(mark.x - near.x) < 1).sort((a, b) => b.y - a.y);
     }
@@ -44,7 +44,7 @@
         const dx = Math.max(mark.left - event.clientX, event.clientX - mark.right, 0);
         return dx * dx + (mark.y - event.clientY) ** 2;
       };
-      const found = together ? at_x(marks, event.clientX) : [marks.reduce((best, mark) => (distance(mark) < distance(best) ? mark : best))];
+      const found = together ? atX(marks, event.clientX) : [marks.reduce((best, mark) => (distance(mark) < distance(best) ? mark : best))];
       show(plot, found.map((mark) => mark.said), event.clientX, event.clientY);
     });
     plot.addEventListener("keydown", (event) => {
@@ -54,7 +54,7 @@
       event.preventDefault();
       const marks = marksOf(plot);
       const stops = together
-        ? [...new Set(marks.map((mark) => Math.round(mark.x)))].sort((a, b) => a - b).map((x) => at_x(marks, x))
+        ? [...new Set(marks.map((mark) => Math.round(mark.x)))].sort((a, b) => a - b).map((x) => atX(marks, x))
         : marks.map((mark) => [mark]);
       at = Math.max(0, Math.min(stops.length - 1, at + step));
       show(plot, stops[at].map((mark) => mark.said), stops[at][0].x, stops[at][0].y);
