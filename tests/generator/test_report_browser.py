@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from codegen.bench.tables import LABELS, MARKS, PATH_LABELS
+from codegen.compile import reported
 from codegen.report import drawing, page, screenshot
 
 ROOT = Path(__file__).parents[2]
@@ -201,6 +202,25 @@ def test_numerics_are_the_record(opened: Any) -> None:
         marks.pop("the contract: 2e-6", None)
         assert marks.keys() == expected.keys()
         require_scale([(error, marks[said]["x"]) for said, error in expected.items()])
+
+
+def test_registers_are_the_compilers(opened: Any) -> None:
+    usages = [row.usage for row in reported(ROOT / "generated" / "normgate", ROOT / "generated" / "build")]
+    if not usages:
+        pytest.skip("not compiled here: python build.py")
+    expected = sorted(
+        (
+            usage.registers,
+            f"{usage.registers} registers, {usage.smem:,} bytes of static shared memory, {usage.spill} bytes of spills",
+        )
+        for usage in usages
+        if usage.sm == 90 and usage.registers is not None and not usage.function.startswith("normgate_")
+    )
+    marks = [*drawn(opened, "registers-norm"), *drawn(opened, "registers-whole")]
+    assert sorted(mark["said"].partition(": ")[2] for mark in marks) == sorted(said for _, said in expected)
+    for anchor in ("registers-norm", "registers-whole"):
+        of = drawn(opened, anchor)
+        require_scale([(float(mark["said"].partition(": ")[2].split()[0]), mark["x"]) for mark in of])
 
 
 # How it reads.
