@@ -58,7 +58,7 @@ def colour(key: str) -> str:
 
 def lines(series: Sequence[Series], title: str) -> Chart:
     """Microseconds against tokens, both logarithmic; the first of `series` is drawn last, on top."""
-    drawn = [one for one in series if one.points]
+    drawn = [one for one in series if any(us > 0 for us in one.points.values())]
     x = {"field": "t", "type": "quantitative", "title": "tokens", "scale": _COUNTS, "axis": _tokens_axis()}
     # The lowest and the highest value have their place, and a little room.
     values = [us for one in drawn for us in one.points.values() if us > 0]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import coverage, manifest, naming, places
-from ..bench import record
+from ..bench import record, tables
 from ..bench.record import Record
 from ..compile import reported
 from ..coverage import Covered
+from ..errors import BadInput
+from ..errors import Problem as Wrong
 from ..manifest import Manifest
 from ..problem import Problem
 from ..resources import Usage
@@ -150,7 +153,25 @@ def _chips(measured: Path) -> tuple[Chip, ...]:
 
 def _records(measured: Path, kind: str) -> dict[str, Record]:
     suffix = f"-{kind}.json"
-    return {path.name.removesuffix(suffix): record.read(path) for path in sorted(measured.glob(f"*{suffix}"))}
+    return {path.name.removesuffix(suffix): _sound(path) for path in sorted(measured.glob(f"*{suffix}"))}
+
+
+def _sound(path: Path) -> Record:
+    """The record. BadInput also for numbers that no axis has a place for."""
+    found = record.read(path)
+    wrong = [
+        f"{name}: {tokens} tokens, {candidate}: {measured.median_us} us is no time"
+        for name, model in found.models.items()
+        for points in (model.points, model.path.points if model.path else {})
+        for tokens, point in points.items()
+        for candidate, measured in point.candidates.items()
+        if not math.isfinite(measured.median_us) or (measured.median_us <= 0 and candidate not in tables.MARKS)
+    ]
+    if found.rates and not 0 < min(found.rates.copy_bytes_per_s, found.rates.gemm_flops_per_s):
+        wrong.append("rates: above 0 would be right")
+    if wrong:
+        raise BadInput([Wrong(str(path), None, reason) for reason in wrong])
+    return found
 
 
 def _kernels(made: Manifest, specs: Sequence[RouterSpec], sm: int) -> dict[str, Kernel]:

@@ -50,6 +50,8 @@ def gate_figures(chip: Chip) -> list[Figure]:
     for name, model in record.models.items():
         if model.points:
             series = [_series(key, tables.label(key), tables.medians(model, key)) for key in _drawn(model)]
+            if not any(one.points for one in series):
+                continue
             if roofline := tables.rooflines(model, record.rates):
                 series.append(_series(tables.ROOFLINE, tables.ROOFLINE, roofline))
             headings, rows = tables.rows(model, record.rates)
@@ -67,6 +69,8 @@ def path_figures(chip: Chip) -> list[Figure]:
     for name, path in _paths(record):
         keys = [key for key in tables.PATH_LABELS if any(key in point.candidates for point in path.points.values())]
         series = [_series(key, tables.path_label(key), tables.medians(path, key)) for key in keys]
+        if not any(one.points for one in series):
+            continue
         headings, rows = tables.path_rows(path)
         title = f"{name}: the whole path, microseconds against tokens on {chip.name}"
         table = Table(tuple(headings), tuple(map(tuple, rows)))
@@ -279,7 +283,7 @@ def _ratios(
                 continue
             ratio = peer.median_us / ours.median_us
             said = f"{name}, {in_tokens(tokens)}: {label(best[tokens])} takes {ratio:.2f} times as long"
-            cells.append(Cell(f"{ratio:.1f}" if ratio >= 1.95 else f"{ratio:.2f}", _heat(ratio), said))
+            cells.append(Cell(f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}", _heat(ratio), said))
         rows.append(tuple(cells))
     return Table(("model", *(f"{tokens:,}" for tokens in counts)), tuple(rows))
 

@@ -113,4 +113,8 @@ def _read(folder: Path, pattern: str, reader: TypeAdapter[_Read]) -> dict[str, _
 
 def _bad(path: Path, error: ValidationError) -> BadInput:
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    return BadInput([Problem(str(path), None, f"{'.'.join(map(str, one['loc']))}: {one['msg']}") for one in found])
+    return BadInput([Problem(str(path), None, ": ".join([*_where(one["loc"]), one["msg"]])) for one in found])
+
+
+def _where(place: tuple[int | str, ...]) -> list[str]:
+    return [".".join(map(str, place))] if place else []

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from codegen import manifest, places
 from codegen.bench import record
 from codegen.bench.record import ChipRates, ModelRecord, Record
 from codegen.bench.roofline import roofline_us
+from codegen.cli import main
+from codegen.errors import BadInput
 from codegen.problem import Problem
 from codegen.report import drawing, facts, listing, older, page, stages
 from codegen.spec import RouterSpec, load_specs
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ROOT / "docs" / "measured"
+Run = Callable[..., tuple[int, str]]
+
 HOSTILE = "</script><script>alert('x')</script>&amp;"
 
 
@@ -50,6 +55,18 @@ def written(folder: Path, out: Path, against: Path | None = None) -> str:
     """The report of the records in `folder` and of no package."""
     page.write(out, folder, out.parent / "nothing-generated", against)
     return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`build.py report` with these arguments, in this process and an empty folder: its exit code and complaints."""
+
+    def report(*arguments: object) -> tuple[int, str]:
+        code = main(["report", *map(str, arguments)], "python build.py")
+        return code, capsys.readouterr().err
+
+    monkeypatch.chdir(tmp_path)
+    return report
 
 
 def spec_ids(spec: RouterSpec) -> str:
@@ -138,17 +155,17 @@ def test_words_of_records_are_text_and_never_markup(tmp_path: Path) -> None:
     assert older.read(tmp_path / "report.html") == [record.read(folder / "h200-bench.json")]
 
 
-def test_what_is_missing_is_said_with_its_command(cli: Cli, tmp_path: Path) -> None:
+def test_what_is_missing_is_said_with_its_command(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    done = cli("report", "--records", "empty", "--from", "empty", "--out", "report.html")
-    assert done.returncode == 0, done.stderr
+    code, said = run("--records", "empty", "--from", "empty", "--out", "report.html")
+    assert code == 0, said
     for what, command in (
         ("no record *-bench.json", "python build.py bench --only gates"),
         ("no record *-paths.json", "python build.py bench --only paths"),
         ("no record *-tests.json", "python -m pytest tests/gpu"),
         ("nothing is generated", manifest.GENERATE),
     ):
-        line = next(line for line in done.stderr.splitlines() if what in line)
+        line = next(line for line in said.splitlines() if what in line)
         assert command in line
         assert command in html.unescape((tmp_path / "report.html").read_text())
 
@@ -169,7 +186,7 @@ def test_without_the_drawing_library_tables_are_open(
     monkeypatch.setattr(drawing, "can_draw", lambda: False)
     found = written(records, tmp_path / "report.html")
     assert "<svg xmlns" not in found and found.count("<details open>") == found.count("<figure") > 0
-    assert html.escape(drawing.INSTALL) in found
+    assert drawing.INSTALL in html.unescape(found)
 
 
 @pytest.mark.parametrize(
@@ -177,21 +194,40 @@ def test_without_the_drawing_library_tables_are_open(
     [
         ("h200-bench.json", "{", "Invalid JSON"),
         ("h200-paths.json", '{"verb": "bench"}', "machine: Field required"),
-        ("h200-tests.json", "[]", "valid dictionary"),
+        ("h200-tests.json", "[]", "json: Input should be an object"),
         ("h200-tests.json", '{"chip": "c", "commit": "1", "torch": "2", "packages": ["p/normgate"], "measured": {"test_variants[p-k]": {"cases": "many"}}, "outcomes": {"passed": 1, "failed": 0, "error": 0, "skipped": 0}}', "cases: Input should be a valid integer"),
         ("h200-sanitize.json", '{"chip": 1}', "chip: Input should be a valid string"),
     ],
 )  # fmt: skip
 def test_a_bad_record_is_refused_by_name_and_the_old_report_stays(
-    cli: Cli, records: Path, tmp_path: Path, name: str, content: str, reason: str
+    run: Run, records: Path, tmp_path: Path, name: str, content: str, reason: str
 ) -> None:
     (records / name).write_text(content)
     out = tmp_path / "report.html"
     out.write_text("old")
-    done = cli("report", "--records", records, "--from", tmp_path, "--out", out)
-    assert done.returncode == 2
-    assert str(records / name) in done.stderr and reason in done.stderr
+    code, said = run("--records", records, "--from", tmp_path, "--out", out)
+    assert code == 2
+    assert str(records / name) in said and reason in said
     assert out.read_text() == "old" and not list(tmp_path.glob("*tmp*"))
+
+
+@pytest.mark.parametrize("time", [0.0, -1.0, float("nan"), float("inf")])
+def test_what_is_no_time_is_named(records: Path, tmp_path: Path, time: float) -> None:
+    text = json.loads((records / "h200-bench.json").read_text())
+    text["models"]["model-1"]["points"]["16"]["candidates"]["torch_eager"]["median_us"] = time
+    (records / "h200-bench.json").write_text(json.dumps(text))
+    with pytest.raises(BadInput, match="h200-bench.json: model-1: 16 tokens, torch_eager: .* us is no time"):
+        written(records, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_model_that_nothing_was_measured_of_has_no_chart(records: Path, tmp_path: Path) -> None:
+    text = json.loads((records / "h200-bench.json").read_text())
+    for point in text["models"]["model-1"]["points"].values():
+        point["candidates"] = {}
+    (records / "h200-bench.json").write_text(json.dumps(text))
+    found = written(records, tmp_path / "report.html")
+    assert 'id="h200-gate-model-0"' in found and 'id="h200-gate-model-1"' not in found
 
 
 # Against an older one.
@@ -229,35 +265,26 @@ def test_changes_against_an_older_report_and_an_older_record(records: Path, tmp_
     ],
 )
 def test_what_is_no_older_report_is_refused(
-    cli: Cli, records: Path, tmp_path: Path, name: str, content: str | None, code: int, reason: str
+    run: Run, records: Path, tmp_path: Path, name: str, content: str | None, code: int, reason: str
 ) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    done = cli("report", "--records", records, "--from", tmp_path, "--out", "report.html", "--against", name)
-    assert (done.returncode, reason in done.stderr) == (code, True), done.stderr
+    found, said = run("--records", records, "--from", tmp_path, "--out", "report.html", "--against", name)
+    assert found == code and reason in said
     assert not (tmp_path / "report.html").exists()
 
 
-def test_another_chip_is_not_compared(cli: Cli, records: Path, tmp_path: Path) -> None:
+def test_another_chip_is_not_compared(run: Run, records: Path, tmp_path: Path) -> None:
     found = a_record()
     other = found.model_copy(update={"machine": found.machine.model_copy(update={"chip": "NVIDIA B200"})})
     record.write(other, tmp_path / "old.json")
-    done = cli("report", "--records", records, "--from", tmp_path, "--out", "report.html", "--against", "old.json")
-    assert done.returncode == 1 and "no ratio compares chips" in done.stderr
+    code, said = run("--records", records, "--from", tmp_path, "--out", "report.html", "--against", "old.json")
+    assert code == 1 and "no ratio compares chips" in said
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_screenshot_needs_a_browser(cli: Cli, records: Path, tmp_path: Path) -> None:
-    done = cli(
-        "report",
-        "--records",
-        records,
-        "--from",
-        tmp_path,
-        "--out",
-        "r.html",
-        "--screenshot",
-        "s.png",
-        PATH=str(tmp_path),
-    )
-    assert done.returncode == 2 and "apt-get install chromium" in done.stderr
+def test_a_screenshot_needs_a_browser(run: Run, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, said = run("--records", records, "--from", tmp_path, "--out", "r.html", "--screenshot", "s.png")
+    assert code == 2 and "apt-get install chromium" in said
+    assert (tmp_path / "r.html").is_file() and not (tmp_path / "s.png").exists()
