@@ -146,9 +146,21 @@ def collect(measured: Path, out: Path) -> Facts:
 
 
 def _chips(measured: Path) -> tuple[Chip, ...]:
-    found = {kind: _records(measured, kind) for kind in ("bench", "paths")}
-    slugs = sorted({*found["bench"], *found["paths"]})
-    return tuple(Chip(slug, found["bench"].get(slug), found["paths"].get(slug)) for slug in slugs)
+    """One for each chip with records. Whole paths are in a record of their own, or in that of the gates."""
+    bench, apart = _records(measured, "bench"), _records(measured, "paths")
+    gates = {slug: part for slug, found in bench.items() if (part := _part(found, paths=False))}
+    paths = {slug: part for slug, found in {**bench, **apart}.items() if (part := _part(found, paths=True))}
+    return tuple(Chip(slug, gates.get(slug), paths.get(slug)) for slug in sorted({*gates, *paths}))
+
+
+def _part(found: Record, *, paths: bool) -> Record | None:
+    """The whole paths of a record, or its gates, and nothing else; None where it has none."""
+    models = {
+        name: model.model_copy(update={"points": {}} if paths else {"path": None})
+        for name, model in found.models.items()
+        if (model.path if paths else model.points)
+    }
+    return found.model_copy(update={"models": models}) if models else None
 
 
 def _records(measured: Path, kind: str) -> dict[str, Record]:

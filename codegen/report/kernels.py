@@ -88,7 +88,7 @@ def variant_table(facts: Facts, kernel: Kernel | None, errors: Mapping[str, floa
         if name not in ("waves", "token_tiles", "expert_tiles")
     }
     names = list(dict.fromkeys(name for found in quantities for name in found))
-    names.sort(key=_ORDER.index if set(names) <= set(_ORDER) else names.index)
+    names.sort(key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
     compiled = {"registers, compiled": "of a thread, by ptxas", "spills": "bytes, by ptxas"} if facts.usages else {}
     rows = []
     for one, found in zip(served, quantities, strict=True):

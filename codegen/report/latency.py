@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-from ..bench import check, tables
-from ..bench.page import FEW_TOKENS
+from ..bench import tables
 from ..bench.record import Measurement, ModelRecord, PathRecord, Point, Record
 from .charts import Series, in_tokens, lines
 from .facts import Chip
-from .parts import Cell, Figure, Highlight, Key, Table
+from .parts import Cell, Figure, Key, Table
 
 # Dashes say once more what colours say.
 _DASHES: dict[str, tuple[int, ...]] = {
@@ -25,20 +23,6 @@ _UNDRAWN = ("empty",)  # where the chip is busy its time is noise around nothing
 
 EVEN = 0.02
 """Ratios closer to 1 than this are coloured as even."""
-
-
-@dataclass(frozen=True)
-class Behind:
-    """Where normgate is not the fastest. points: at how many; faster: what is; by: how much longer normgate takes;
-    starts: the first counts, each with its models.
-    """
-
-    kind: str
-    points: int
-    faster: str
-    by: str
-    starts: tuple[tuple[str, str], ...]
-    table: Table
 
 
 def gate_figures(chip: Chip) -> list[Figure]:
@@ -66,7 +50,7 @@ def path_figures(chip: Chip) -> list[Figure]:
     """Whole paths, against the same stages one by one and torch; norm and gate alone beside them."""
     record = chip.paths
     found = []
-    for name, path in _paths(record):
+    for name, path in paths(record):
         keys = [key for key in tables.PATH_LABELS if any(key in point.candidates for point in path.points.values())]
         series = [_series(key, tables.path_label(key), tables.medians(path, key)) for key in keys]
         if not any(one.points for one in series):
@@ -86,7 +70,7 @@ def gate_legend(chip: Chip) -> list[Key]:
 
 
 def path_legend(chip: Chip) -> list[Key]:
-    found = {key for _, path in _paths(chip.paths) for point in path.points.values() for key in point.candidates}
+    found = {key for _, path in paths(chip.paths) for point in path.points.values() for key in point.candidates}
     return [_key(key, label) for key, label in tables.PATH_LABELS.items() if key in found]
 
 
@@ -107,7 +91,7 @@ def gate_ratios(chip: Chip) -> Table | None:
 
 def path_ratios(chip: Chip) -> Table | None:
     """The same of whole paths: over the fastest other way."""
-    measured = dict(_paths(chip.paths))
+    measured = dict(paths(chip.paths))
     if not measured:
         return None
 
@@ -119,102 +103,6 @@ def path_ratios(chip: Chip) -> Table | None:
         return found
 
     return _ratios({name: (path.points, best(path)) for name, path in measured.items()}, tables.path_label)
-
-
-def highlights(chip: Chip) -> Iterator[Highlight]:
-    """What the records say first."""
-    few = f"up to {FEW_TOKENS} tokens"
-    if chip.gates:
-        models = [model for model in chip.gates.models.values() if model.points]
-        ratios = [
-            ratio
-            for model in models
-            for tokens, ratio in tables.quotients(tables.best_peers(model), tables.medians(model, "ours")).items()
-            if tokens <= FEW_TOKENS
-        ]
-        if mean := tables.geometric_mean(ratios):
-            detail = f"geometric mean over {len(models)} models, {min(ratios):.1f} to {max(ratios):.1f}"
-            yield Highlight(f"{mean:.1f}×", f"as fast as the best peer, norm and gate {few}", detail, "latency")
-    paths = [path for _, path in _paths(chip.paths)]
-    for peer, says in (
-        ("torch_compiled", "as fast as compiled torch"),
-        ("one_by_one", "as fast as a launch for each stage"),
-    ):
-        ratios = [
-            ratio
-            for path in paths
-            for tokens, ratio in tables.ratios(path, peer, "ours").items()
-            if tokens <= FEW_TOKENS
-        ]
-        if mean := tables.geometric_mean(ratios):
-            detail = f"geometric mean over {len(paths)} models, {min(ratios):.1f} to {max(ratios):.1f}"
-            if peer == "one_by_one":
-                detail = f"of our own kernels, {min(ratios):.1f} to {max(ratios):.1f}"
-            yield Highlight(f"{mean:.1f}×", f"{says}, whole path {few}", detail, "paths")
-    if points := measured_points(chip):
-        detail = f"{points - slower_points(chip)} of {points} points, to {_most_tokens(chip):,} tokens"
-        share = 1 - slower_points(chip) / points
-        yield Highlight(f"{share:.0%}", "of what was measured: nothing else is faster", detail, f"behind-{chip.slug}")
-
-
-def behind(chip: Chip) -> list[Behind]:
-    """Where a peer takes less time, by more than the spreads of both: one for each record that has models."""
-    found = []
-    for kind, record in (("Norm and gate", chip.gates), ("The whole path", chip.paths)):
-        if record is None or not record.models:
-            continue
-        findings = check.faster_peers(record)
-        of_model = {
-            name: [one for one in findings if one.model in (name, f"{name}, whole path")] for name in record.models
-        }
-        first = {name: min(one.num_tokens for one in ones) for name, ones in of_model.items() if ones}
-        starts = [
-            (f"first at {in_tokens(count)}", ", ".join(name for name in first if first[name] == count))
-            for count in sorted(set(first.values()))
-        ]
-        never = ", ".join(name for name, ones in of_model.items() if not ones)
-        longer = [one.ours_us / one.faster_us - 1 for one in findings]
-        by = f"{min(longer):.0%} to {max(longer):.0%}" if longer else ""
-        faster = " and ".join(dict.fromkeys(one.faster for one in findings))
-        points = len({(one.model, one.num_tokens) for one in findings})
-        found.append(
-            Behind(kind, points, faster, by, (*starts, *([("never", never)] if never else [])), _behind_table(findings))
-        )
-    return found
-
-
-def _behind_table(findings: Sequence[check.Finding]) -> Table:
-    rows = tuple(
-        (
-            one.model.removesuffix(", whole path"),
-            one.faster,
-            f"{one.num_tokens:,}",
-            f"{one.ours_us:.2f}",
-            f"{one.faster_us:.2f}",
-            f"{one.ours_us / one.faster_us - 1:.0%}",
-        )
-        for one in findings
-    )
-    return Table(("model", "faster there", "tokens", "normgate, µs", "it, µs", "longer by"), rows, left=2)
-
-
-def measured_points(chip: Chip) -> int:
-    """How many points were measured at which something could have been faster."""
-    gates = chip.gates.models.values() if chip.gates else ()
-    counts = sum(bool(tables.peers(model, tokens)) for model in gates for tokens in model.points)
-    return counts + sum(
-        bool(tables.path_peers(path, tokens)) for _, path in _paths(chip.paths) for tokens in path.points
-    )
-
-
-def _most_tokens(chip: Chip) -> int:
-    gates = [count for model in (chip.gates.models.values() if chip.gates else ()) for count in model.points]
-    return max([*gates, *(count for _, path in _paths(chip.paths) for count in path.points)])
-
-
-def slower_points(chip: Chip) -> int:
-    """At how many of them something was."""
-    return len({(one.model, one.num_tokens) for record in chip.records for one in check.faster_peers(record)})
 
 
 def left_out(chip: Chip) -> list[str]:
@@ -249,7 +137,8 @@ def worst_errors(chip: Chip) -> dict[str, float]:
     return found
 
 
-def _paths(record: Record | None) -> Iterator[tuple[str, PathRecord]]:
+def paths(record: Record | None) -> Iterator[tuple[str, PathRecord]]:
+    """The whole paths that were measured, by model."""
     for name, model in (record.models if record else {}).items():
         if model.path and model.path.points:
             yield name, model.path

@@ -12,7 +12,7 @@ from .parts import Figure, Table, power
 
 def figures(facts: Facts) -> list[Figure]:
     """The worst error of each shipped kernel over all its variants, by the newest record of tests/gpu that has it."""
-    worst = {name: one for run in facts.tests.values() if run.of_shipped for name, one in run.numerics.items()}
+    worst = {name: one for run in facts.tests.values() if run.of_shipped for name, one in run.numerics().items()}
     found = []
     for title, kernels in by_kind(facts):
         is_gate = title.startswith("Norm")

@@ -211,6 +211,16 @@ def test_a_bad_record_is_refused_by_name_and_the_old_report_stays(
     assert out.read_text() == "old" and not list(tmp_path.glob("*tmp*"))
 
 
+def test_one_record_may_hold_gates_and_paths(records: Path, tmp_path: Path) -> None:
+    (records / "h200-paths.json").unlink()
+    record.write(with_paths(a_record(models=1)), records / "h200-bench.json")
+    [chip] = facts.collect(records, tmp_path).chips
+    assert chip.gates and chip.gates.models["model-0"].path is None
+    assert chip.paths and not chip.paths.models["model-0"].points
+    found = written(records, tmp_path / "report.html")
+    assert 'id="h200-gate-model-0"' in found and 'id="h200-path-model-0"' in found
+
+
 @pytest.mark.parametrize("time", [0.0, -1.0, float("nan"), float("inf")])
 def test_what_is_no_time_is_named(records: Path, tmp_path: Path, time: float) -> None:
     text = json.loads((records / "h200-bench.json").read_text())
