@@ -54,9 +54,8 @@ def card(facts: Facts, model: Model, errors: Mapping[str, float]) -> Card:
     found = stages.stages(problem)
     rates = next((r.rates for chip in facts.chips for r in chip.records if r.rates), None)
     variants = []
-    for title, kernel in (("whole path", model.path), ("norm and gate", model.gate)):
-        if kernel is model.gate and title == "whole path":
-            continue
+    whole = [] if model.path is model.gate else [("whole path", model.path)]
+    for title, kernel in (*whole, ("norm and gate", model.gate)):
         if table := kernels.variant_table(facts, kernel, errors):
             variants.append((title, table))
     name, text = model.source or ("", "")
