@@ -12,7 +12,7 @@ import pytest
 from bench_records import a_record, with_paths
 from conftest import Cli
 
-from codegen import manifest, places
+from codegen import manifest, package, places
 from codegen.bench import record
 from codegen.bench.record import ChipRates, ModelRecord, Record
 from codegen.bench.roofline import roofline_us
@@ -298,3 +298,9 @@ def test_a_screenshot_needs_a_browser(run: Run, records: Path, tmp_path: Path, m
     code, said = run("--records", records, "--from", tmp_path, "--out", "r.html", "--screenshot", "s.png")
     assert code == 2 and "apt-get install chromium" in said
     assert (tmp_path / "r.html").is_file() and not (tmp_path / "s.png").exists()
+
+
+def test_no_package_is_made_from_the_reports_templates() -> None:
+    inputs = package.inputs_of(places.all_specs())
+    assert "templates/kernels/kernel.cu.j2" in inputs
+    assert not [name for name in inputs if name.startswith("templates/report/")]
