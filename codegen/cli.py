@@ -480,6 +480,29 @@ def draw(record: Path | None, page: Path | None, check: bool) -> None:
 
 
 @cli.command()
+@click.option("--out", type=_PATH, metavar="FILE", help="The HTML file.  [default: build/report.html]")
+@click.option("--records", type=_PATH, metavar="DIR", help="Where recorded runs lie.  [default: docs/measured]")
+@click.option("--from", "built", type=_PATH, metavar="DIR", help="What was built there.  [default: generated]")
+@click.option("--against", type=_PATH, metavar="FILE", help="An older record, or report: show what changed since.")
+@click.option("--screenshot", type=_PATH, metavar="FILE", help="A PNG of its first screens too: needs Chromium.")
+def report(
+    out: Path | None, records: Path | None, built: Path | None, against: Path | None, screenshot: Path | None
+) -> None:
+    """Write one HTML page of what was recorded, planned and compiled: needs no GPU and no network."""
+    from .report import page
+    from .report import screenshot as pictures
+
+    out = out or places.home() / "build" / "report.html"
+    found = page.write(out, records or places.home() / "docs" / "measured", built or _default_out(), against)
+    for one in found.missing:
+        print(f"not in the report: {one.what}; {one.command}", file=sys.stderr)
+    print(f"{places.shown(out)} written")
+    if screenshot:
+        pictures.take(out, screenshot)
+        print(f"{places.shown(screenshot)} written")
+
+
+@cli.command()
 @_specs_option
 @_out_option
 @click.option(

@@ -192,6 +192,19 @@ def compile_kernels(
     return rows
 
 
+def reported(package_dir: Path, build_dir: Path) -> list[Row]:
+    """What each function of the package needs, as the compilers said when it was built in `build_dir`; empty where it
+    was not built, or something else was since.
+    """
+    try:
+        stamp = json.loads((package_dir / STAMP).read_bytes())
+        if stamp["manifest"] != sha256((package_dir / NAME).read_bytes()):
+            return []
+        return _collect(_select(load_manifest(package_dir), stamp["sms"]), build_dir)[0]
+    except (OSError, ValueError, LookupError):
+        return []
+
+
 def _select(manifest: Manifest, sms: Sequence[int] | Literal["all"], machine_code: bool = True) -> _Selection:
     targets = {sm for source in manifest.sources for sm in source.sm_targets}
     wanted = targets if sms == "all" else set(sms)

@@ -231,6 +231,16 @@ def test_report(built: tuple[Path, BuildReport]) -> None:
     assert str(built[0]) not in text
 
 
+def test_what_was_reported_is_known_later_of_the_same_sources_only(project: tuple[Path, Build]) -> None:
+    root, build = project
+    report = build()
+    assert compile.reported(root / "pkg", root / "build") == list(report.rows)
+    assert compile.reported(root / "pkg", root / "elsewhere") == []
+    path = root / "pkg" / "manifest.json"
+    path.write_text(path.read_text().replace("\n", " \n", 1))
+    assert compile.reported(root / "pkg", root / "build") == []
+
+
 def test_second_build_does_nothing_and_knows_as_much(
     project: tuple[Path, Build], built: tuple[Path, BuildReport]
 ) -> None:
