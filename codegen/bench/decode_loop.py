@@ -11,14 +11,11 @@ from typing import Any
 import torch
 
 from ..errors import ToolError
+from .decode_record import WINDOW
 
 # torch leaves what this file calls of it without annotations, and transformers is not always there.
 _torch: Any = torch
 _cuda: Any = torch.cuda
-
-WINDOW = 128
-"""Positions of the static cache. Attention reads all of them at each step and masks those ahead, as transformers does
-with a static cache: what a step takes does not depend on its position."""
 
 _WARMUPS = 3  # steps before a graph is captured: libraries set themselves up, the cache allocates its tensors
 

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,6 +15,8 @@ from ..output import replace_whole
 from ..problem import Problem as RouterPath
 from ..spec import RouterSpec
 from .rotation import Protocol
+
+_Read = TypeVar("_Read", bound=BaseModel)
 
 _CLOCK_QUERIES = (
     "clocks.sm",
@@ -225,8 +227,13 @@ def text(record: Record) -> str:
 
 def read(path: Path) -> Record:
     """Read a record. BadInput names what does not fit."""
+    return sound(Record, path)
+
+
+def sound(kind: type[_Read], path: Path) -> _Read:
+    """The record of this kind in a file. BadInput names what does not fit."""
     try:
-        return Record.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BadInput([Problem(str(path), None, f"cannot be read: {error.strerror}")]) from error
     except ValidationError as error:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import coverage, manifest, naming, places
-from ..bench import record, tables
+from ..bench import decode_record, record, tables
+from ..bench.decode_record import DecodeRecord
 from ..bench.record import Record
 from ..compile import reported
 from ..coverage import Covered
@@ -84,6 +85,7 @@ class Facts:
 
     sm: int
     chips: tuple[Chip, ...]
+    decodes: tuple[DecodeRecord, ...]
     tests: Mapping[str, TestRun]
     sanitizers: Mapping[str, SanitizerRun]
     models: tuple[Model, ...]
@@ -132,6 +134,7 @@ def collect(measured: Path, out: Path) -> Facts:
     return Facts(
         sm=sm,
         chips=chips,
+        decodes=tuple(decode_record.read(path) for path in sorted(measured.glob("*-decode.json"))),
         tests=tests,
         sanitizers=sanitizers,
         models=tuple(

@@ -12,7 +12,7 @@ from ..errors import BadInput, Problem
 from ..output import replace_whole
 from ..places import templates_folder
 from . import changes as change_parts
-from . import compiled, drawing, facts, kernels, latency, matrix, model, numerics, older, verdict
+from . import compiled, decode, drawing, facts, kernels, latency, matrix, model, numerics, older, verdict
 from .facts import Facts
 from .parts import Figure
 
@@ -44,6 +44,7 @@ def html(found: Facts, changed: list[Change] | None = None) -> str:
         facts=found,
         missing=found.missing,
         latency=latency,
+        decode=decode,
         verdict=verdict,
         matrix=matrix,
         family_legend=kernels.family_legend(),

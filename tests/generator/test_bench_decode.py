@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("transformers", reason="transformers is not installed; it comes with the extra `test`")
 
-from codegen.bench import decode, decode_loop
+from codegen.bench import decode, decode_loop, decode_record
 from codegen.bench.record import Machine
 from codegen.errors import CheckFailed, ToolError
 from codegen.places import specs_folder
@@ -47,7 +47,7 @@ SMALL = {
         "Qwen3MoeConfig", dict(**LITTLE, head_dim=16, num_experts=16, num_experts_per_tok=4, norm_topk_prob=True)
     ),
 }
-QUICK = decode.Protocol(steps=2, least_rounds=2, most_rounds=2)
+QUICK = decode_record.Protocol(steps=2, least_rounds=2, most_rounds=2)
 
 
 @pytest.fixture(params=SMALL)
@@ -144,7 +144,7 @@ def test_a_model_is_measured_before_and_after(shape: decode_loop.Shape, integrat
         assert point.rounds == QUICK.most_rounds
         assert point.logits_error < 0.02
     assert measured.points[6].same_tokens > 0.5
-    assert decode.DecodeModel.model_validate_json(measured.model_dump_json()) == measured
+    assert decode_record.DecodeModel.model_validate_json(measured.model_dump_json()) == measured
     assert decode.table("small", measured).row_count == 2
 
 
@@ -206,8 +206,8 @@ def test_a_run_writes_the_record(integration: Any, tmp_path: Path, monkeypatch: 
         chip="NVIDIA H200", sm=90, multiprocessors=1, l2_bytes=1, driver="1", torch="2", cuda_runtime="13", clocks={}
     )
 
-    def measure(shape: decode_loop.Shape, _: Any, integration: Any, protocol: decode.Protocol) -> Any:
-        assert protocol == decode.Protocol()
+    def measure(shape: decode_loop.Shape, _: Any, integration: Any, protocol: decode_record.Protocol) -> Any:
+        assert protocol == decode_record.Protocol()
         return decode_measure(shape, (1, 2), integration, device="cpu", protocol=QUICK)
 
     decode_measure = decode.measure
@@ -222,7 +222,7 @@ def test_a_run_writes_the_record(integration: Any, tmp_path: Path, monkeypatch: 
     (tmp_path / "normgate").mkdir()
     (tmp_path / "normgate" / "libnormgate.so").touch()
     decode.cli.main(command, standalone_mode=False)
-    record = decode.DecodeRecord.model_validate_json((tmp_path / "record.json").read_bytes())
+    record = decode_record.DecodeRecord.model_validate_json((tmp_path / "record.json").read_bytes())
     assert (record.machine, record.source.commit, record.source.dirty) == (machine, "abc", True)
     assert record.transformers == importlib.metadata.version("transformers")
     assert {name: list(model.points) for name, model in record.models.items()} == dict.fromkeys(SMALL, [1, 2])

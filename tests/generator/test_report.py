@@ -304,3 +304,20 @@ def test_no_package_is_made_from_the_reports_templates() -> None:
     inputs = package.inputs_of(places.all_specs())
     assert "templates/kernels/kernel.cu.j2" in inputs
     assert not [name for name in inputs if name.startswith("templates/report/")]
+
+
+def test_decode_loops_are_shown_as_recorded(records: Path, tmp_path: Path) -> None:
+    assert 'id="decode"' not in written(records, tmp_path / "without.html")
+    shutil.copy(MEASURED / "h200-decode.json", records)
+    text = written(records, tmp_path / "with.html")
+    recorded = json.loads((MEASURED / "h200-decode.json").read_text())
+    for name, model in recorded["models"].items():
+        for sequences, point in model["points"].items():
+            row = rf"{name}</th>\s*<td>{sequences}</td>\s*<td>{point['before']['median_us']:,.1f} "
+            assert re.search(row, text), (name, sequences)
+
+
+def test_a_bad_record_of_decode_loops_is_refused_by_name(records: Path, tmp_path: Path) -> None:
+    (records / "h200-decode.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"h200-decode\.json"):
+        written(records, tmp_path / "page.html")
