@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
-# The records of one GPU that docs/reliability.md maps to, in about 6 minutes of an H200 and 16 cores.
+# The records of one GPU that docs/reliability.md maps to, in about 15 minutes of an H200 and 16 cores.
 #
 #     tests/gpu/records.sh OUT [LANE ...]
 #
 # Lanes run beside each other, the steps of a lane one after the other; a step that fails or is late ends alone. The last
 # thing said is a table of what OUT then holds. Lanes, the most wanted first:
 #   race    compute-sanitizer's racecheck over a twin of every variant, then two streams at once for a minute
-#   shapes  memcheck, synccheck, initcheck over the awkward shapes, through the operators too; then over shipped functions
+#   shapes  memcheck, synccheck, initcheck over the awkward shapes, through the operators too
+#   shipped the same over the shipped functions
 #   tests   pytest tests/gpu on the shipped package
+#   specs   the same on the package of tests/specs
 #   ptx80   the same tests on the library that has PTX of sm_80 alone
 #   ptx90   the same on PTX of sm_90 alone
 # The first two need compute-sanitizer, which comes with the CUDA toolkit. What is tested is built before, where compilers are:
 #   python build.py --sm 90                                                   (generated/normgate)
 #   python tests/gpu/twins.py                                                 (build/twins)
 #   python build.py --spec tests/specs/NAME.yaml ... --out build/awkward --sm 90   (see AWKWARD below)
+#   python build.py --spec tests/specs/NAME.yaml ... --out build/test-package --sm 90   (all of them)
 #   python build.py --out build/ptx80 --sm 80 --ptx-only --ops normgate_ptx80
 #   python tests/gpu/portable.py                                              (build/ptx90)
 # of which a machine with the GPU needs DIR/normgate and build/twins/twins.json.
@@ -31,7 +34,7 @@ fi
 [ $# -ge 1 ] || { sed -n '2,/^set -u/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 2; }
 
 out="$1"; shift
-lanes="${*:-race shapes tests ptx80 ptx90}"
+lanes="${*:-race shapes shipped tests specs ptx80 ptx90}"
 python="${PYTHON:-python3}"
 mkdir -p "$out/logs"
 export PYTHONPATH="generated:.${PYTHONPATH:+:$PYTHONPATH}" PATH="$PATH:/usr/local/cuda/bin"
@@ -53,11 +56,12 @@ race() {
 shapes() {
   NORMGATE_TEST_PACKAGES=build/awkward/normgate \
     sanitize h200-sanitize-shapes 150 --tools memcheck,synccheck,initcheck --shares 3 --operators
-  sanitize h200-sanitize 150 --tools memcheck,synccheck,initcheck --shares 3 --operators
 }
-tests() { gpu_tests h200-tests 420; }
-ptx80() { NORMGATE_TEST_PACKAGES=build/ptx80/normgate gpu_tests h200-tests-ptx80 420; }
-ptx90() { NORMGATE_TEST_PACKAGES=build/ptx90/normgate gpu_tests h200-tests-ptx90 420; }
+shipped() { sanitize h200-sanitize 400 --tools memcheck,synccheck,initcheck --shares 3 --operators; }
+tests() { gpu_tests h200-tests 500; }
+specs() { NORMGATE_TEST_PACKAGES=build/test-package/normgate gpu_tests h200-tests-shapes 500; }
+ptx80() { NORMGATE_TEST_PACKAGES=build/ptx80/normgate gpu_tests h200-tests-ptx80 500; }
+ptx90() { NORMGATE_TEST_PACKAGES=build/ptx90/normgate gpu_tests h200-tests-ptx90 500; }
 
 for lane in $lanes; do "$lane" & done
 wait
