@@ -75,7 +75,7 @@ def arch(sm: int) -> Arch:
 
 
 def gencode(sms: Iterable[int], ptx_sm: int | None, *, accelerated: bool = False) -> list[str]:
-    """nvcc's flags that compile machine code for each of `sms`, and PTX of `ptx_sm` when given.
+    """nvcc's flags that compile machine code for each of `sms`, if any, and PTX of `ptx_sm` when given.
 
     All machine code comes from the PTX of the oldest of `sms`: their kernels ask for no feature that it lacks, and
     compiling to PTX, the longer half of the work, is done once. accelerated: machine code may use the instructions that

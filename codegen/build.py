@@ -24,13 +24,15 @@ def build_package(
     ops: str = naming.OPS,
     sm: str = "all",
     jobs: int | None = None,
+    machine_code: bool = True,
     console: Console | None = None,
 ) -> BuildReport:
     """Generate `out`/normgate from these spec files and compile it. Objects are kept in `out`/build.
 
     ops: the namespace of its operators, torch.ops.<ops>; a package that is vendored needs one of its own.
     sm: what to compile for, `all`, `native`, or a list as `90,100`. jobs: compilers at a time, by default ninja's
-    choice. console: where progress is shown, None for silence.
+    choice. machine_code: False for PTX alone, which chips later than `sm` compile for themselves when they load it.
+    console: where progress is shown, None for silence.
 
     What the compiler spills is planned anew without, and remembered beside the specs. Raises BadInput for what is
     wrong with the specs or `ops`, before anything is written; ToolError where a tool is missing or fails,
@@ -44,7 +46,12 @@ def build_package(
         targets = {target for source in manifest.sources for target in source.sm_targets}
         try:
             return compile.compile_package(
-                folder, sms=select_sms(sm, targets), build_dir=places.build_folder(out), jobs=jobs, console=console
+                folder,
+                sms=select_sms(sm, targets),
+                build_dir=places.build_folder(out),
+                jobs=jobs,
+                machine_code=machine_code,
+                console=console,
             )
         except Spilled as spilled:
             if not plans_left:

@@ -81,6 +81,7 @@ def _ops_option(command: _Command) -> _Command:
 @_ops_option
 @click.option("--sm", default="all", show_default=True, metavar="native|all|90,100", help="SM targets to compile for.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.")
+@click.option("--ptx-only", is_flag=True, help="No machine code: chips later than --sm compile the PTX for themselves.")
 @click.pass_context
 def cli(
     context: click.Context,
@@ -90,6 +91,7 @@ def cli(
     ops: str,
     sm: str,
     jobs: int | None,
+    ptx_only: bool,
 ) -> None:
     """Generate the normgate package from specs and compile it. Without a verb: both."""
     if context.invoked_subcommand is not None:
@@ -102,14 +104,14 @@ def cli(
 
     console = _console()
     specs, out = _asked(specs, every, out)
-    report = build_package(specs, out, ops=ops, sm=sm, jobs=jobs, console=console)
+    report = build_package(specs, out, ops=ops, sm=sm, jobs=jobs, machine_code=not ptx_only, console=console)
     if report.compiled:
         for warning in report.warnings:
             print(warning, file=sys.stderr)
         console.print(report.table())
     steps = f"{report.compiled} steps" if report.compiled else "nothing to compile"
-    sms = ", ".join(f"sm_{target}" for target in report.sms)
-    print(f"{places.shown(report.library)}: {sms}; {steps}, {report.seconds:.1f} s")
+    held = [f"PTX of sm_{sm}" for sm in report.ptx_sms] if ptx_only else [f"sm_{sm}" for sm in report.sms]
+    print(f"{places.shown(report.library)}: {', '.join(held)}; {steps}, {report.seconds:.1f} s")
 
 
 @cli.command()

@@ -97,6 +97,10 @@ class _Selection:
     sms: tuple[int, ...]
 
     @property
+    def machine_code_sms(self) -> tuple[int, ...]:
+        return tuple(sorted({sm for chosen in self.sources for sm in chosen.sms}))
+
+    @property
     def ptx_sms(self) -> tuple[int, ...]:
         return tuple(sorted({chosen.ptx_sm for chosen in self.sources if chosen.ptx_sm is not None}))
 
@@ -107,13 +111,15 @@ def compile_package(
     sms: Sequence[int] | Literal["all"] = "all",
     build_dir: Path,
     jobs: int | None = None,
+    machine_code: bool = True,
     console: Console | None = None,
 ) -> BuildReport:
     """Build `package_dir`/libnormgate.so and say what each kernel needs.
 
     sms: SM numbers out of the package's targets. build_dir: keeps objects between builds, so a second
     build compiles only what changed; one package each. jobs: compilers at a time, by default ninja's
-    choice. console: where progress is shown, None for silence.
+    choice. machine_code: False for PTX alone, of each source's newest target; only later chips run it.
+    console: where progress is shown, None for silence.
 
     The library is replaced whole, and only by one that passed: it stays as it was when a compiler fails
     (ToolError) or a function spills registers or keeps a stack frame that its source does not allow
@@ -125,7 +131,7 @@ def compile_package(
     toolkit, ninja, host = find_toolkit(), find_ninja(), host_compiler()
     with locked(package_dir):
         manifest = load_manifest(package_dir)
-        selection = _select(manifest, sms)
+        selection = _select(manifest, sms, machine_code)
         toolkit.require(selection.sms)
         _require_files(manifest, package_dir)
         with os_errors(build_dir):
@@ -138,7 +144,7 @@ def compile_package(
         _require_fitting(selection, rows)
         stamp = {
             "manifest": sha256((package_dir / NAME).read_bytes()),
-            "sms": selection.sms,
+            "sms": selection.machine_code_sms,
             "ptx_sms": selection.ptx_sms,
             "nvcc": toolkit.version,
             "torch": torch.version if torch else None,
@@ -150,7 +156,7 @@ def compile_package(
     seconds = time.monotonic() - started
     return BuildReport(
         package_dir / LIBRARY,
-        selection.sms,
+        selection.machine_code_sms,
         selection.ptx_sms,
         tuple(rows),
         compiled,
@@ -186,7 +192,7 @@ def compile_kernels(
     return rows
 
 
-def _select(manifest: Manifest, sms: Sequence[int] | Literal["all"]) -> _Selection:
+def _select(manifest: Manifest, sms: Sequence[int] | Literal["all"], machine_code: bool = True) -> _Selection:
     targets = {sm for source in manifest.sources for sm in source.sm_targets}
     wanted = targets if sms == "all" else set(sms)
     if strange := sorted(wanted - targets):
@@ -206,7 +212,11 @@ def _select(manifest: Manifest, sms: Sequence[int] | Literal["all"]) -> _Selecti
     for source in manifest.sources:
         if not _is_cuda(source):
             chosen.append(_Chosen(source))
-        elif own := tuple(sorted(wanted & set(source.sm_targets))):
+        elif not (own := tuple(sorted(wanted & set(source.sm_targets)))):
+            continue
+        elif not machine_code:
+            chosen.append(_Chosen(source, (), own[-1]))
+        else:
             # PTX of the newest target of each kernel, not of the package: it is what newer chips run, and a
             # kernel may leave the package's newest target out. The look-up in dispatch.cpp knows it so.
             newest = max(wanted & kernel_targets.get(source.path, set(own)))

@@ -32,12 +32,14 @@ def measure(spec: RouterSpec, weights: Weights, device: str = "cuda") -> dict[in
     if norm is None or weights.norm_weight is None:
         return {}
     norm_gate, logits = torch.ops.normgate.norm_gate.default, dtype(spec.logits_dtype)
-    norm_weight, contract = weights.norm_weight, (norm.eps, norm.order, spec.logits_from, logits)
+    norm_weight, contract = weights.norm_weight, (norm.eps, norm.order)
+    usual = (spec.logits_from, logits) == ("unrounded", torch.float32)
+    rest = () if usual else (spec.logits_from, logits)  # the package too leaves out what the op has by default
     found = {}
     for num_tokens in _TOKENS:
         x = random_rows(spec, num_tokens, device)
         ours, theirs = _interleaved_us(
-            partial(norm_gate, x, norm_weight, weights.gate_weight, weights.gate_bias, *contract),
+            partial(norm_gate, x, norm_weight, weights.gate_weight, weights.gate_bias, *contract, *rest),
             partial(F.rms_norm, x, (spec.hidden_size,), norm_weight, norm.eps),
         )
         found[num_tokens] = HostCost(norm_gate_us=round(ours, 2), rms_norm_us=round(theirs, 2))

@@ -26,11 +26,11 @@ _CLOCK_QUERIES = (
 )
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
-class Machine(_Frozen):
+class Machine(Frozen):
     """The chip and what runs on it. clocks: as found before the run, in nvidia-smi's words; none were set."""
 
     chip: str
@@ -43,14 +43,14 @@ class Machine(_Frozen):
     clocks: dict[str, str]
 
 
-class Source(_Frozen):
+class Source(Frozen):
     """The commit that was measured; dirty: with changes on top that are in no commit."""
 
     commit: str
     dirty: bool
 
 
-class Measurement(_Frozen):
+class Measurement(Frozen):
     """One candidate at one point: median and interquartile range of the rounds, microseconds an op.
 
     error: ||logits - ref|| / ||ref|| against float64, of a whole path the same of its weights; normed_ulps: the largest
@@ -65,7 +65,7 @@ class Measurement(_Frozen):
     variant: str = ""
 
 
-class ChipRates(_Frozen):
+class ChipRates(Frozen):
     """What the chip reaches, measured in the run itself; medians.
 
     copy_bytes_per_s: a copy within the GPU's memory, bytes read and written; gemm_flops_per_s: torch.mm of two random
@@ -76,14 +76,14 @@ class ChipRates(_Frozen):
     gemm_flops_per_s: float
 
 
-class HostCost(_Frozen):
+class HostCost(Frozen):
     """What an eager call costs the host, microseconds: torch.ops.normgate.norm_gate, and F.rms_norm on the same x."""
 
     norm_gate_us: float
     rms_norm_us: float
 
 
-class Point(_Frozen):
+class Point(Frozen):
     """One token count: the rotation, what was measured by candidate, what was left out and why."""
 
     pairs: int
@@ -93,7 +93,7 @@ class Point(_Frozen):
     left_out: dict[str, str] = {}
 
 
-class PathRecord(_Frozen):
+class PathRecord(Frozen):
     """A model's whole path: the kernel's name, its stages in words, its points by token count."""
 
     kernel: str
@@ -101,7 +101,7 @@ class PathRecord(_Frozen):
     points: dict[int, Point] = {}
 
 
-class ModelRecord(_Frozen):
+class ModelRecord(Frozen):
     """One model: what its spec computes, points and what calls cost the host by token count, all of norm and gate; and
     its whole path, where that was measured.
     """
@@ -147,7 +147,7 @@ class ModelRecord(_Frozen):
         )
 
 
-class ProtocolRecord(_Frozen):
+class ProtocolRecord(Frozen):
     """How it was measured: `rotation.Protocol`, in words a reader of the file needs no code for."""
 
     text: str
@@ -171,7 +171,7 @@ class ProtocolRecord(_Frozen):
         )
 
 
-class Record(_Frozen):
+class Record(Frozen):
     """A run. Frozen: `with_point` and its like give a new one. Older records have no rates, host costs or paths."""
 
     schema_version: Literal[1] = 1

@@ -135,7 +135,7 @@ def run(
                 asked = [*_own(work.model, library, names, work.num_tokens, sm)]
                 asked += [peer for peer in torch_peers[spec.name] if peer.name not in work.left_out]
                 if "flashinfer" in names:
-                    asked.append(flashinfer.candidate(spec, work.num_tokens, sm))
+                    asked += flashinfer.candidates(spec, work.num_tokens, sm)
             wrong += _agree(work, asked, _chain(work, weights[spec.name]), package)
             agreed.append(work)
     if wrong:
@@ -286,7 +286,9 @@ def _agree(work: _Work, asked: Sequence[Candidate], chain: Chain, package: Modul
         elif candidate.ours:
             wrong.append(f"{work.title}, {candidate.name} ({candidate.variant}): {found.problem}")
         else:
-            work.left_out[candidate.name] = found.problem
+            work.left_out[candidate.best_of or candidate.name] = found.problem
+    for served in {candidate.best_of for candidate in work.candidates}:  # by another of its ways
+        work.left_out.pop(served, None)
     return wrong
 
 

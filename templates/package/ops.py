@@ -58,16 +58,18 @@ def norm_gate(
     """
     if torch.is_grad_enabled():
         _refuse_gradients("norm_gate", x=x, norm_weight=norm_weight, gate_weight=gate_weight, gate_bias=gate_bias)
+    rows = _rows(x)
+    # What the schema has by default is left out: each argument costs a call time, a dtype nearly a microsecond.
+    usual = logits_from == "unrounded" and logits_dtype is torch.float32
+    contract = (eps, norm_order) if usual else (eps, norm_order, logits_from, logits_dtype)
     # `.default`, for the choice of an overload costs a call microseconds.
-    normed_x, router_logits = _ops.norm_gate.default(
-        _rows(x), norm_weight, gate_weight, gate_bias, eps, norm_order, logits_from, logits_dtype
-    )
+    normed_x, router_logits = _ops.norm_gate.default(rows, norm_weight, gate_weight, gate_bias, *contract)
     if checking.wanted():
         got = Routed(normed_x, None, None, None, router_logits)
         checking.check(
             "norm_gate",
             got,
-            _rows(x),
+            rows,
             gate_weight,
             gate_bias,
             norm_weight=norm_weight,
@@ -75,6 +77,8 @@ def norm_gate(
             norm_order=norm_order,
             logits_from=logits_from,
         )
+    if rows is x:
+        return normed_x, router_logits
     return normed_x.view(x.shape), router_logits.view(*x.shape[:-1], gate_weight.shape[0])
 
 
@@ -91,10 +95,12 @@ def gate(
     """
     if torch.is_grad_enabled():
         _refuse_gradients("gate", x=x, gate_weight=gate_weight, gate_bias=gate_bias)
-    router_logits: Tensor = _ops.gate.default(_rows(x), gate_weight, gate_bias, logits_dtype)
+    named = (gate_bias,) if logits_dtype is torch.float32 else (gate_bias, logits_dtype)
+    rows = _rows(x)
+    router_logits: Tensor = _ops.gate.default(rows, gate_weight, *named)
     if checking.wanted():
-        checking.check("gate", Routed(None, None, None, None, router_logits), _rows(x), gate_weight, gate_bias)
-    return router_logits.view(*x.shape[:-1], gate_weight.shape[0])
+        checking.check("gate", Routed(None, None, None, None, router_logits), rows, gate_weight, gate_bias)
+    return router_logits if rows is x else router_logits.view(*x.shape[:-1], gate_weight.shape[0])
 
 
 def route(
@@ -165,6 +171,8 @@ def route(
         mask = None if image_mask is None else image_mask.reshape(-1)
         rare = (stream_multiplier, e_score_correction_bias_vl, mask, per_expert_scale)
     chooses = _NO_SELECTION if routing is None else _selection(routing)
+    if rare and len(chooses) == len(_NO_SELECTION):  # arguments behind these follow
+        chooses += _LAST_BY_DEFAULT
     normed_x, residual_out, topk_weights, topk_ids, router_logits = _ops.route.default(
         _rows(x),
         None if residual is None else _rows(residual),
@@ -239,14 +247,15 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
-# The arguments of `route` that say how experts are chosen, in the order of its schema; its scoring is "" where
-# they are not.
-_Selection = tuple[str, int, int, int, str, bool, float, float, float, float, torch.dtype, torch.dtype]
-_NO_SELECTION: _Selection = ("", 0, 1, 1, "", False, 0.0, 0.0, 1.0, 0.0, torch.int32, torch.float32)
+# The arguments of `route` that say how experts are chosen, in the order of its schema, without the last three where
+# they are what it has by default; its scoring is "" where experts are not chosen.
+_NO_SELECTION: tuple[Any, ...] = ("", 0, 1, 1, "", False, 0.0, 0.0, 1.0)
+_LAST_BY_DEFAULT = (0.0, torch.int32, torch.float32)
 
 
-def _selection(routing: Routing) -> _Selection:
-    return (
+def _selection(routing: Routing) -> tuple[Any, ...]:
+    last = (routing.softcap, routing.ids_dtype, routing.weights_dtype)
+    first = (
         routing.scoring,
         routing.top_k,
         routing.n_group,
@@ -256,10 +265,8 @@ def _selection(routing: Routing) -> _Selection:
         routing.renormalize_epsilon,
         routing.renormalize_floor,
         routing.routed_scaling_factor,
-        routing.softcap,
-        routing.ids_dtype,
-        routing.weights_dtype,
     )
+    return first if last == _LAST_BY_DEFAULT else first + last
 
 
 class _RouteCall(NamedTuple):
@@ -288,9 +295,9 @@ class _RouteCall(NamedTuple):
     renormalize_epsilon: float
     renormalize_floor: float
     routed_scaling_factor: float
-    softcap: float
-    ids_dtype: torch.dtype
-    weights_dtype: torch.dtype
+    softcap: float = 0.0
+    ids_dtype: torch.dtype = torch.int32
+    weights_dtype: torch.dtype = torch.float32
     stream_multiplier: float = 1.0
     e_score_correction_bias_vl: Tensor | None = None
     image_mask: Tensor | None = None
@@ -316,8 +323,8 @@ def _norm_gate_composition(
     gate_bias: Tensor | None,
     eps: float,
     norm_order: str,
-    logits_from: str,
-    logits_dtype: torch.dtype,
+    logits_from: str = "unrounded",
+    logits_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     _check_gate("norm_gate", x, gate_weight, gate_bias, logits_dtype)
     _check_norm("norm_gate", x, norm_weight, eps, norm_order, logits_from)
@@ -327,7 +334,9 @@ def _norm_gate_composition(
     return reference.norm_gate(x, norm_weight, gate_weight, gate_bias, eps, norm_order, logits_from, logits_dtype)
 
 
-def _gate_composition(x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None, logits_dtype: torch.dtype) -> Tensor:
+def _gate_composition(
+    x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None = None, logits_dtype: torch.dtype = torch.float32
+) -> Tensor:
     _check_gate("gate", x, gate_weight, gate_bias, logits_dtype)
     if x.is_cuda:
         weights = (None, gate_weight, gate_bias)
@@ -405,15 +414,17 @@ def _norm_gate_fake(
     gate_bias: Tensor | None,
     eps: float,
     norm_order: str,
-    logits_from: str,
-    logits_dtype: torch.dtype,
+    logits_from: str = "unrounded",
+    logits_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     _check_gate("norm_gate", x, gate_weight, gate_bias, logits_dtype)
     _check_norm("norm_gate", x, norm_weight, eps, norm_order, logits_from)
     return x.new_empty(x.shape), x.new_empty(x.shape[0], gate_weight.shape[0], dtype=logits_dtype)
 
 
-def _gate_fake(x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None, logits_dtype: torch.dtype) -> Tensor:
+def _gate_fake(
+    x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None = None, logits_dtype: torch.dtype = torch.float32
+) -> Tensor:
     _check_gate("gate", x, gate_weight, gate_bias, logits_dtype)
     return x.new_empty(x.shape[0], gate_weight.shape[0], dtype=logits_dtype)
 
@@ -593,17 +604,18 @@ def _own_namespace() -> Any:
 
 
 def _define(library: Any) -> None:
+    # Arguments that are as their defaults say do not reach Python functions, so those have the same defaults.
     # The tag keeps compilers from handing over an x with other strides than the program's.
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
     for suffix in ("", "_reference"):
         library.define(
             f"norm_gate{suffix}(Tensor x, Tensor norm_weight, Tensor gate_weight, Tensor? gate_bias, "
-            "float eps, str norm_order, str logits_from, ScalarType logits_dtype) "
+            "float eps, str norm_order, str logits_from='unrounded', ScalarType logits_dtype=float) "
             "-> (Tensor normed_x, Tensor router_logits)",
             tags=tags,
         )
         library.define(
-            f"gate{suffix}(Tensor x, Tensor gate_weight, Tensor? gate_bias, ScalarType logits_dtype) "
+            f"gate{suffix}(Tensor x, Tensor gate_weight, Tensor? gate_bias=None, ScalarType logits_dtype=float) "
             "-> Tensor router_logits",
             tags=tags,
         )
@@ -613,7 +625,7 @@ def _define(library: Any) -> None:
             "str norm_order, str logits_from, ScalarType logits_dtype, bool returns_logits, "
             "float residual_multiplier, str scoring, int top_k, int n_group, int topk_group, str group_score, "
             "bool renormalize, float renormalize_epsilon, float renormalize_floor, float routed_scaling_factor, "
-            "float softcap, ScalarType ids_dtype, ScalarType weights_dtype, float stream_multiplier=1.0, "
+            "float softcap=0.0, ScalarType ids_dtype=int, ScalarType weights_dtype=float, float stream_multiplier=1.0, "
             "Tensor? e_score_correction_bias_vl=None, Tensor? image_mask=None, Tensor? per_expert_scale=None) "
             "-> (Tensor normed_x, Tensor residual_out, Tensor topk_weights, Tensor topk_ids, Tensor router_logits)",
             tags=tags,

@@ -280,28 +280,35 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     ("shape", "tokens", "sm", "order", "calls"),
     [
-        ((7168, 384), 16, 90, "B", ["rmsnorm", "mm_M1_16_K7168_N384 torch.float32"]),
+        (
+            (7168, 384),
+            16,
+            90,
+            "B",
+            ["rmsnorm", "mm_M1_16_K7168_N384 torch.float32", "rmsnorm", "tinygemm_bf16 torch.bfloat16"],
+        ),
         ((7168, 384), 17, 90, "B", ["rmsnorm", "tinygemm_bf16 torch.bfloat16"]),
         ((7168, 384), 16, 120, "G", ["gemma_rmsnorm", "tinygemm_bf16 torch.bfloat16"]),
         ((4096, 128), 1, 90, "A", ["rmsnorm", "tinygemm_bf16 torch.bfloat16"]),
     ],
 )
-def test_flashinfer_runs_the_gemm_that_fits(
+def test_flashinfer_runs_the_gemms_that_fit(
     installed: list[str], shape: tuple[int, int], tokens: int, sm: int, order: str, calls: list[str]
 ) -> None:
     spec = a_spec(hidden_size=shape[0], num_experts=shape[1], norm=Norm(order=order, eps=1e-6))
     chain = PretendChain(spec, tokens)
-    peer = flashinfer.candidate(spec, tokens, sm)
-    got = peer.launch(chain.weights[0], chain.source, chain.outputs, 0)
+    for peer in flashinfer.candidates(spec, tokens, sm):
+        got = peer.launch(chain.weights[0], chain.source, chain.outputs, 0)
+        assert got.router_logits.dtype == (peer.logits_dtype or chain.outputs.router_logits.dtype)
+        assert (peer.best_of, peer.ours) == ("flashinfer", False)
     assert installed == calls
-    assert got.router_logits.dtype == (peer.logits_dtype or chain.outputs.router_logits.dtype)
-    assert not peer.ours
 
 
 def test_flashinfer_says_why_it_does_not_run(installed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def launch(tokens: int) -> None:
         chain = PretendChain(a_spec(), tokens)
-        flashinfer.candidate(a_spec(), tokens, 90).launch(chain.weights[0], chain.source, chain.outputs, 0)
+        [peer] = flashinfer.candidates(a_spec(), tokens, 90)
+        peer.launch(chain.weights[0], chain.source, chain.outputs, 0)
 
     with pytest.raises(ValueError, match="for few tokens, timed up to 64"):
         launch(65)
@@ -450,7 +457,7 @@ def do_run(out: Path, **changes: Any) -> Record:
         "budget_s": 60.0,
         "unrounded_tokens": (17,),
     }
-    model = bench_run.Model(a_spec(), "kernel", library)
+    model = bench_run.Model(changes.pop("spec", a_spec()), "kernel", library)
     return bench_run.run([model], [1, 17], **{**given, **changes})
 
 
@@ -460,14 +467,14 @@ def test_run_writes_each_point(pretended: dict[str, Agreement], tmp_path: Path) 
     assert record.read(tmp_path / "r.json") == done
     points = done.models["a-model"].points
     assert list(points) == [1, 17]
-    assert list(points[1].candidates) == ["ours", "empty", "torch_compiled", "flashinfer", "probe"]
+    assert list(points[1].candidates) == ["ours", "empty", "torch_compiled", "probe", "flashinfer"]
     assert list(points[17].candidates) == [
         "ours",
         "empty",
         "torch_compiled",
         "torch_compiled_unrounded",
-        "flashinfer",
         "probe",
+        "flashinfer",
     ]
     assert points[1].left_out == {
         "torch_compiled_unrounded": "not asked for at this count",
@@ -477,6 +484,23 @@ def test_run_writes_each_point(pretended: dict[str, Agreement], tmp_path: Path) 
     assert (done.rates, done.models["a-model"].host) == (RATES, {16: HOST})
     assert points[1].candidates["ours"].variant == "gemv_1"
     assert points[1].candidates["probe"].variant == "e1_t128"
+
+
+def test_run_times_a_peer_in_the_ways_that_agree(pretended: dict[str, Agreement], tmp_path: Path) -> None:
+    spec = a_spec(hidden_size=7168, num_experts=384)
+
+    def flashinfer_at(tokens: int) -> tuple[str | None, str | None]:
+        done = do_run(tmp_path / "r.json", spec=spec, candidates=("ours", "flashinfer"))
+        point = done.models["a-model"].points[tokens]
+        timed = point.candidates.get("flashinfer")
+        return timed and timed.variant.split(",")[0], point.left_out.get("flashinfer")
+
+    assert flashinfer_at(1) == ("rmsnorm + mm_M1_16_K7168_N384", None)  # the first of the pretended timings
+    pretended["flashinfer_mm_M1_16_K7168_N384"] = Agreement(problem="no such kernel")
+    assert flashinfer_at(1) == ("rmsnorm + tinygemm_bf16", None)
+    pretended["flashinfer_tinygemm_bf16"] = Agreement(problem="weight must be bfloat16")
+    assert flashinfer_at(1)[0] is None
+    assert flashinfer_at(17) == (None, "weight must be bfloat16")
 
 
 def test_run_compiles_ahead_what_it_will_ask_for(

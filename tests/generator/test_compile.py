@@ -165,16 +165,27 @@ def test_only_marked_functions_are_exported(built: tuple[Path, BuildReport]) -> 
 
 
 def test_code_for_each_sm_and_ptx_of_the_newest_only(built: tuple[Path, BuildReport]) -> None:
+    library = built[1].library
+    assert listed("--list-elf", library) == ["sm_80", "sm_90", "sm_90"]
+    assert listed("--list-ptx", library) == ["sm_90", "sm_90"]
+
+
+def listed(flag: str, library: Path) -> list[str]:
     cuobjdump = toolkit.find_toolkit().root / "bin/cuobjdump"
     if not cuobjdump.is_file():
         pytest.skip("needs cuobjdump, which this toolkit lacks")
+    done = subprocess.run([cuobjdump, flag, library], capture_output=True, text=True, check=True)
+    return sorted(re.findall(r"\.(sm_\d+)\.", done.stdout))
 
-    def listed(flag: str) -> list[str]:
-        done = subprocess.run([cuobjdump, flag, built[1].library], capture_output=True, text=True, check=True)
-        return sorted(re.findall(r"\.(sm_\d+)\.", done.stdout))
 
-    assert listed("--list-elf") == ["sm_80", "sm_90", "sm_90"]
-    assert listed("--list-ptx") == ["sm_90", "sm_90"]
+def test_ptx_alone(project: tuple[Path, Build]) -> None:
+    """Of each source's newest target; what is not machine code has no report, and the stamp says so."""
+    root, build = project
+    report = build(machine_code=False)
+    assert (report.sms, report.ptx_sms, report.rows) == ((), (90,), ())
+    assert json.loads((root / "pkg/libnormgate.build.json").read_text())["sms"] == []
+    assert listed("--list-elf", report.library) == []
+    assert listed("--list-ptx", report.library) == ["sm_90", "sm_90"]
 
 
 def test_ptx_is_of_each_kernels_own_newest_target(tmp_path: Path) -> None:
@@ -200,6 +211,8 @@ def test_ptx_is_of_each_kernels_own_newest_target(tmp_path: Path) -> None:
     assert ptx((80, 90)) == [None, 90, 80]
     assert ptx((80,)) == [80, 80]
     assert compile._select(manifest, "all").ptx_sms == (80, 90)
+    alone = compile._select(manifest, "all", machine_code=False)
+    assert ([chosen.ptx_sm for chosen in alone.sources], alone.machine_code_sms) == ([80, 90, 80], ())
 
 
 def test_report(built: tuple[Path, BuildReport], tmp_path: Path) -> None:
@@ -460,6 +473,7 @@ def test_gencode() -> None:
         "-gencode=arch=compute_90,code=compute_90",
     ]
     assert arch.gencode([80], None) == ["-gencode=arch=compute_80,code=sm_80"]
+    assert arch.gencode([], 90, accelerated=True) == ["-gencode=arch=compute_90,code=compute_90"]
     # What only sm_90a has stays out of the PTX: no later chip could run it.
     assert arch.gencode([90], 90, accelerated=True) == [
         "-gencode=arch=compute_90a,code=sm_90a",

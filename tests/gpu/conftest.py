@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from packages import ROOT, packages  # noqa: E402
+from packages import ROOT, Package, packages  # noqa: E402
 
 _measured: dict[str, dict[str, Any]] = {}
 
@@ -58,6 +59,13 @@ def software() -> dict[str, Any]:
     }
 
 
+def _code(package: Package) -> str:
+    """What the library holds, by what compiling left beside it."""
+    stamp = json.loads(package.library.with_name("libnormgate.build.json").read_text())
+    held = [f"sm_{sm}" for sm in stamp["sms"]] + [f"PTX of sm_{sm}" for sm in stamp["ptx_sms"]]
+    return ", ".join(held)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     out = os.environ.get("NORMGATE_RECORD")
     if not out or not torch.cuda.is_available():
@@ -68,7 +76,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         "what": "pytest tests/gpu",
         **software(),
         "packages": [str(p.folder.relative_to(ROOT)) for p in packages()],
+        "code": [_code(package) for package in packages()],
         "outcomes": outcomes,
+        "passed": dict(
+            sorted(Counter(one.nodeid.partition("[")[0] for one in reporter.stats.get("passed", ())).items())
+        ),
         "measured": dict(sorted(_measured.items())),
     }
     Path(out).write_text(json.dumps(record, indent=1) + "\n")

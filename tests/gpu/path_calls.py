@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from packages import Package
 from path_oracle import Numbers, Outputs, PathInputs
-from test_numerics import GUARD_ROWS, group_of, library
+from test_numerics import GUARD_ROWS, NO_BYTE, group_of, guarded_workspace, library
 
 from codegen.bench.native import PathArgs, launch_args
 from codegen.families import MOST_TOKENS_FUSED, Apart, parse_served
 
 NO_EXPERT = -1
-NO_BYTE = 0xFF
-GUARD_BYTES = 256
 
 
 def functions_of(package: Package, kernel: Any, sm: int) -> list[tuple[str, int | None]]:
@@ -83,10 +81,7 @@ class Call:
         self.function, self.inputs, self.outputs = function, inputs, outputs
         self._library = library(package)
         size = self._library.workspace_bytes(function, len(inputs.x))
-        # 0xff.. is NaN.
-        whole = torch.full((size + GUARD_BYTES,), NO_BYTE, dtype=torch.uint8, device="cuda") if size else None
-        self._workspace_guard = whole[size:] if whole is not None else None
-        self._workspace = whole[:size] if whole is not None else None
+        self._workspace, self._workspace_guard = guarded_workspace(size)
         self._args = launch_args(
             router_logits=outputs.router_logits,
             normed_x=outputs.normed_x,
@@ -130,14 +125,16 @@ class Call:
 def run(package: Package, kernel: Any, function: str, inputs: PathInputs, numbers: Numbers) -> Outputs:
     """Outputs of one launch, poisoned before, their guard rows checked."""
     tokens = len(inputs.x)
-    padded = make_outputs(kernel, tokens + GUARD_ROWS)
-    call = Call(package, function, inputs, numbers, padded)
+    own = slice(GUARD_ROWS, GUARD_ROWS + tokens)
+    fenced = make_outputs(kernel, tokens + 2 * GUARD_ROWS)
+    call = Call(package, function, inputs, numbers, fenced.rows(own))
     call.queue()
     torch.cuda.synchronize()
     call.check_workspace()
-    for name, tensor in padded.given.items():
-        assert is_poison(tensor[tokens:]).all(), f"{function} wrote {name} beyond {tokens} tokens"
-    return padded.rows(slice(tokens))
+    for name, tensor in fenced.given.items():
+        outside = torch.cat([tensor[: own.start], tensor[own.stop :]])
+        assert is_poison(outside).all(), f"{function} wrote {name} outside of {tokens} tokens"
+    return fenced.rows(own)
 
 
 def strided(rows: torch.Tensor, before: int, after: int) -> torch.Tensor:

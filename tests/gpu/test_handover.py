@@ -1,7 +1,8 @@
 """Memory in which the CTAs of a launch hand logits to the one that chooses experts: who may use it at the same time.
 
 Every launch is compared, in its own stream, with what the same function gave when it ran by itself. NORMGATE_SOAK=1
-does the same for minutes: 10^5 replays of each graph, and each pair of streams for about 40 seconds.
+does the same for minutes: 10^5 replays of each graph, and each pair of streams for a minute by the clock;
+NORMGATE_SOAK_SECONDS is another time for these, with NORMGATE_SOAK or without.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ CALLS = 48  # of a round
 VERSIONS = 3  # of the inputs
 ROUNDS_AT_ONCE = 8  # what a stream's queue has room for
 HOLD_CYCLES = 20_000_000  # about 10 ms, in which so many rounds are queued
-BATCHES = 2500 if SOAK else 10  # of so many rounds
+BATCHES_AT_ONCE = 10  # of so many rounds, at least
+BATCHES_BESIDE = 500 if SOAK else 2
+SECONDS_AT_ONCE = float(os.environ.get("NORMGATE_SOAK_SECONDS", 60 if SOAK else 0))  # of two streams, at least
 REPLAYS_AT_ONCE = 100
 REPLAYS = 100_000 if SOAK else 2000
 CAPTURES = 30 if SOAK else 3
@@ -184,8 +187,8 @@ def test_two_streams_at_once(package: Package, kernel: Any, sm: int, record: dic
     """New streams, whose memory grows while calls with less of it are under way."""
     pair = [Rounds(package, kernel, sm), Rounds(package, kernel, sm)]
     streams = two_streams()
-    start = time.perf_counter()
-    for batch in range(BATCHES):
+    start, batch = time.perf_counter(), 0
+    while batch < BATCHES_AT_ONCE or time.perf_counter() - start < SECONDS_AT_ONCE:
         for rounds in pair:
             rounds.use(batch % VERSIONS)
         hold(*streams)
@@ -201,7 +204,8 @@ def test_two_streams_at_once(package: Package, kernel: Any, sm: int, record: dic
                     rounds.end()
         for rounds in pair:
             rounds.check(f"{kernel.kernel}, batch {batch}")
-    launches = BATCHES * ROUNDS_AT_ONCE * CALLS * 2
+        batch += 1
+    launches = batch * ROUNDS_AT_ONCE * CALLS * 2
     record.update(launches=launches, seconds=round(time.perf_counter() - start, 1))
 
 
@@ -227,7 +231,7 @@ def test_graph_beside_calls_in_the_stream_of_its_capture(package: Package, kerne
     replayed, called = Rounds(package, kernel, sm), Rounds(package, kernel, sm)
     stream, other = two_streams()
     graph = captured(replayed, stream)
-    for batch in range(BATCHES // 5):
+    for batch in range(BATCHES_BESIDE):
         replayed.use(batch % VERSIONS)
         called.use(batch % VERSIONS)
         hold(stream, other)

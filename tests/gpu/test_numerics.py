@@ -13,7 +13,9 @@ from packages import Package, kernels
 
 from codegen.bench.native import Library, launch_args
 
-GUARD_ROWS = 3
+GUARD_ROWS = 8  # before and after an output's own: so many, that these begin at a multiple of 16 bytes
+GUARD_BYTES = 256
+NO_BYTE = 0xFF
 KERNELS = list(kernels())
 LIMIT = {"float32": 2e-6, "bfloat16": 3e-3}  # of the logits' relative error; bf16 logits are rounded to 8 bits
 # Of the share of normed_x that may fall to the other side of a tie: fp16 has 8 times as many of them as bf16.
@@ -38,9 +40,10 @@ def group_of(package: Package, kernel: Any, sm: int) -> Any | None:
 
 
 def variants_of(package: Package, kernel: Any, sm: int) -> list[tuple[str, int | None]]:
-    """Functions that the library has for this chip, each with the most tokens it serves."""
+    """Functions that the library has for this chip, those for other chips' sake too, each with the most tokens it serves."""
     group = group_of(package, kernel, sm)
-    functions = {v.function: v.name for v in group.variants if v.function} if group else {}
+    variants = [*group.variants, *group.portable_variants] if group else []
+    functions = {v.function: v.name for v in variants if v.function}
     return [(f, int(n.split("_")[1][1:]) if n.startswith("gemv") else None) for f, n in functions.items()]
 
 
@@ -49,19 +52,26 @@ def thresholds(kernel: Any) -> set[int]:
     return {count for end in ends for count in (end - 1, end, end + 1) if count > 0}
 
 
+def guarded_workspace(size: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """So many bytes that are no numbers, and what follows them; None for none."""
+    whole = torch.full((size + GUARD_BYTES,), NO_BYTE, dtype=torch.uint8, device="cuda") if size else None
+    return (None, None) if whole is None else (whole[:size], whole[size:])
+
+
 def run(package: Package, kernel: Any, function: str, inputs: Inputs) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Outputs of one launch, poisoned before, their guard rows checked."""
     tokens = inputs.x.shape[0]
-    nan = float("nan")
-    out_logits = torch.full(
-        (tokens + GUARD_ROWS, kernel.num_experts), nan, device="cuda", dtype=DTYPES[kernel.logits_dtype]
-    )
-    out_normed = None
+    own = slice(GUARD_ROWS, GUARD_ROWS + tokens)
+
+    def fenced(width: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.full((tokens + 2 * GUARD_ROWS, width), float("nan"), device="cuda", dtype=dtype)
+
+    outputs = {"logits": fenced(kernel.num_experts, DTYPES[kernel.logits_dtype])}
     if inputs.norm_weight is not None:
-        out_normed = torch.full((tokens + GUARD_ROWS, kernel.hidden_size), nan, device="cuda", dtype=inputs.x.dtype)
+        outputs["normed_x"] = fenced(kernel.hidden_size, inputs.x.dtype)
+    out_logits, out_normed = outputs["logits"][own], outputs["normed_x"][own] if "normed_x" in outputs else None
     lib = library(package)
-    size = lib.workspace_bytes(function, tokens)
-    workspace = torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda") if size else None  # 0xff.. is NaN
+    workspace, guard = guarded_workspace(lib.workspace_bytes(function, tokens))
     lib.launch(
         function,
         launch_args(
@@ -77,11 +87,11 @@ def run(package: Package, kernel: Any, function: str, inputs: Inputs) -> tuple[t
         ),
     )
     torch.cuda.synchronize()
-    assert out_logits[tokens:].isnan().all(), f"{function} wrote logits beyond {tokens} tokens"
-    if out_normed is not None:
-        assert out_normed[tokens:].isnan().all(), f"{function} wrote normed_x beyond {tokens} tokens"
-        out_normed = out_normed[:tokens]
-    return out_normed, out_logits[:tokens]
+    for name, whole in outputs.items():
+        outside = torch.cat([whole[: own.start], whole[own.stop :]])
+        assert outside.isnan().all(), f"{function} wrote {name} outside of {tokens} tokens"
+    assert guard is None or (guard == NO_BYTE).all(), f"{function} wrote beyond its workspace"
+    return out_normed, out_logits
 
 
 @pytest.mark.parametrize(("package", "kernel"), KERNELS, ids=[f"{p.name}-{k.kernel}" for p, k in KERNELS])

@@ -202,6 +202,12 @@ def test_wrong_calls_say_what_is_wrong_and_leave_the_process_well() -> None:
     assert relative_error(got, logits(kernel, inputs, normed_x)) < 2e-6
 
 
+def one_further(tensor: torch.Tensor) -> torch.Tensor:
+    """The same an element after a multiple of 16 bytes."""
+    room = torch.empty(tensor.numel() + 8, device=tensor.device, dtype=tensor.dtype)
+    return room[1 : 1 + tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
 def test_wrong_calls_name_argument_value_and_expectation() -> None:
     """Each wrong in one way; after each the next right call gives the same bits."""
     kernel = kernel_of("deepseek-v3")
@@ -226,6 +232,8 @@ def test_wrong_calls_name_argument_value_and_expectation() -> None:
             rf"gate_weight has strides \[1, {experts}\]; expected a contiguous tensor",
         ),
         ({"gate_weight": gate.to(torch.int64)}, "gate_weight is int64; expected bfloat16, float16 or float32"),
+        ({"gate_weight": one_further(gate)}, "gate_weight starts at an address that is no multiple of 16 bytes"),
+        ({"x": x.to_sparse()}, "SparseCUDA"),  # torch's own words
     ]
     for changes, match in cases:
         arguments = {"x": x, "norm_weight": norm, "gate_weight": gate} | changes

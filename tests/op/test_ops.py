@@ -1,6 +1,8 @@
 """The operators on the CPU: opcheck, fakes, results, refusals. What CUDA adds is tested on a GPU."""
 
 import dataclasses
+import inspect
+import math
 import warnings
 
 import normgate
@@ -131,7 +133,9 @@ def flat(**arguments):
     )
     routing = arguments.pop("routing")
     first = ops._RouteCall._fields.index("scoring")
-    chooses = dict(zip(ops._RouteCall._fields[first : first + 12], ops._NO_SELECTION, strict=True))
+    chooses = dict(
+        zip(ops._RouteCall._fields[first : first + 12], ops._NO_SELECTION + ops._LAST_BY_DEFAULT, strict=True)
+    )
     if routing is not None:
         chooses = {field.name: getattr(routing, field.name) for field in dataclasses.fields(routing)}
     return {**defaults, **arguments, **chooses}
@@ -158,6 +162,49 @@ def test_the_schema_has_the_arguments_of_the_call():
         assert tuple(argument.name for argument in schema.arguments) == ops._RouteCall._fields
         assert tuple(output.name for output in schema.returns) == normgate.Routed._fields
         assert not schema.is_mutable
+
+
+@pytest.mark.parametrize("suffix", ["", "_reference"])
+@pytest.mark.parametrize(
+    ("op", "functions"),
+    [
+        ("norm_gate", (ops._norm_gate_composition, ops._norm_gate_fake)),
+        ("gate", (ops._gate_composition, ops._gate_fake)),
+        ("route", (ops._RouteCall,)),
+    ],
+)
+def test_python_functions_have_the_defaults_of_the_schema(op, functions, suffix):
+    """torch leaves out arguments that are as the schema's defaults say when it calls them."""
+    arguments = getattr(torch.ops.normgate, f"{op}{suffix}").default._schema.arguments
+    # A schema names a dtype by its number.
+    numbers = {torch.int32: 3, torch.float32: 6}
+    for function in functions:
+        given = {
+            name: parameter.default
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        assert given
+        wanted = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+        assert {name: numbers.get(value, value) for name, value in given.items()} == wanted
+
+
+@pytest.mark.parametrize("logits_dtype", LOGITS)
+@pytest.mark.parametrize("logits_from", ["unrounded", "rounded"])
+@pytest.mark.parametrize("shape", [(5, K), (5, 1, K), (K,)])
+def test_what_is_left_out_by_default_is_what_was_asked_for(shape, logits_from, logits_dtype):
+    x, norm_weight, gate_weight, bias = tensors(bias=True)
+    x = x.reshape(-1)[: math.prod(shape)].reshape(shape)
+    contract = dict(eps=EPS, norm_order="B", logits_from=logits_from)
+    normed_x, router_logits = normgate.norm_gate(
+        x, norm_weight, gate_weight, bias, **contract, logits_dtype=logits_dtype
+    )
+    rows = x.reshape(-1, K)
+    right = normgate.reference.norm_gate(rows, norm_weight, gate_weight, bias, **contract, logits_dtype=logits_dtype)
+    assert torch.equal(normed_x, right[0].view(shape)) and normed_x.shape == x.shape
+    assert torch.equal(router_logits, right[1].view(*shape[:-1], N)) and router_logits.dtype == logits_dtype
+    alone = normgate.gate(x, gate_weight, bias, logits_dtype=logits_dtype)
+    assert torch.equal(alone, normgate.reference.gate(rows, gate_weight, bias, logits_dtype).view(*shape[:-1], N))
 
 
 def wanted_of(arguments):
