@@ -1,8 +1,8 @@
 """`python -m tests.models`: every model's config.json through `add`, generate, compile, and its CPU op against the oracle.
 
 The specs that `add` writes make one package, for kernels are shared by models. What was compiled is kept in --work, and
-what a record of the same commit says of a model's op is kept too, so that a run that was interrupted goes on where it
-was. Writes the record that docs/coverage.md tells from; exit code 1 for a model that did not come through.
+what was found of a model's op too, for the same commit, so that a run that was interrupted goes on where it was. Writes
+the record that docs/coverage.md tells from; exit code 1 for a model that did not come through.
 """
 
 from __future__ import annotations
@@ -41,16 +41,17 @@ def models() -> dict[str, Path]:
 
 
 class Run:
-    """The outcomes by model, and the record of them."""
+    """The outcomes by model, which `found` in the work folder holds as far as they are known."""
 
-    def __init__(self, work: Path, sms: Sequence[int], record: Path | None, jobs: int | None) -> None:
-        self.work, self.sms, self.record, self.jobs = work, tuple(sms), record, jobs
+    def __init__(self, work: Path, sms: Sequence[int], jobs: int | None) -> None:
+        self.work, self.sms, self.jobs = work, tuple(sms), jobs
+        self.found = work / "found.json"
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.specs: dict[str, RouterSpec] = {}
         self.library = False
         commit = source(ROOT)
         self.commit = commit.commit + "-dirty" * commit.dirty
-        before = json.loads(record.read_text(encoding="utf-8")) if record and record.is_file() else {}
+        before = json.loads(self.found.read_text(encoding="utf-8")) if self.found.is_file() else {}
         self.known: dict[str, dict[str, Any]] = before["models"] if before.get("commit") == self.commit else {}
 
     @property
@@ -143,13 +144,11 @@ class Run:
             raise CheckFailed(f"the CPU ops: exit code {process.returncode}")
 
     def say(self, name: str, what: str, started: float) -> None:
-        """A line of progress, and what there is by now into the record."""
+        """A line of progress, and what is known by now into `found`."""
         print(f"{name}: {what} ({time.monotonic() - started:.1f} s)", flush=True)
         self.write()
 
     def write(self) -> None:
-        if self.record is None:
-            return
         record = {
             "what": _COMMAND,
             "commit": self.commit,
@@ -159,7 +158,7 @@ class Run:
             "library": "loaded" if self.library else "not linked",
             "models": self.outcomes,
         }
-        replace_whole(self.record, f"{json.dumps(record, indent=1)}\n".encode())
+        replace_whole(self.found, f"{json.dumps(record, indent=1)}\n".encode())
 
 
 def main() -> int:
@@ -172,7 +171,7 @@ def main() -> int:
     given = parser.parse_args()
     sms = [] if given.sm == "none" else [int(sm) for sm in given.sm.split(",")]
     record = given.record or (RECORD if not given.models and sms else None)
-    run = Run(given.work.absolute(), sms, record, given.jobs)
+    run = Run(given.work.absolute(), sms, given.jobs)
     for name, config in models().items():
         if not given.models or name in given.models:
             run.add(name, config)
@@ -183,6 +182,9 @@ def main() -> int:
         if not any("compile" in outcome.get("wrong", "") for outcome in run.outcomes.values()):
             run.link()
             run.call()
+    run.write()
+    if record:
+        replace_whole(record, run.found.read_bytes())
     wrong = {name: outcome["wrong"] for name, outcome in run.outcomes.items() if "wrong" in outcome}
     for name, what in wrong.items():
         print(f"{name}: {what}", file=sys.stderr)
@@ -192,4 +194,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except NormgateError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
