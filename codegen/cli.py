@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,9 +12,8 @@ from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 
-from . import hf, naming, places
+from . import hf, naming, places, terminal
 from .errors import BadInput, CheckFailed, NormgateError, Problem
 from .spec import RouterSpec, dump_spec, load_spec, load_specs
 
@@ -21,7 +21,6 @@ from .spec import RouterSpec, dump_spec, load_spec, load_specs
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
-_TABLE_WIDTH = 100
 _BENCH_TOKENS = "1,2,3,4,5,7,8,9,12,16,17,24,32,33,48,64,96,128,192,256,512,1024,2048,4096,8192"
 _UNROUNDED_TOKENS = "1,16,64,512,4096"
 _PATH_TOKENS = "1,2,4,8,12,16,24,32,64,128,512,4096"
@@ -50,6 +49,11 @@ def _specs_option(command: _Command) -> _Command:
     return click.option(
         "--spec", "specs", type=_PATH, multiple=True, help="A spec; may be repeated.  [default: all of specs/]"
     )(command)
+
+
+def _json_option(keys: str) -> Callable[[_Command], _Command]:
+    """--json: `keys` says what comes out, which stays so."""
+    return click.option("--json", "as_json", is_flag=True, help=f"For programs, alone on stdout: {keys}")
 
 
 def _all_option(command: _Command) -> _Command:
@@ -82,6 +86,11 @@ def _ops_option(command: _Command) -> _Command:
 @click.option("--sm", default="all", show_default=True, metavar="native|all|90,100", help="SM targets to compile for.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.")
 @click.option("--ptx-only", is_flag=True, help="No machine code: chips later than --sm compile the PTX for themselves.")
+@click.option("--table", is_flag=True, help="Show what every function needs, and not only the most of each kernel.")
+@_json_option(
+    "{library, sms, ptx_sms, compiled, seconds, rows: [{function, sm, registers, smem, spill, stack, source, "
+    "object_bytes, seconds}]}, a row for each function and SM."
+)
 @click.pass_context
 def cli(
     context: click.Context,
@@ -92,23 +101,29 @@ def cli(
     sm: str,
     jobs: int | None,
     ptx_only: bool,
+    table: bool,
+    as_json: bool,
 ) -> None:
     """Generate the normgate package from specs and compile it. Without a verb: both."""
     if context.invoked_subcommand is not None:
         given = [name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
         if given:
-            option = {"every": "all", "specs": "spec"}.get(given[0], given[0])
+            option = {"every": "all", "specs": "spec", "as_json": "json"}.get(given[0], given[0])
             raise click.UsageError(f"options go behind the verb: {context.invoked_subcommand} --{option}")
         return
     from .build import build_package
 
-    console = _console()
+    console = terminal.console(stderr=as_json)
     specs, out = _asked(specs, every, out)
     report = build_package(specs, out, ops=ops, sm=sm, jobs=jobs, machine_code=not ptx_only, console=console)
     if report.compiled:
         for warning in report.warnings:
             print(warning, file=sys.stderr)
-        console.print(report.table())
+    if as_json:
+        print(json.dumps({"library": places.shown(report.library), **report.data()}, indent=1))
+        return
+    if report.compiled or table:
+        print(report.table() if table else report.summary())
     steps = f"{report.compiled} steps" if report.compiled else "nothing to compile"
     held = [f"PTX of sm_{sm}" for sm in report.ptx_sms] if ptx_only else [f"sm_{sm}" for sm in report.sms]
     print(f"{places.shown(report.library)}: {', '.join(held)}; {steps}, {report.seconds:.1f} s")
@@ -123,7 +138,7 @@ def generate(specs: tuple[Path, ...], every: bool, out: Path | None, ops: str) -
     """Render the package, and compile nothing."""
     from . import build
 
-    build.generate(*_asked(specs, every, out), ops, _console())
+    build.generate(*_asked(specs, every, out), ops, terminal.console())
 
 
 @cli.command()
@@ -203,13 +218,11 @@ def add(config: Path, name: str | None, out: Path | None, force: bool, source: s
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_json_option("[{model, path, kernel, missing: [reason], sms: {sm: run, built, planned or none}}].")
 @click.option("--write", is_flag=True, help="Write docs/coverage.md.")
 @click.option("--check", is_flag=True, help="Exit code 1 where docs/coverage.md is not what --write would write.")
 def coverage(as_json: bool, write: bool, check: bool) -> None:
     """Say which models' router paths are covered, on which chips, and what is missing."""
-    import json
-
     from . import coverage as found
     from .output import replace_whole
 
@@ -229,16 +242,20 @@ def coverage(as_json: bool, write: bool, check: bool) -> None:
     elif as_json:
         print(json.dumps(found.data(models), indent=1))
     else:
-        console = _console()
-        for part in found.table(models):
-            console.print(part, soft_wrap=isinstance(part, str), markup=False)
+        terminal.show(terminal.console(), *found.table(models))
 
 
 @cli.command()
 @click.argument("spec_or_model", metavar="SPEC_OR_MODEL")
-@click.option("--sm", type=int, metavar="N", help="For the chip sm_N.  [default: each group of SM targets]")
-def plan(spec_or_model: str, sm: int | None) -> None:
-    """Print the quantities that follow from a spec: name, formula, value, meaning."""
+@click.option("--sm", type=int, metavar="N", help="For the chip sm_N, in full.  [default: every group of SM targets]")
+@_json_option(
+    "{kernels: [{name, models, quantities, groups: [{sm_targets, ranges: [{first_token, last_token "
+    "(null: no end), variant, why, quantities}]}]}]}; a quantity is {name, formula, value, meaning}."
+)
+def plan(spec_or_model: str, sm: int | None, as_json: bool) -> None:
+    """Print what follows from a spec: its quantities, by name, formula, value and meaning, and the variants that serve
+    its token counts; with --sm the quantities of each variant too.
+    """
     from . import derived, spills, tuned
     from .plan import make_plan
 
@@ -249,15 +266,24 @@ def plan(spec_or_model: str, sm: int | None) -> None:
     else:
         sharing = _sharing(spec_or_model)
         spec = sharing[0]
-    console = _console()
+    console, kernels = terminal.console(), []
     tables = tuned.load(sharing, places.tuned_folder())
     for kernel in make_plan(sharing, tables, spills.read(places.tuned_folder())).all_kernels:
         group = None if sm is None else kernel.group_of(sm)
         if sm is not None and group is None:
             targets = ", ".join(str(target) for each in kernel.groups for target in each.sm_targets)
             raise BadInput([Problem(None, None, f"--sm {sm}: no target of {spec.name} ({targets}) runs there")])
-        for table in derived.tables(kernel, kernel.groups if group is None else (group,), sm):
-            console.print(table)
+        groups = kernel.groups if group is None else (group,)
+        if as_json:
+            kernels.append(derived.data(kernel, groups, sm))
+            continue
+        for title, table in derived.tables(kernel, groups, sm):
+            terminal.title(console, title)
+            terminal.show(console, table, "")
+    if as_json:
+        print(json.dumps({"kernels": kernels}, indent=1))
+    elif sm is None:
+        terminal.show(console, "What each variant makes of it on a chip: --sm N")
 
 
 @cli.command()
@@ -269,10 +295,14 @@ def plan(spec_or_model: str, sm: int | None) -> None:
     metavar="N",
     help="90 for compute capability 9.0.  [default: this machine's GPU]",
 )
-def explain(model: str, tokens: int, sm: int | None) -> None:
+@_json_option(
+    "[{model, kernel, num_tokens, sm, sm_target, sm_group, variant, function, first_token, last_token, why, "
+    "rejected: [{variant, why}]}]: the gate with its norm, then the whole path, as normgate.explain has them."
+)
+def explain(model: str, tokens: int, sm: int | None, as_json: bool) -> None:
     """Say which variant serves T tokens of a model on a chip, why, and what was rejected."""
     from . import spills, tuned
-    from .explain import explained
+    from .explain import as_data, explained
     from .plan import make_plan
     from .toolkit import native_sms
 
@@ -285,7 +315,8 @@ def explain(model: str, tokens: int, sm: int | None) -> None:
                 [Problem(None, None, "--sm: not given, and this machine has no GPU to ask; --sm 90 would be right")]
             ) from None
     tables = tuned.load(sharing, places.tuned_folder())
-    print(explained(make_plan(sharing, tables, spills.read(places.tuned_folder())), model, tokens, sm))
+    found = explained(make_plan(sharing, tables, spills.read(places.tuned_folder())), model, tokens, sm)
+    print(json.dumps([as_data(one) for one in found], indent=1) if as_json else "\n\n".join(map(str, found)))
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, words: str | None) -> tuple[int, ...] | None:
@@ -342,6 +373,12 @@ def _numbers(context: click.Context, parameter: click.Parameter, words: str | No
 @click.option("--build-only", is_flag=True, help="Build the benchmark, and run nothing: needs no GPU.")
 @click.option("--no-build", is_flag=True, help="Run what an earlier --build-only built: needs no compilers.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time.")
+@click.option("--show", type=_PATH, metavar="FILE", help="Print the tables of a record and time nothing: needs no GPU.")
+@click.option("--table", is_flag=True, help="Print the times of every candidate, and not only of the best peer.")
+@_json_option(
+    "the record: {machine, source, protocol, rates, models: {model: {points: {tokens: "
+    "{candidates: {name: {median_us, spread_us, ...}}, left_out}}, host, path, ...}}}."
+)
 @click.pass_context
 def bench(
     context: click.Context,
@@ -360,11 +397,23 @@ def bench(
     build_only: bool,
     no_build: bool,
     jobs: int | None,
+    show: Path | None,
+    table: bool,
+    as_json: bool,
 ) -> None:
     """Time the compiled package against its peers on this machine's GPU.
 
     The package must have been compiled before.
     """
+    if show is not None:
+        from .bench import record as records
+        from .bench import shown
+
+        if as_json:
+            print(records.text(records.read(show)), end="")
+        else:
+            shown.show(records.read(show), terminal.console(), every=table)
+        return
     if build_only and no_build:
         raise click.UsageError("--build-only and --no-build: one of them")
     if build_only and sm is None:
@@ -389,7 +438,9 @@ def bench(
         build_only=build_only,
         no_build=no_build,
         jobs=jobs,
-        console=_console(),
+        every=table,
+        as_json=as_json,
+        console=terminal.console(stderr=as_json),
     )
 
 
@@ -424,6 +475,29 @@ def draw(record: Path | None, page: Path | None, check: bool) -> None:
     page = page or docs / "performance.md"
     pages.write(record, page, paths)
     print(f"{places.shown(page)} written")
+
+
+@cli.command()
+@click.option("--out", type=_PATH, metavar="FILE", help="The HTML file.  [default: build/report.html]")
+@click.option("--records", type=_PATH, metavar="DIR", help="Where recorded runs lie.  [default: docs/measured]")
+@click.option("--from", "built", type=_PATH, metavar="DIR", help="What was built there.  [default: generated]")
+@click.option("--against", type=_PATH, metavar="FILE", help="An older record, or report: show what changed since.")
+@click.option("--screenshot", type=_PATH, metavar="FILE", help="A PNG of its first screens too: needs Chromium.")
+def report(
+    out: Path | None, records: Path | None, built: Path | None, against: Path | None, screenshot: Path | None
+) -> None:
+    """Write one HTML page of what was recorded, planned and compiled: needs no GPU and no network."""
+    from .report import page
+    from .report import screenshot as pictures
+
+    out = out or places.home() / "build" / "report.html"
+    found = page.write(out, records or places.home() / "docs" / "measured", built or _default_out(), against)
+    for one in found.missing:
+        print(f"not in the report: {one.what}; {one.command}", file=sys.stderr)
+    print(f"{places.shown(out)} written")
+    if screenshot:
+        pictures.take(out, screenshot)
+        print(f"{places.shown(screenshot)} written")
 
 
 @cli.command()
@@ -495,7 +569,7 @@ def tune(
         build_only=build_only,
         no_build=no_build,
         jobs=jobs,
-        console=_console(),
+        console=terminal.console(),
     )
 
 
@@ -534,9 +608,3 @@ def _only(folder: Path, pattern: str) -> Path:
 
 def _default_out() -> Path:
     return places.home() / "generated"
-
-
-def _console() -> Console:
-    """Standard output; a pipe is as wide as the tables need."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_TABLE_WIDTH)

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from . import terminal
 from .arch import gencode
 from .errors import CheckFailed, Spilled, ToolError
 from .manifest import GENERATE, NAME, Manifest, Source, load_manifest, sha256
@@ -190,6 +190,19 @@ def compile_kernels(
         rows, _ = _collect(asked, build_dir)
         _require_fitting(asked, rows)
     return rows
+
+
+def reported(package_dir: Path, build_dir: Path) -> list[Row]:
+    """What each function of the package needs, as the compilers said when it was built in `build_dir`; empty where it
+    was not built, or something else was since.
+    """
+    try:
+        stamp = json.loads((package_dir / STAMP).read_bytes())
+        if stamp["manifest"] != sha256((package_dir / NAME).read_bytes()):
+            return []
+        return _collect(_select(load_manifest(package_dir), stamp["sms"]), build_dir)[0]
+    except (OSError, ValueError, LookupError):
+        return []
 
 
 def _select(manifest: Manifest, sms: Sequence[int] | Literal["all"], machine_code: bool = True) -> _Selection:
@@ -378,15 +391,11 @@ def _progress(console: Console | None) -> Iterator[Callable[[int, int, str], Non
     if console is None:
         yield lambda done, total, what: None
     elif not console.is_terminal:
-        yield lambda done, total, what: console.print(f"[{done}/{total}] {what}", markup=False, highlight=False)
-    else:
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
+        yield lambda done, total, what: console.print(
+            f"[{done}/{total}] {what}", markup=False, highlight=False, soft_wrap=True
         )
-        with Progress(*columns, console=console, transient=True) as progress:
+    else:
+        with terminal.bar(console) as progress:
             task = progress.add_task("compiling", total=None)
             yield lambda done, total, what: progress.update(task, completed=done, total=total, description=what)
 

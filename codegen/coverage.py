@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
-from . import naming, variants
+from . import naming, terminal, variants
 from .arch import ARCHS, SM_TARGETS
 from .bench.paths import stages
 from .problem import Problem
@@ -110,11 +109,8 @@ def compiled(folder: Path) -> dict[str, frozenset[int]]:
 
 def table(models: Sequence[Covered]) -> Iterator[Table | str]:
     """The matrix in 80 columns, its key, and what is missing."""
-    matrix = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, padding=(0, 1, 0, 0))
-    matrix.add_column("model", no_wrap=True)
-    matrix.add_column("served", no_wrap=True)
-    for sm in SM_TARGETS:
-        matrix.add_column(str(sm), justify="center")
+    sms = [Column(str(sm), justify="center") for sm in SM_TARGETS]
+    matrix = terminal.table(terminal.words("model"), terminal.words("served"), *sms)
     for one in models:
         matrix.add_row(one.model, _served(one), *(_LETTERS[one.sms[sm]] for sm in SM_TARGETS))
     yield matrix

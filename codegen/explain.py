@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from .plan import Plan
 from .render import render
@@ -13,9 +15,9 @@ from .render import render
 _NAME = "normgate_explained"
 
 
-def explained(plan: Plan, model: str, num_tokens: int, sm: int) -> str:
-    """The text of the package's own `explain`, of a model's gate and of its path. The package's files are rendered to
-    a temporary folder and imported.
+def explained(plan: Plan, model: str, num_tokens: int, sm: int) -> list[Any]:
+    """What the package's own `explain` says of a model's gate and of its path: Explanations. The package's files are
+    rendered to a temporary folder and imported.
     """
     with tempfile.TemporaryDirectory(prefix="normgate-") as folder:
         package = Path(folder) / _NAME
@@ -29,8 +31,14 @@ def explained(plan: Plan, model: str, num_tokens: int, sm: int) -> str:
             dispatch = importlib.import_module(f"{_NAME}.dispatch")
             table = dispatch.MODELS.get(model)
             names = [model] if table is None else [name for name in (model, table.path_kernel) if name]
-            return "\n\n".join(str(dispatch.explain(name, num_tokens, sm)) for name in names)
+            return [dispatch.explain(name, num_tokens, sm) for name in names]
         finally:
             sys.path.remove(folder)
             for name in [name for name in sys.modules if name.partition(".")[0] == _NAME]:
                 del sys.modules[name]
+
+
+def as_data(explanation: Any) -> dict[str, object]:
+    """An Explanation for JSON."""
+    rejected = [{"variant": variant, "why": why} for variant, why in explanation.rejected]
+    return {**dataclasses.asdict(explanation), "rejected": rejected}

@@ -15,6 +15,8 @@ from .spec import load_specs
 _FRESH = "generated.json"
 # What shapes the text of generated files, beside specs, templates and the generator.
 _FORMATTERS = ("jinja2", "clang-format")
+# Templates of the benchmark and of the report: nothing of a package is made from them.
+_NOT_GENERATED = ("bench", "report")
 
 
 def files_of(spec_paths: Sequence[Path], ops: str = naming.OPS) -> dict[str, output.Content]:
@@ -96,7 +98,7 @@ def inputs_of(spec_paths: Sequence[Path]) -> dict[str, str]:
     templates = places.templates_folder()
     for path in sorted(templates.rglob("*")):
         name = path.relative_to(templates)
-        if path.is_file() and name.parts[0] != "bench" and "__pycache__" not in name.parts:
+        if path.is_file() and name.parts[0] not in _NOT_GENERATED and "__pycache__" not in name.parts:
             found[f"templates/{name.as_posix()}"] = manifest.sha256(path.read_bytes())
     return found
 

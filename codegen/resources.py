@@ -1,17 +1,15 @@
-"""What ptxas says a kernel needs, read from its `-v` report, and the table of a whole build."""
+"""What ptxas says a kernel needs, read from its `-v` report, and the table of a whole build, in short and in full."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from rich import box
-from rich.table import Table
+from . import terminal
 
 _ENTRY = re.compile(r"Compiling entry function '([^']+)' for 'sm_(\d+)\w?'")
 _PROPERTIES = re.compile(r"Function properties for (\S+)")
@@ -95,8 +93,8 @@ class BuildReport:
     warnings: tuple[str, ...]
     seconds: float
 
-    def write_json(self, path: Path) -> None:
-        """Write the rows as JSON, one object each; no absolute paths."""
+    def data(self) -> dict[str, object]:
+        """For JSON: the rows, an object each; no absolute paths."""
         rows = [
             {
                 **dataclasses.asdict(row.usage),
@@ -106,31 +104,48 @@ class BuildReport:
             }
             for row in self.rows
         ]
-        data = {"sms": self.sms, "ptx_sms": self.ptx_sms, "seconds": round(self.seconds, 2), "rows": rows}
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        return {
+            "sms": self.sms,
+            "ptx_sms": self.ptx_sms,
+            "compiled": self.compiled,
+            "seconds": round(self.seconds, 2),
+            "rows": rows,
+        }
 
-    def table(self) -> Table:
-        """A table for people: a line for each source with its size and seconds, under it its functions.
-
-        SMs on which a function needs the same share a row, and the source's name is not said again in its
-        functions'. Made for 100 columns; a console that writes to a pipe takes 80, so give it width=100.
+    def summary(self) -> str:
+        """A line for each kernel: of its functions on all SMs the most registers of a thread, static shared memory,
+        spills and stack frame, bytes; and the size of its objects and the seconds of their compilers, together.
         """
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
-        table.add_column("source, function", overflow="fold")
-        table.add_column("SM", no_wrap=True)
-        for name in ("regs", "smem", "spill", "stack", "KiB", "sec"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for source, group in groupby(self.rows, key=lambda row: row.source):
-            rows = list(group)
-            path = PurePosixPath(source)
-            figures = (f"{rows[0].object_bytes / 1024:.0f}", f"{rows[0].seconds:.1f}")
-            table.add_row(path.name, *[""] * 5, *figures, style="bold")
-            for usage, sms in collapse(row.usage for row in rows):
-                name = usage.function.removeprefix(path.name.split(".")[0] + "_")
-                registers = "-" if usage.registers is None else str(usage.registers)
-                needs = map(str, (usage.smem, usage.spill, usage.stack))
-                table.add_row(f"  {name}", ",".join(map(str, sms)), registers, *needs)
-        return table
+        lines = [_in_short(name, list(rows)) for name, rows in groupby(self.rows, key=lambda row: _kernel(row.source))]
+        if lines[1:]:
+            lines.append(_in_short("all of them", self.rows))
+        return terminal.names_last(("functions", "regs", "smem", "spill", "stack", "KiB", "sec", "kernel"), lines)
+
+    def table(self) -> str:
+        """A line for each function; SMs on which it needs the same share one, of several the first line names it."""
+        lines = []
+        for usage, sms in collapse(row.usage for row in self.rows):
+            registers = "-" if usage.registers is None else str(usage.registers)
+            figures = map(str, (usage.smem, usage.spill, usage.stack))
+            lines.append((registers, *figures, ",".join(map(str, sms)), usage.function))
+        return terminal.names_last(("regs", "smem", "spill", "stack", "SM", "function"), lines)
+
+
+def _kernel(source: str) -> str:
+    """The kernel that a source is of: its name before the SM's."""
+    return PurePosixPath(source).name.split(".")[0]
+
+
+def _in_short(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    usages = [row.usage for row in rows]
+    objects = {row.source: row for row in rows}.values()
+    most = (
+        max(usage.registers or 0 for usage in usages),
+        *(max(getattr(usage, what) for usage in usages) for what in ("smem", "spill", "stack")),
+    )
+    size, seconds = sum(row.object_bytes for row in objects), sum(row.seconds for row in objects)
+    functions = len({usage.function for usage in usages})
+    return str(functions), *map(str, most), f"{size / 1024:.0f}", f"{seconds:.1f}", name
 
 
 def collapse(usages: Iterable[Usage]) -> list[tuple[Usage, list[int]]]:

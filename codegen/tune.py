@@ -16,9 +16,8 @@ from types import ModuleType
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
-from rich.table import Table
 
-from . import cost, naming, output, places, tuned, variants
+from . import cost, naming, output, places, terminal, tuned, variants
 from .arch import ARCHS, Arch
 from .bench import agreement, path_agreement, path_inputs, paths, peers, record, run, verb
 from .bench.agreement import Agreement
@@ -390,12 +389,11 @@ def _rounded(timing: Timing) -> Measurement:
 
 
 def _show(table: TunedTable, console: Console) -> None:
-    shown = Table(title=f"{table.kernel} on {table.chip}, sm_{table.sm}")
-    for heading in ("tokens", "serves", "us", "spread", "candidates"):
-        shown.add_column(heading, justify="right")
+    shown = terminal.table("tokens", "us", "spread", "candidates", terminal.words("serves"))
     for count, at in table.measured.items():
         served = table.range_of(count)
         assert served is not None
         one = at[served.variant]
-        shown.add_row(str(count), served.variant, f"{one.median_us:.2f}", f"{one.spread_us:.2f}", str(len(at)))
-    console.print(shown)
+        shown.add_row(str(count), f"{one.median_us:.2f}", f"{one.spread_us:.2f}", str(len(at)), served.variant)
+    terminal.title(console, f"{table.kernel} on {table.chip}, sm_{table.sm}")
+    terminal.show(console, shown, "")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from .. import terminal
 from ..errors import CheckFailed
 from .record import Measurement, Point, Record
 
@@ -70,13 +71,12 @@ def require_no_regression(changes: list[Change]) -> None:
 
 def table(changes: list[Change]) -> Table:
     """The points, for people."""
-    shown = Table(title="normgate, before and now")
-    for heading in ("model", "tokens", "us before", "now", "/ base before", "now", "spread"):
-        shown.add_column(heading, justify="left" if heading == "model" else "right")
+    figures = ("tokens", "us before", "now", "times before", "now", "spread")
+    shown = terminal.table(terminal.words("model"), *figures)
     for c in changes:
-        figures = [f"{value:.2f}" for value in (c.before_us, c.now_us, c.before_ratio, c.now_ratio)]
-        figures.append(f"{100 * c.spread:.0f} %")
-        shown.add_row(c.model, str(c.num_tokens), *figures, style="bold red" if c.regressed else "")
+        cells = [f"{value:.2f}" for value in (c.before_us, c.now_us, c.before_ratio, c.now_ratio)]
+        cells.append(f"{100 * c.spread:.0f} %")
+        shown.add_row(c.model, str(c.num_tokens), *cells, style="bold red" if c.regressed else "")
     return shown
 
 

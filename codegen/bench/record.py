@@ -215,7 +215,12 @@ class Record(Frozen):
 
 def write(record: Record, path: Path) -> None:
     """Write the record; a reader sees the old file or the new one, never a part."""
-    replace_whole(path, (record.model_dump_json(indent=1) + "\n").encode())
+    replace_whole(path, text(record).encode())
+
+
+def text(record: Record) -> str:
+    """The record as its file has it."""
+    return record.model_dump_json(indent=1) + "\n"
 
 
 def read(path: Path) -> Record:

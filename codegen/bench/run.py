@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from .. import terminal
 from ..errors import CheckFailed, ToolError
 from ..spec import RouterSpec
-from . import agreement, ahead, chip, flashinfer, host, path_agreement, path_inputs, paths, peers, record, tables
+from . import agreement, ahead, chip, flashinfer, host, path_agreement, path_inputs, paths, peers, record
 from .agreement import Agreement
 from .chain import Candidate, Chain, Measured, Outputs, Weights
 from .inputs import dtype, random_rows, random_weights
@@ -163,9 +162,6 @@ def run(
                 written = written.with_host(spec.name, host.measure(spec, weights[spec.name][0]))
             record.write(written, out)
             timed += 1
-    for model in models:
-        for table in _tables(written, model.spec.name):
-            console.print(table)
     if timed < len(todo):
         console.print(
             f"{len(todo) - timed} of {len(todo)} points were not begun within {budget_s:g} s: resume for them"
@@ -335,8 +331,7 @@ def _in_short(error: Exception) -> str:
 @contextmanager
 def progress(console: Console, what: str, total: int) -> Iterator[Any]:
     """A bar, and the function that names the next of `total` steps."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with terminal.bar(console) as progress:
         task = progress.add_task(what, total=total)
         begun = -1
 
@@ -346,23 +341,3 @@ def progress(console: Console, what: str, total: int) -> Iterator[Any]:
             progress.update(task, completed=begun, description=f"{what}: {text}")
 
         yield step
-
-
-def _tables(written: Record, name: str) -> Iterator[Table]:
-    if (model := written.models.get(name)) is None:
-        return
-    shape = f"{name}, {model.hidden_size} x {model.num_experts}"
-    if model.points:
-        yield _table(f"{shape}, microseconds on {written.machine.chip}", *tables.rows(model, written.rates))
-    if model.path:
-        title = f"{shape}, the whole path: {model.path.stages}; microseconds on {written.machine.chip}"
-        yield _table(title, *tables.path_rows(model.path))
-
-
-def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title)
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -11,13 +11,13 @@ from types import ModuleType
 import torch
 from rich.console import Console
 
-from .. import naming, places
+from .. import naming, places, terminal
 from ..arch import SM_TARGETS
 from ..compile import LIBRARY
 from ..errors import BadInput, Problem, ToolError
 from ..problem import Problem as RouterPath
 from ..spec import RouterSpec
-from . import against, ahead, peers, record, run
+from . import against, ahead, peers, record, run, shown
 from .build import Built, Index, build, built_before, folder_of
 from .native import BenchLibrary, Library
 
@@ -38,6 +38,8 @@ def bench(
     build_only: bool,
     no_build: bool,
     jobs: int | None,
+    every: bool,
+    as_json: bool,
     console: Console,
 ) -> None:
     """See the verb's --help. Raises ToolError without a GPU (unless build_only) or without a compiled package,
@@ -56,9 +58,7 @@ def bench(
     else:
         index = build(specs, tokens, path_tokens, target(sm), folder, jobs=jobs, console=console)
     if build_only:
-        console.print(
-            f"{len(specs)} benchmarks are built for sm_{index.sm}; on the GPU: bench --no-build", highlight=False
-        )
+        console.print(f"{len(specs)} benchmarks are built for sm_{index.sm}; on the GPU: bench --no-build")
         return
     ahead.share_cache(folder / "inductor")
     models = _models(specs, index, folder)
@@ -79,10 +79,15 @@ def bench(
         resume=resume,
         console=console,
     )
-    console.print(f"as a page with a picture: python build.py draw {file}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(record.text(written), end="")
+    else:
+        shown.show(written, console, every=every)
+        console.print(f"as a page with a picture: python build.py draw {places.shown(file)}", soft_wrap=True)
     if before is not None:
         changes = against.compare(written, before)
-        console.print(against.table(changes))
+        terminal.title(console, "normgate, before and now: microseconds, and times what they are held against")
+        terminal.show(console, against.table(changes))
         against.require_no_regression(changes)
 
 

@@ -98,31 +98,68 @@ std::string listed(const Sizes& sizes) {
   return text + "]";
 }
 
-std::string device_of(const Tensor& tensor) {
-  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "no CUDA device";
+// A tensor with what checks and launches ask of it, read once: each question to a tensor goes through the shim. The
+// tensor outlives it.
+class Facts {
+ public:
+  explicit Facts(const Tensor& of)
+      : tensor(of),
+        sizes_(of.sizes()),
+        strides_(of.strides()),
+        dtype_(of.scalar_type()),
+        is_cuda_(of.is_cuda()),
+        device_(of.get_device_index()) {}
+
+  const Tensor& tensor;
+
+  int64_t dim() const { return static_cast<int64_t>(sizes_.size()); }
+  auto sizes() const { return sizes_; }
+  auto strides() const { return strides_; }
+  int64_t size(int i) const { return sizes_[i]; }
+  int64_t stride(int i) const { return strides_[i]; }
+  ScalarType scalar_type() const { return dtype_; }
+  bool is_cuda() const { return is_cuda_; }
+  int device() const { return device_; }
+  const void* data() const { return tensor.const_data_ptr(); }
+
+ private:
+  torch::headeronly::IntHeaderOnlyArrayRef sizes_, strides_;
+  ScalarType dtype_;
+  bool is_cuda_;
+  int device_;
+};
+
+std::optional<Facts> facts_of(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Facts>(*tensor) : std::nullopt;
 }
 
-void check_device(const char* name, const Tensor& tensor, const Tensor& x) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(), "normgate: ", name, " is on ",
-                  device_of(tensor), "; expected ", device_of(x), ", where x is");
+const void* data_of(const std::optional<Facts>& tensor) { return tensor ? tensor->data() : nullptr; }
+
+std::string device_of(const Facts& tensor) {
+  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.device()) : "no CUDA device";
 }
 
-void check_dense(const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_contiguous(), "normgate: ", name, " has strides ", listed(tensor.strides()),
+void check_device(const char* name, const Facts& tensor, const Facts& x) {
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.device() == x.device(), "normgate: ", name, " is on ", device_of(tensor),
+                  "; expected ", device_of(x), ", where x is");
+}
+
+void check_dense(const char* name, const Facts& tensor) {
+  STD_TORCH_CHECK(tensor.tensor.is_contiguous(), "normgate: ", name, " has strides ", listed(tensor.strides()),
                   "; expected a contiguous tensor");
 }
 
-bool is_aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0; }
+bool is_aligned(const Facts& tensor) { return reinterpret_cast<uintptr_t>(tensor.data()) % 16 == 0; }
 
 // A weight: on x's device, dense, 16-byte aligned.
-void check_weight(const char* name, const Tensor& weight, const Tensor& x) {
+void check_weight(const char* name, const Facts& weight, const Facts& x) {
   check_device(name, weight, x);
   check_dense(name, weight);
   STD_TORCH_CHECK(is_aligned(weight), "normgate: ", name,
                   " starts at an address that is no multiple of 16 bytes; expected one");
 }
 
-void check_arguments(const Tensor& x, const Tensor& gate_weight, const std::optional<Tensor>& gate_bias,
+void check_arguments(const Facts& x, const Facts& gate_weight, const std::optional<Facts>& gate_bias,
                      ScalarType logits) {
   STD_TORCH_CHECK(x.is_cuda(), "normgate: x is on no CUDA device; expected one, as other arguments are");
   STD_TORCH_CHECK(x.dim() == 2, "normgate: x has shape ", listed(x.sizes()), "; expected [num_tokens, hidden_size]");
@@ -148,7 +185,7 @@ void check_arguments(const Tensor& x, const Tensor& gate_weight, const std::opti
 }
 
 // A dense tensor on x's device. Through the shim: torch::stable::new_empty goes by the dispatcher, which takes longer.
-Tensor empty(const Tensor& x, int64_t rows, int64_t columns, ScalarType dtype) {
+Tensor empty(const Facts& x, int64_t rows, int64_t columns, ScalarType dtype) {
   const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
   const int32_t type = dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
                        : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
@@ -157,24 +194,24 @@ Tensor empty(const Tensor& x, int64_t rows, int64_t columns, ScalarType dtype) {
                                                      : aoti_torch_dtype_float32();
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(2, sizes, strides, type, aoti_torch_device_type_cuda(), x.get_device_index(), &handle));
+      aoti_torch_empty_strided(2, sizes, strides, type, aoti_torch_device_type_cuda(), x.device(), &handle));
   return Tensor(handle);
 }
 
 // Rows that 16-byte loads can read: x itself, or a dense copy of it.
-Tensor readable_rows(const Tensor& x) {
-  if (is_aligned(x) && x.stride(0) % 8 == 0 && (x.stride(0) >= x.size(1) || x.size(0) <= 1)) return x;
+Tensor readable_rows(const Facts& x) {
+  if (is_aligned(x) && x.stride(0) % 8 == 0 && (x.stride(0) >= x.size(1) || x.size(0) <= 1)) return x.tensor;
   Tensor rows = empty(x, x.size(0), x.size(1), x.scalar_type());
-  torch::stable::copy_(rows, x);
+  torch::stable::copy_(rows, x.tensor);
   return rows;
 }
 
 // Launches the variant for these rows, args being filled in but for rows, workspace and stream. False when no generated
 // kernel serves the shape or the chip.
-bool launch(const Problem& problem, const Tensor& x, const Tensor* residual, normgate_args args) {
+bool launch(const Problem& problem, const Facts& x, const Facts* residual, normgate_args args) {
   const Kernel* kernel = find_kernel(problem);
   if (kernel == nullptr) return false;
-  const int device = x.get_device_index();
+  const int device = x.device();
   const int64_t num_tokens = x.size(0);
   const Variant* variant = find_variant(*kernel, device_sm(device), num_tokens);
   if (variant == nullptr) return false;
@@ -213,7 +250,7 @@ bool launch(const Problem& problem, const Tensor& x, const Tensor* residual, nor
   return true;
 }
 
-void check_norm(const Tensor& x, const Tensor& norm_weight, double eps, const std::string& norm_order,
+void check_norm(const Facts& x, const Facts& norm_weight, double eps, const std::string& norm_order,
                 const std::string& logits_from) {
   STD_TORCH_CHECK(norm_weight.dim() == 1 && norm_weight.size(0) == x.size(1), "normgate: norm_weight has shape ",
                   listed(norm_weight.sizes()), "; expected [", x.size(1), "]");
@@ -228,8 +265,8 @@ void check_norm(const Tensor& x, const Tensor& norm_weight, double eps, const st
 }
 
 // norm_order '-': no norm.
-Problem gate_problem(const Tensor& x, const Tensor& gate_weight, const std::optional<Tensor>& gate_bias,
-                     char norm_order, const std::string& logits_from, ScalarType logits_dtype) {
+Problem gate_problem(const Facts& x, const Facts& gate_weight, bool gate_bias, char norm_order,
+                     const std::string& logits_from, ScalarType logits_dtype) {
   return {x.size(1),
           gate_weight.size(0),
           *dtype_of(x.scalar_type()),
@@ -237,12 +274,15 @@ Problem gate_problem(const Tensor& x, const Tensor& gate_weight, const std::opti
           *dtype_of(logits_dtype),
           norm_order,
           norm_order != '-' && logits_from == "rounded",
-          gate_bias.has_value()};
+          gate_bias};
 }
 
-std::tuple<Tensor, Tensor> norm_gate(const Tensor& x, const Tensor& norm_weight, const Tensor& gate_weight,
-                                     const std::optional<Tensor>& gate_bias, double eps, const std::string& norm_order,
-                                     const std::string& logits_from, ScalarType logits_dtype) {
+std::tuple<Tensor, Tensor> norm_gate(const Tensor& x_tensor, const Tensor& norm_weight_tensor,
+                                     const Tensor& gate_weight_tensor, const std::optional<Tensor>& gate_bias_tensor,
+                                     double eps, const std::string& norm_order, const std::string& logits_from,
+                                     ScalarType logits_dtype) {
+  const Facts x(x_tensor), norm_weight(norm_weight_tensor), gate_weight(gate_weight_tensor);
+  const std::optional<Facts> gate_bias = facts_of(gate_bias_tensor);
   check_arguments(x, gate_weight, gate_bias, logits_dtype);
   check_norm(x, norm_weight, eps, norm_order, logits_from);
 
@@ -252,37 +292,42 @@ std::tuple<Tensor, Tensor> norm_gate(const Tensor& x, const Tensor& norm_weight,
   normgate_args args = {};
   args.router_logits = router_logits.mutable_data_ptr();
   args.normed_x = normed_x.mutable_data_ptr();
-  args.norm_weight = norm_weight.const_data_ptr();
-  args.gate_weight = gate_weight.const_data_ptr();
-  args.gate_bias = gate_bias ? gate_bias->const_data_ptr() : nullptr;
+  args.norm_weight = norm_weight.data();
+  args.gate_weight = gate_weight.data();
+  args.gate_bias = data_of(gate_bias);
   args.eps = static_cast<float>(eps);
-  if (launch(gate_problem(x, gate_weight, gate_bias, norm_order[0], logits_from, logits_dtype), x, nullptr, args)) {
+  if (launch(gate_problem(x, gate_weight, gate_bias.has_value(), norm_order[0], logits_from, logits_dtype), x, nullptr,
+             args)) {
     return {normed_x, router_logits};
   }
   using torch::stable::detail::from;
   using torch::stable::detail::to;
-  std::array<StableIValue, 8> stack = {from(x),   from(norm_weight), from(gate_weight), from(gate_bias),
-                                       from(eps), from(norm_order),  from(logits_from), from(logits_dtype)};
+  std::array<StableIValue, 8> stack = {
+      from(x_tensor), from(norm_weight_tensor), from(gate_weight_tensor), from(gate_bias_tensor),
+      from(eps),      from(norm_order),         from(logits_from),        from(logits_dtype)};
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher(NORMGATE_QUALIFIED("norm_gate_reference"), "", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
-Tensor gate(const Tensor& x, const Tensor& gate_weight, const std::optional<Tensor>& gate_bias,
+Tensor gate(const Tensor& x_tensor, const Tensor& gate_weight_tensor, const std::optional<Tensor>& gate_bias_tensor,
             ScalarType logits_dtype) {
+  const Facts x(x_tensor), gate_weight(gate_weight_tensor);
+  const std::optional<Facts> gate_bias = facts_of(gate_bias_tensor);
   check_arguments(x, gate_weight, gate_bias, logits_dtype);
   Tensor router_logits = empty(x, x.size(0), gate_weight.size(0), logits_dtype);
   if (x.size(0) == 0) return router_logits;
   normgate_args args = {};
   args.router_logits = router_logits.mutable_data_ptr();
-  args.gate_weight = gate_weight.const_data_ptr();
-  args.gate_bias = gate_bias ? gate_bias->const_data_ptr() : nullptr;
-  if (launch(gate_problem(x, gate_weight, gate_bias, '-', "unrounded", logits_dtype), x, nullptr, args)) {
+  args.gate_weight = gate_weight.data();
+  args.gate_bias = data_of(gate_bias);
+  if (launch(gate_problem(x, gate_weight, gate_bias.has_value(), '-', "unrounded", logits_dtype), x, nullptr, args)) {
     return router_logits;
   }
   using torch::stable::detail::from;
   using torch::stable::detail::to;
-  std::array<StableIValue, 4> stack = {from(x), from(gate_weight), from(gate_bias), from(logits_dtype)};
+  std::array<StableIValue, 4> stack = {from(x_tensor), from(gate_weight_tensor), from(gate_bias_tensor),
+                                       from(logits_dtype)};
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher(NORMGATE_QUALIFIED("gate_reference"), "", stack.data(), TORCH_ABI_VERSION));
   return to<Tensor>(stack[0]);
@@ -300,7 +345,7 @@ T enumerator(const char* argument, const std::string& word, std::initializer_lis
 }
 
 // Shape, dtype, device and density of an argument of the selection; rows -1: any number, columns -1: none.
-void check_tensor(const char* name, const Tensor& tensor, const Tensor& x, ScalarType dtype, int64_t rows,
+void check_tensor(const char* name, const Facts& tensor, const Facts& x, ScalarType dtype, int64_t rows,
                   int64_t columns) {
   const bool fits = columns < 0
                         ? tensor.dim() == 1 && tensor.size(0) == rows
@@ -338,17 +383,20 @@ void check_routing(int64_t num_experts, int64_t top_k, int64_t n_group, int64_t 
 
 using FiveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& norm_weight,
-                  const Tensor& gate_weight, const std::optional<Tensor>& gate_bias,
-                  const std::optional<Tensor>& e_score_correction_bias, const std::optional<Tensor>& tid2eid,
-                  const std::optional<Tensor>& input_ids, double eps, const std::string& norm_order,
-                  const std::string& logits_from, ScalarType logits_dtype, bool returns_logits,
-                  double residual_multiplier, const std::string& scoring, int64_t top_k, int64_t n_group,
-                  int64_t topk_group, const std::string& group_score, bool renormalize, double renormalize_epsilon,
-                  double renormalize_floor, double routed_scaling_factor, double softcap, ScalarType ids_dtype,
-                  ScalarType weights_dtype, double stream_multiplier,
+FiveTensors route(const Tensor& x_tensor, const std::optional<Tensor>& residual_tensor,
+                  const std::optional<Tensor>& norm_weight_tensor, const Tensor& gate_weight_tensor,
+                  const std::optional<Tensor>& gate_bias_tensor, const std::optional<Tensor>& e_score_correction_bias,
+                  const std::optional<Tensor>& tid2eid, const std::optional<Tensor>& input_ids, double eps,
+                  const std::string& norm_order, const std::string& logits_from, ScalarType logits_dtype,
+                  bool returns_logits, double residual_multiplier, const std::string& scoring, int64_t top_k,
+                  int64_t n_group, int64_t topk_group, const std::string& group_score, bool renormalize,
+                  double renormalize_epsilon, double renormalize_floor, double routed_scaling_factor, double softcap,
+                  ScalarType ids_dtype, ScalarType weights_dtype, double stream_multiplier,
                   const std::optional<Tensor>& e_score_correction_bias_vl, const std::optional<Tensor>& image_mask,
                   const std::optional<Tensor>& per_expert_scale) {
+  const Facts x(x_tensor), gate_weight(gate_weight_tensor);
+  const std::optional<Facts> residual = facts_of(residual_tensor), norm_weight = facts_of(norm_weight_tensor),
+                             gate_bias = facts_of(gate_bias_tensor);
   check_arguments(x, gate_weight, gate_bias, logits_dtype);
   const int64_t num_tokens = x.size(0), num_experts = gate_weight.size(0);
   if (norm_weight) {
@@ -425,22 +473,22 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
     selection.image_bias = e_score_correction_bias_vl.has_value();
     selection.scales_experts = per_expert_scale.has_value();
     const auto check_per_expert = [&](const char* name, const std::optional<Tensor>& tensor) {
-      if (tensor) check_tensor(name, *tensor, x, ScalarType::Float, num_experts, -1);
+      if (tensor) check_tensor(name, Facts(*tensor), x, ScalarType::Float, num_experts, -1);
     };
     check_per_expert("e_score_correction_bias", e_score_correction_bias);
     check_per_expert("e_score_correction_bias_vl", e_score_correction_bias_vl);
     check_per_expert("per_expert_scale", per_expert_scale);
-    if (image_mask) check_tensor("image_mask", *image_mask, x, ScalarType::Bool, num_tokens, -1);
+    if (image_mask) check_tensor("image_mask", Facts(*image_mask), x, ScalarType::Bool, num_tokens, -1);
     if (tid2eid) {
-      check_tensor("tid2eid", *tid2eid, x, ScalarType::Long, -1, top_k);
+      check_tensor("tid2eid", Facts(*tid2eid), x, ScalarType::Long, -1, top_k);
       STD_TORCH_CHECK(tid2eid->size(0) > 0, "normgate: tid2eid has no rows; expected one or more");
-      check_tensor("input_ids", *input_ids, x, ScalarType::Long, num_tokens, -1);
+      check_tensor("input_ids", Facts(*input_ids), x, ScalarType::Long, num_tokens, -1);
     }
   }
 
   const auto tensor_if = [&](bool made, int64_t columns, ScalarType dtype) {
     if (made) return empty(x, num_tokens, columns, dtype);
-    return torch::stable::new_empty(x, {0}, dtype);
+    return torch::stable::new_empty(x_tensor, {0}, dtype);
   };
   Tensor normed_x = tensor_if(norm_weight.has_value(), x.size(1), x.scalar_type());
   Tensor residual_out = tensor_if(residual.has_value(), x.size(1), x.scalar_type());
@@ -450,7 +498,7 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
   if (num_tokens == 0) return {normed_x, residual_out, topk_weights, topk_ids, router_logits};
 
   Problem problem =
-      gate_problem(x, gate_weight, gate_bias, norm_weight ? norm_order[0] : '-', logits_from, logits_dtype);
+      gate_problem(x, gate_weight, gate_bias.has_value(), norm_weight ? norm_order[0] : '-', logits_from, logits_dtype);
   if (residual) {
     problem.residual = stream_multiplier != 1.0     ? Residual::kScaledSum
                        : residual_multiplier == 1.0 ? Residual::kAdd
@@ -462,9 +510,9 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
   normgate_args args = {};
   args.router_logits = router_logits.mutable_data_ptr();
   args.normed_x = normed_x.mutable_data_ptr();
-  args.norm_weight = address(norm_weight);
-  args.gate_weight = gate_weight.const_data_ptr();
-  args.gate_bias = address(gate_bias);
+  args.norm_weight = data_of(norm_weight);
+  args.gate_weight = gate_weight.data();
+  args.gate_bias = data_of(gate_bias);
   args.eps = static_cast<float>(eps);
   args.residual_out = residual_out.mutable_data_ptr();
   args.residual_multiplier = static_cast<float>(residual_multiplier);
@@ -487,11 +535,11 @@ FiveTensors route(const Tensor& x, const std::optional<Tensor>& residual, const 
   }
   using torch::stable::detail::from;
   using torch::stable::detail::to;
-  std::array<StableIValue, 30> stack = {from(x),
-                                        from(residual),
-                                        from(norm_weight),
-                                        from(gate_weight),
-                                        from(gate_bias),
+  std::array<StableIValue, 30> stack = {from(x_tensor),
+                                        from(residual_tensor),
+                                        from(norm_weight_tensor),
+                                        from(gate_weight_tensor),
+                                        from(gate_bias_tensor),
                                         from(e_score_correction_bias),
                                         from(tid2eid),
                                         from(input_ids),

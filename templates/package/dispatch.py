@@ -39,7 +39,7 @@ class Explanation:
 
     def __str__(self) -> str:
         tokens = "1 token" if self.num_tokens == 1 else f"{self.num_tokens} tokens"
-        lines = [f"{self.model or self.kernel}, {tokens}, sm_{self.sm}", _line("kernel", self.kernel)]
+        lines = [_fill(f"{self.model or self.kernel}, {tokens}, sm_{self.sm}"), _line("kernel", self.kernel)]
         if self.function is None:
             lines.append(_line("variant", self.variant))
         else:
@@ -217,11 +217,15 @@ def _range(first: int | None, last: int | None) -> str:
 
 
 def _line(label: str, text: str) -> str:
+    return _fill(text, first=f"  {label:<10}", then=" " * 12)
+
+
+def _fill(text: str, first: str = "", then: str = "  ") -> str:
     return textwrap.fill(
         text,
         width=80,
-        initial_indent=f"  {label:<10}",
-        subsequent_indent=" " * 12,
+        initial_indent=first,
+        subsequent_indent=then,
         break_long_words=False,  # names are to be copied, so they stay whole
         break_on_hyphens=False,
     )

@@ -11,6 +11,7 @@ import pytest
 from codegen import cli as verbs
 from codegen import explain, toolkit
 from codegen.hf import ANSWERS
+from codegen.manifest import load_manifest
 from codegen.plan import make_plan
 from codegen.spec import load_spec
 
@@ -201,7 +202,7 @@ def test_explain_is_the_packages_own_text(cli, small_spec, tmp_path):
     asked = [(count, sm) for sm in (75, 80, 90, 130) for count in (0, 1, 17, 4096)]
     code = f"import normgate\nfor n, sm in {asked}: print(normgate.explain('small', n, sm))"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    said = "".join(explain.explained(plan, "small", count, sm) + "\n" for count, sm in asked)
+    said = "".join(f"{one}\n" for count, sm in asked for one in explain.explained(plan, "small", count, sm))
     assert done.stdout == said, done.stderr
 
 
@@ -232,11 +233,20 @@ def test_interrupt_is_quiet(monkeypatch, capsys, small_spec, tmp_path):
 
 def test_second_build_is_quick_and_imports_no_torch(cli, small_spec, tmp_path):
     arguments = ("--spec", small_spec, "--out", tmp_path, "--sm", "90")
-    first = cli(*arguments)
-    assert (first.returncode, "sm_90" in first.stdout) == (0, True), first.stderr
+    first = cli(*arguments, "--json")
+    assert first.returncode == 0, first.stderr
+    said = json.loads(first.stdout)  # alone there: progress is on stderr
+    assert "[1/" in first.stderr and str(tmp_path) not in first.stdout
+    assert (said["library"], said["sms"], said["compiled"] > 0) == ("normgate/libnormgate.so", [90], True)
+    rows = {row["function"]: row for row in said["rows"]}
+    sources = [source for source in load_manifest(tmp_path / "normgate").sources if 90 in source.sm_targets]
+    assert set(rows) == {name for source in sources for name in source.functions}
     before = files(tmp_path / "normgate")
     second = cli(*arguments, PYTHONPROFILEIMPORTTIME="1")
     assert second.returncode == 0
     assert "nothing to compile" in second.stdout
     assert files(tmp_path / "normgate") == before
     assert not re.search(r"\| +torch$", second.stderr, re.MULTILINE)
+    listed = [line.split() for line in cli(*arguments, "--table").stdout.splitlines()[2:-1]]
+    assert {line[-1] for line in listed} == set(rows)
+    assert all(line[:2] == [str(rows[line[-1]][key]) for key in ("registers", "smem")] for line in listed)

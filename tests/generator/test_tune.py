@@ -153,7 +153,8 @@ def test_explain_names_the_measurement(small_spec):
     from codegen.explain import explained
 
     table = table_of(small_spec)
-    text = explained(make_plan([load_spec(small_spec)], {(table.kernel, 90): table}), "small", 1, 90)
+    (found,) = explained(make_plan([load_spec(small_spec)], {(table.kernel, 90): table}), "small", 1, 90)
+    text = str(found)
     assert table.ranges[0].variant in text and "measured on NVIDIA Test" in text
 
 

@@ -70,8 +70,16 @@ def test_a_compiled_library_is_packed_as_it_is(checkout):
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"normgate"}
     assert not [name for name in names if "of_an_earlier_build" in name or name.endswith(".pyc")]
     generated = json.loads((checkout / "generated" / "normgate" / "manifest.json").read_text())["outputs"]
-    files = {*generated, "manifest.json", "libnormgate.build.json", "codegen/cli.py", "codegen/bench/verb.py"}
+    files = {
+        *generated,
+        "manifest.json",
+        "libnormgate.build.json",
+        "codegen/cli.py",
+        "codegen/bench/verb.py",
+        "codegen/report/page.py",
+    }
     files |= {"codegen/templates/kernels/kernel.cu.j2", "codegen/templates/.clang-format", "integrations/__init__.py"}
+    files |= {"codegen/templates/report/page.html.j2", "codegen/templates/report/style.css"}
     files |= {
         f"codegen/specs/{path.relative_to(ROOT / 'specs')}"
         for path in (ROOT / "specs").rglob("*.*")
