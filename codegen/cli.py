@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from . import hf_config, naming, places, terminal
+from . import hf, naming, places, terminal
 from .errors import BadInput, CheckFailed, NormgateError, Problem
 from .spec import RouterSpec, dump_spec, load_spec, load_specs
 
@@ -170,8 +170,8 @@ def hub(built: Path | None, out: Path | None) -> None:
 
 
 def _answers(command: _Command) -> _Command:
-    """A flag for each thing that a config.json may leave open; hf_config checks the words."""
-    for flag, answer in reversed(hf_config.ANSWERS.items()):
+    """A flag for each thing that a config.json may leave open; codegen/hf checks the words."""
+    for flag, answer in reversed(hf.ANSWERS.items()):
         command = click.option(f"--{flag}", metavar=answer.metavar, help=answer.help)(command)
     return command
 
@@ -190,11 +190,9 @@ def add(config: Path, name: str | None, out: Path | None, force: bool, source: s
     given = {key.replace("_", "-"): word for key, word in answers.items() if word is not None}
     checkpoint = config if config.is_dir() else None
     file = config / "config.json" if checkpoint else config
-    known = hf_config.load_config(file)
-    spec = hf_config.spec_from_config(
-        known, name=name, answers=given, file=str(file), source=source, checkpoint=checkpoint
-    )
-    text = dump_spec(spec, hf_config.comment_for(known))
+    known = hf.load_config(file)
+    spec = hf.spec_from_config(known, name=name, answers=given, file=str(file), source=source, checkpoint=checkpoint)
+    text = dump_spec(spec, hf.comment_for(known))
     path = (out or places.home() / "specs") / f"{spec.name}.yaml"
     if path.exists() and not force:
         if path.read_bytes() != text.encode() and load_spec(path) != spec:

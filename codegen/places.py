@@ -59,7 +59,7 @@ def every_spec() -> tuple[Path, ...]:
 
 def generator_files() -> tuple[Path, ...]:
     """The generator's own Python files, but the benchmark's, which decide nothing of what is generated."""
-    return tuple(sorted(_GENERATOR.glob("*.py")))
+    return tuple(sorted([*_GENERATOR.glob("*.py"), *_GENERATOR.glob("hf/*.py")]))
 
 
 def shown(path: Path) -> str:

@@ -130,7 +130,8 @@ def collect(measured: Path, out: Path) -> Facts:
     texts = {
         spec.name: path.read_text(encoding="utf-8") for spec, path in zip(shipped, places.all_specs(), strict=True)
     }
-    covered = coverage.covered(every, frozenset(spec.name for spec in shipped), coverage.ran(measured))
+    names = frozenset(spec.name for spec in shipped)
+    covered = coverage.covered(every, names, coverage.ran(measured), coverage.compiled(measured))
     return Facts(
         sm=sm,
         chips=chips,

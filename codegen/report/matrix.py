@@ -9,10 +9,11 @@ from ..spec import RouterSpec
 from .facts import Facts
 from .parts import Cell, Table
 
-_MARKS = {coverage.RUN: "●", coverage.BUILT: "◐", coverage.PLANNED: "○", coverage.NONE: "–"}
+_MARKS = {coverage.RUN: "●", coverage.BUILT: "◐", coverage.COMPILED: "◔", coverage.PLANNED: "○", coverage.NONE: "–"}
 MEANINGS = {
     coverage.RUN: "run: a kernel of the path passed every test on the chip",
     coverage.BUILT: "compiled, not run",
+    coverage.COMPILED: "compiled on demand, not run: docs/measured/models.json",
     coverage.PLANNED: "planned: compiled on demand",
     coverage.NONE: "no kernel: the reference serves",
 }

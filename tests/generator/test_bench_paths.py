@@ -54,6 +54,8 @@ ROUTINGS: dict[str, dict[str, Any]] = {
         "renormalize": Renormalize(floor=1e-12),
         "ids_dtype": "int64",
     },
+    "a scale per expert": {"per_expert_scale": True, "renormalize": Renormalize()},
+    "a bias of images": {"e_score_correction_bias_vl": True},
     "top 1": {"top_k": 1, "weights_dtype": "bfloat16", "e_score_correction_bias": False},
 }
 
@@ -138,7 +140,7 @@ def test_torch_peers_compute_the_path(routing: str, order: str) -> None:
 
 
 def test_paths_without_stages() -> None:
-    scaled = a_path().model_copy(update={"residual": Residual(multiplier=0.5)})
+    scaled = a_path().model_copy(update={"residual": Residual(multiplier=0.5, stream_multiplier=3.5)})
     bare = a_path().model_copy(update={"residual": None, "norm": None})
     unchosen = a_path().model_copy(update={"routing": Routing(top_k=2, e_score_correction_bias=False)})
     for spec in (scaled, bare, unchosen):

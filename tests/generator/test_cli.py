@@ -10,7 +10,7 @@ import pytest
 
 from codegen import cli as verbs
 from codegen import explain, toolkit
-from codegen.hf_config import ANSWERS
+from codegen.hf import ANSWERS
 from codegen.manifest import load_manifest
 from codegen.plan import make_plan
 from codegen.spec import load_spec

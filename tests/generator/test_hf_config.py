@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from codegen.errors import BadInput
-from codegen.hf_config import ANSWERS, comment_for, load_config, spec_from_config
-from codegen.hf_families import FAMILIES
+from codegen.hf import ANSWERS, comment_for, load_config, spec_from_config
+from codegen.hf.families import FAMILIES
 from codegen.spec import RIGHT, Groups, Norm, Renormalize, Residual, RouterSpec, Routing, Tid2Eid, dump_spec
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import pytest
 
 from codegen import naming, variants
 from codegen.arch import ARCHS, SM_TARGETS
-from codegen.hf_config import comment_for, load_config, spec_from_config
+from codegen.hf import comment_for, load_config, spec_from_config
 from codegen.problem import Problem
 from codegen.spec import dump_spec, load_spec
 

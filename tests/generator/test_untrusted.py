@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from codegen.arch import SM_TARGETS
 from codegen.cli import main
 from codegen.errors import BadInput
-from codegen.hf_config import load_config
+from codegen.hf import load_config
 from codegen.spec import RouterSpec, load_spec
 from tests.fuzz import inputs, tries
 from tests.fuzz.kills import Kills

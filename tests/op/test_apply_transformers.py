@@ -29,7 +29,8 @@ def family(module: str, prefix: str, **config: Any) -> Family:
     return Family(module, prefix, config, FAMILIES["Qwen3-MoE"].routing)
 
 
-KNOWN = FAMILIES | {
+MINIMAX = FAMILIES["MiniMax-Text-01"]
+KNOWN = {name: known for name, known in FAMILIES.items() if known is not MINIMAX} | {
     "OLMoE": family("olmoe", "Olmoe", num_experts=EXPERTS, num_experts_per_tok=4, norm_topk_prob=False),
     "Qwen2-MoE": family(
         "qwen2_moe",
@@ -50,6 +51,10 @@ LEFT = {
     "DeepSeek-V4": (
         family("deepseek_v4", "DeepseekV4", num_local_experts=EXPERTS, num_experts_per_tok=6, q_lora_rank=16),
         "DeepseekV4DecoderLayer does not run add, norm and mlp one after the other",
+    ),
+    "MiniMax-Text-01": (
+        MINIMAX,
+        "MiniMaxDecoderLayer does not run add, norm and mlp one after the other",
     ),
     "Phi-3.5-MoE": (
         family("phimoe", "Phimoe", num_local_experts=EXPERTS, num_experts_per_tok=2),

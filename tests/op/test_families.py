@@ -16,7 +16,7 @@ import torch
 
 from codegen.bench.path_inputs import routing_for
 from codegen.errors import BadInput
-from codegen.hf_config import spec_from_config
+from codegen.hf import spec_from_config
 from codegen.spec import RouterSpec, load_spec
 
 pytest.importorskip("transformers", reason="transformers is not installed; it comes with the extra `test`")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import BadInput, Problem
-from .strict_yaml import shown_key
+from ..errors import BadInput, Problem
+from ..strict_yaml import shown_key
 
 CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
