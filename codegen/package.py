@@ -147,7 +147,6 @@ def _is_fresh(spec_paths: Sequence[Path], out: Path, ops: str) -> bool:
 
 def _made_from(spec_paths: Sequence[Path], ops: str) -> str:
     inputs = inputs_of(spec_paths)
-    own = Path(__file__).parent.resolve()
-    code = {str(path.relative_to(own)): manifest.sha256(path.read_bytes()) for path in places.generator_files()}
+    code = {name: manifest.sha256(path.read_bytes()) for name, path in places.generator_files().items()}
     versions = {name: importlib.metadata.version(name) for name in _FORMATTERS}
     return manifest.sha256(json.dumps([inputs, code, versions, ops], sort_keys=True))

@@ -5,25 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import BadInput, Problem
-from .render import templates_folder
-
-__all__ = [
-    "PACKAGE",
-    "all_specs",
-    "build_folder",
-    "every_spec",
-    "generator_files",
-    "home",
-    "shown",
-    "specs_folder",
-    "templates_folder",
-    "tuned_folder",
-]
 
 PACKAGE = "normgate"
 """The generated package's folder name, in whatever folder --out names."""
 
 _GENERATOR = Path(__file__).resolve().parent
+# Packages of the generator that decide nothing of what is generated.
+_DECIDE_NOTHING = ("bench", "cli", "report")
 
 
 def home() -> Path:
@@ -35,6 +23,12 @@ def specs_folder() -> Path:
     """Where specs lie: those of `home`; when installed and there are none here, the shipped ones."""
     here, shipped = home() / "specs", _GENERATOR / "specs"
     return here if here.is_dir() or not shipped.is_dir() else shipped
+
+
+def templates_folder() -> Path:
+    """Beside the generator in a checkout, inside it when installed."""
+    installed = _GENERATOR / "templates"
+    return installed if installed.is_dir() else _GENERATOR.parent / "templates"
 
 
 def tuned_folder() -> Path:
@@ -57,9 +51,13 @@ def every_spec() -> tuple[Path, ...]:
     return (*all_specs(), *sorted((specs_folder() / "on_demand").glob("*.yaml")))
 
 
-def generator_files() -> tuple[Path, ...]:
-    """The generator's own Python files, but the benchmark's, which decide nothing of what is generated."""
-    return tuple(sorted([*_GENERATOR.glob("*.py"), *_GENERATOR.glob("hf/*.py")]))
+def generator_files() -> dict[str, Path]:
+    """The generator's own Python files, by their path in it: its rooms' and its packages', but those of packages that
+    decide nothing of what is generated.
+    """
+    packages = [found.parent for found in _GENERATOR.glob("*/__init__.py") if found.parent.name not in _DECIDE_NOTHING]
+    found = [*_GENERATOR.glob("*.py"), *(path for package in packages for path in package.rglob("*.py"))]
+    return {path.relative_to(_GENERATOR).as_posix(): path for path in sorted(found)}
 
 
 def shown(path: Path) -> str:

@@ -14,6 +14,7 @@ import codegen
 from codegen import manifest, package, places, render
 from codegen.compile import _select
 from codegen.plan import make_plan
+from codegen.render import clang_format
 from codegen.spec import load_spec
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +131,7 @@ def test_c_files_are_formatted(all_files, tmp_path):
     style = f"--style=file:{places.templates_folder() / '.clang-format'}"
     paths = [path for path in tmp_path.rglob("*") if path.suffix in C_SUFFIXES]
     done = subprocess.run(
-        [render._clang_format(), "--dry-run", "-Werror", style, *paths], capture_output=True, text=True
+        [clang_format.binary(), "--dry-run", "-Werror", style, *paths], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[:2000]
 
@@ -145,6 +146,22 @@ def test_kernel_sources_know_nothing_of_torch(all_files):
     for path, text in all_files.items():
         if Path(path).suffix in C_SUFFIXES and path != "csrc/binding.cpp":
             assert not re.search(r"#include\s*[<\"](torch|ATen|c10)", text), path
+
+
+def test_what_generating_loads_is_what_a_package_is_fresh_by(small_spec):
+    """`generate` renders anew after an edit of any room that has a say, in whatever folder it lies."""
+    code = (
+        "import sys; from pathlib import Path; from codegen import package\n"
+        f"package.files_of([Path({str(small_spec)!r})])\n"
+        "print(*(module.__file__ for name, module in sys.modules.items() if name.partition('.')[0] == 'codegen'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {Path(file).relative_to(ROOT / "codegen").as_posix() for file in done.stdout.split()}
+    known = places.generator_files()
+    # With a class of the benchmark's a tuned table's protocol is read, which decides nothing.
+    assert {name for name in loaded if not name.startswith("bench/")} <= set(known)
+    assert all(path == ROOT / "codegen" / name for name, path in known.items())
+    assert not {name.partition("/")[0] for name in known} & {"bench", "cli", "report"}
 
 
 def test_models_of_one_path_share_a_kernel(small_spec, tmp_path):
