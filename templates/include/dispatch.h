@@ -12,7 +12,7 @@ enum class Dtype : int8_t { kBFloat16, kFloat16, kFloat32, kInt32, kInt64 };
 enum class Scoring : int8_t { kNone, kSoftmax, kSoftmaxOfChosen, kSigmoid, kSqrtSoftplus };
 enum class GroupScore : int8_t { kNone, kTop2Sum, kMax };
 enum class Residual : int8_t { kNone, kAdd, kScaledAdd, kScaledSum };  // what is added is multiplied, or both are
-enum class Renormalize : int8_t { kNone, kSum, kBounded };  // bounded: by an epsilon or a floor
+enum class Renormalize : int8_t { kNone, kSum, kBounded };             // bounded: by an epsilon or a floor
 
 // How experts are chosen; kNone: they are not.
 struct Selection {
