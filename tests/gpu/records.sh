@@ -12,7 +12,7 @@
 #   specs   the same on the package of tests/specs
 #   ptx80   the same tests on the library that has PTX of sm_80 alone
 #   ptx90   the same on PTX of sm_90 alone
-# The first two need compute-sanitizer, which comes with the CUDA toolkit. What is tested is built before, where compilers are:
+# The first three need compute-sanitizer, which comes with the CUDA toolkit. What is tested is built before, where compilers are:
 #   python build.py --sm 90                                                   (generated/normgate)
 #   python tests/gpu/twins.py                                                 (build/twins)
 #   python build.py --spec tests/specs/NAME.yaml ... --out build/awkward --sm 90   (see AWKWARD below)
