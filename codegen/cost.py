@@ -17,6 +17,7 @@ _MMA_CYCLES = 6.5  # of a scheduler's tensor core for an m16n8k16 (fitted: about
 _L2_BYTES_PER_US = 5.5e6  # all SMs together (fitted)
 _HBM_BYTES_PER_US = 4.3e6  # device-to-device copy, H200
 _SMEM_BYTES_PER_CYCLE = 128  # of an SM (CUDA programming guide: 32 banks of 4 bytes)
+_PUSHED_BYTES_PER_CYCLE = 13.0  # from an SM into the shared memory of others (docs/notes/kernels.md)
 _SMEM_CYCLES = 4  # of shared memory for a warp's 16-byte loads
 _ROW_NORM_LAUNCH = 2.0  # a norm in a launch of its own
 # A path's other stages, apart and within the gate's launch (H200, up to 16 tokens, docs/notes/path.md).
@@ -143,24 +144,30 @@ def _tiled(problem: Problem, arch: Arch, variant: Tiled, num_tokens: int) -> flo
 def _wgmma(problem: Problem, arch: Arch, variant: Wgmma, num_tokens: int) -> float:
     ctas = variant.ctas(problem, num_tokens)
     waves = ceil_div(ctas // variant.split, _clusters_at_once(arch.multiprocessors, variant.split))
-    # Shared memory is the limit: each mma reads its rows, and copies, folds and squares pass them once more.
+    # Shared memory is the limit: each mma reads its rows, and copies, folds and norms pass them once more.
     weights = variant.experts * variant.step * problem.gate_weight_bytes
     rows = variant.tokens * variant.step * 2
-    step = mma_terms(problem) * variant.groups * rows + 2 * rows + 2 * weights
+    step = mma_terms(problem) * variant.groups * rows + rows + 2 * weights
+    if problem.folds_norm:
+        norm_weights = (
+            4 * variant.groups * variant.step // 8 * 128
+        )  # a warp reads 4 bytes a thread, twice for 16 elements
+        step += norm_weights + 3 * rows // (variant.tiles(problem) * variant.split)
     smem = waves * variant.steps(problem) * step / _SMEM_BYTES_PER_CYCLE / _CYCLES_PER_US
-    operands = ctas * variant.steps(problem) * (rows + weights) / _L2_BYTES_PER_US
-    sums = waves * variant.tokens * variant.experts * 4 / 1e5
+    sums = waves * variant.tokens * variant.experts * 4 * (1 - 1 / variant.split)
     apart = _ROW_NORM_LAUNCH * problem.rounds_rows
-    return 3.9 + 3.56 * (waves - 1) + 1.03 * smem + 0.34 * operands + 5.5 * sums + apart
+    return 3.2 + 1.5 * (waves - 1) + 1.2 * smem + sums / _PUSHED_BYTES_PER_CYCLE / _CYCLES_PER_US + apart
 
 
 def _resident(problem: Problem, arch: Arch, variant: Resident, num_tokens: int) -> float:
     groups = min(ceil_div(num_tokens, variant.tokens), variant.token_groups(problem))
     turns = ceil_div(ceil_div(num_tokens, variant.tokens), groups)
     waves = ceil_div(groups * variant.tiles(problem), _clusters_at_once(arch.multiprocessors, variant.split))
-    parts = variant.steps(problem) * 4 * mma_terms(problem)  # warpgroup instructions, each no shorter than 20 cycles
+    parts = (
+        variant.steps(problem) * 4 * variant.term_turns(problem)
+    )  # warpgroup instructions, each no shorter than 20 cycles
     mma = parts * max(20.0, variant.tokens / 2) / _CYCLES_PER_US
-    pushes = variant.tokens * variant.experts * 4 / 13.0 / _CYCLES_PER_US  # bytes a cycle into other CTAs
+    pushes = variant.tokens * variant.experts * 4 / _PUSHED_BYTES_PER_CYCLE / _CYCLES_PER_US
     weights = variant.experts * variant.steps(problem) * variant.step * problem.gate_weight_bytes / 1e5
     apart = _ROW_NORM_LAUNCH * problem.rounds_rows
     return 1.88 + 0.4 * weights + waves * turns * (0.3 + mma + 2.8 * pushes) + apart

@@ -14,7 +14,7 @@ from .variants import candidates, objections
 
 # Where one range may end and the next begin. Close together where a token more shows in the time, and every tensor-core
 # tile's full counts; the variant of an interval is chosen for its last count, of the open one for tuned.LAST_ANCHOR.
-BOUNDARIES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
+BOUNDARIES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
 # Every gemv CTA reads all of x, so beyond 4 tokens the tensor cores win whatever the shape (docs/notes/kernels.md).
 AUTO_GEMV_LIMIT = 4
 

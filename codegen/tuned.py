@@ -21,7 +21,7 @@ from .problem import Problem
 from .spec import RouterSpec
 from .variants import objections
 
-LAST_ANCHOR = 4096
+LAST_ANCHOR = 8192
 """The count that an open range is chosen for; a table that ends before it leaves larger counts to the cost model."""
 
 
@@ -87,8 +87,14 @@ def file_name(kernel: str, sm: int) -> str:
     return f"{kernel}.sm{sm}.json"
 
 
+HANDOVER_MARGIN = 0.03
+"""Of a variant's time: what two runs of the same kernels differ by (docs/notes/kernels.md)."""
+
+
 def ranges_of(measured: Mapping[int, Mapping[str, Measurement]]) -> tuple[TunedRange, ...]:
-    """Each count's winner serves down to the count before, and takes over only where that pays beyond the spread."""
+    """Each count's winner serves down to the count before, and takes over only where that pays beyond what rounds and
+    runs differ by.
+    """
     ranges: list[TunedRange] = []
     largest = max(measured, default=0)
     for count in sorted(measured):
@@ -98,7 +104,7 @@ def ranges_of(measured: Mapping[int, Mapping[str, Measurement]]) -> tuple[TunedR
         before = ranges[-1].variant if ranges else best
         if before in at:
             spread = max(at[before].spread_us, at[best].spread_us)
-            if at[before].median_us - at[best].median_us <= spread:
+            if at[before].median_us - at[best].median_us <= max(spread, HANDOVER_MARGIN * at[before].median_us):
                 best = before
         if ranges and ranges[-1].variant == best:
             ranges.pop()

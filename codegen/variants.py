@@ -22,6 +22,10 @@ from .families import (
 from .problem import Problem
 
 MAX_STATIC_SMEM = 48 * 1024  # bytes a kernel may declare without opting in (CUDA programming guide)
+RESERVED_SMEM = 1024  # bytes of a multiprocessor's for each of its blocks (CUDA programming guide)
+LEFT_SMEM = (
+    8 * RESERVED_SMEM
+)  # to blocks of other kernels: 15.7 us at 512 tokens without, 14.0 with (docs/notes/kernels.md)
 MAX_PORTABLE_CLUSTER = 8  # CTAs; larger clusters are not launchable on every chip (CUDA programming guide)
 MAX_CLUSTER = 16  # on Hopper, where a kernel asks for a size that is not portable (CUDA programming guide)
 MAX_REGISTERS = 255  # of a thread
@@ -75,6 +79,8 @@ def _wgmma_objections(problem: Problem, arch: Arch, variant: Wgmma) -> list[str]
         out.append("warpgroup tiles are a multiple of 8 tokens up to 128, and 64 or 128 experts")
     if problem.row_terms > 1:
         out.append("rows go from shared memory to the tensor cores as they are, and float16 has too many bits")
+    if problem.folds_norm and variant.tokens % variant.split:
+        out.append("the CTAs of a split finish as many tokens each")
     if variant.stages < 2:
         out.append("copies need two stages to run beside the arithmetic")
     if (variant.split - 1) * variant.steps(problem) * variant.step >= problem.hidden_size:
@@ -86,8 +92,10 @@ def _resident_objections(problem: Problem, arch: Arch, variant: Resident) -> lis
     out: list[str] = []
     if not arch.has_wgmma:
         out.append(f"sm_{arch.sm} has no wgmma")
-    if variant.tokens % 8 or not 8 <= variant.tokens <= 64:
-        out.append("its tiles are a multiple of 8 tokens up to 64")
+    if variant.tokens % 8 or not 8 <= variant.tokens <= 64 or variant.experts not in (32, 64):
+        out.append("its tiles are a multiple of 8 tokens up to 64, and 32 or 64 experts")
+    if variant.experts == 32 and problem.gate_terms != 2:
+        out.append(f"32 experts have their two terms side by side, and weights have {problem.gate_terms} here")
     if not 2 <= variant.split <= MAX_CLUSTER:
         out.append(f"a cluster of {variant.split} CTAs: it takes 2 to {MAX_CLUSTER}")
     if problem.row_terms > 1:
@@ -111,8 +119,8 @@ def _resource_objections(problem: Problem, arch: Arch, variant: Variant) -> list
     limit = min(MAX_REGISTERS, REGISTERS_PER_SM // (ceil_div(variant.warps, 4) * 4 * 32) // 8 * 8)
     if isinstance(variant, Wgmma):
         limit = 240  # setmaxnreg's last step below what a thread can have
-        if variant.copy_registers(problem) < 40:
-            out.append("its sums leave the warpgroup that copies too few registers")
+        if problem.folds_norm and variant.norm_registers(problem) < variant.fewest_norm_registers:
+            out.append("its sums leave the warpgroup that norms rows too few registers")
     if isinstance(variant, Resident):
         limit = 240
         if problem.folds_norm and variant.norm_registers(problem) < 56:
@@ -183,23 +191,25 @@ def _residents(problem: Problem, num_tokens: int) -> Iterator[Variant]:
     for tokens in (8, 16, 24, 32, 48, 64):
         if 8 < tokens >= 2 * num_tokens or num_tokens > 4 * tokens:
             continue
-        for split in CLUSTERS_AT_ONCE:
-            if split >= 4:
-                yield Resident(tokens, split, problem.early_weight_loads)
+        for experts in (32, 64):
+            for split in CLUSTERS_AT_ONCE:
+                if split >= 4:
+                    yield Resident(tokens, experts, split, problem.early_weight_loads)
 
 
 def _wgmmas(problem: Problem, arch: Arch, num_tokens: int) -> Iterator[Variant]:
-    for tokens in (16, 32, 48, 64, 80, 96, 112, 128):
+    for tokens in range(16, 129, 8):
         if tokens >= 2 * num_tokens:
             continue
         for experts in (64, 128):
             if experts >= problem.num_experts + 64:
                 continue
             for split in range(1, MAX_PORTABLE_CLUSTER + 1):
-                # As deep as the slice is long and shared memory allows: nothing else waits for that memory.
+                # As deep as the slice is long and shared memory allows that is not left to small CTAs of the kernels
+                # before, beside which a CTA begins sooner; or so deep that the next launch's CTA has room beside.
                 deepest = min(ceil_div(ceil_div(problem.hidden_size, 64), split), 12)
                 variants = [Wgmma(tokens, experts, split, n, problem.early_weight_loads) for n in range(deepest, 1, -1)]
-                most = arch.max_smem_per_block
-                yield from [
-                    v for v in variants if v.static_smem(problem, True) + v.dynamic_smem(problem, True) <= most
-                ][:1]
+                sizes = {v: v.static_smem(problem, True) + v.dynamic_smem(problem, True) for v in variants}
+                yield from [v for v in variants if sizes[v] <= arch.max_smem_per_block - LEFT_SMEM][:1]
+                half = [v for v in variants if sizes[v] <= arch.max_smem_per_sm // 2 - RESERVED_SMEM][:1]
+                yield from [v for v in half if 4 <= v.stages < deepest]

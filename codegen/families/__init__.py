@@ -65,7 +65,7 @@ _NAMES: dict[Callable[..., Variant], re.Pattern[str]] = {
     SplitK: re.compile(r"split_k_t(\d+)_e(\d+)_s(\d+)_w(\d+)_b(\d+)(?:_r(\d+))?(_late)?"),
     Tiled: re.compile(r"tiled_t(\d+)_e(\d+)_s(\d+)_w(\d)(\d)(\d)_k(\d+)_d(\d+)(_late)?"),
     Wgmma: re.compile(r"wgmma_t(\d+)_e(\d+)_s(\d+)_d(\d+)(_late)?"),
-    Resident: re.compile(r"resident_t(\d+)_s(\d+)(_late)?"),
+    Resident: re.compile(r"resident_t(\d+)_e(\d+)_s(\d+)(_late)?"),
 }
 
 FAMILIES = tuple(family.family for family in (Gemv, SplitK, Tiled, Resident, Wgmma))
@@ -112,4 +112,6 @@ def order_of_sums(problem: Problem, variant: Variant) -> Order:
     if isinstance(variant, Tiled):
         adds_steps = variant.adds_steps(problem)
         return variant.family, variant.split, variant.slice_warps, variant.step, adds_steps
+    if isinstance(variant, Resident):  # terms of 32 experts are added up after the products, of 64 among them
+        return variant.family, variant.experts, variant.split
     return variant.family, variant.split

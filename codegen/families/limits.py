@@ -12,6 +12,7 @@ MAX_CHAIN = 32
 # (cudaOccupancyMaxActiveClusters, about 200 KiB of shared memory a CTA; up to 8 on an H200, from 10 on an H100, whose
 # die is the same). Of 9 to 16, the sizes that are listed are those worth trying.
 CLUSTERS_AT_ONCE = {1: 132, 2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15, 10: 7, 12: 7, 14: 7, 16: 7}
+RESIDENT_SMEM = 227 * 1024  # bytes of shared memory that a block of the one target of `resident` can have (arch.py)
 PUSH_BARRIERS = 16  # bytes of the barriers that count what a cluster's CTAs push to each other
 SPARE_REGISTERS = 56  # addresses, indices and temporaries, from the compiler's reports
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..problem import Problem
-from .limits import CLUSTERS_AT_ONCE, REGISTERS_PER_SM, ceil_div, mma_terms
+from .limits import CLUSTERS_AT_ONCE, REGISTERS_PER_SM, RESIDENT_SMEM, ceil_div
 from .tile import TensorCoreTile
 
 
@@ -13,16 +13,17 @@ from .tile import TensorCoreTile
 class Resident(TensorCoreTile):
     """Warpgroup tensor cores with the weights of `experts` experts folded into registers once, for tiles of `tokens`.
 
-    Two warpgroups multiply, half a slice each; one norms rows; one copies.
+    Two warpgroups multiply, half a slice each; one norms rows; one copies. The tensor cores' 64 rows are 64 experts, or
+    the two terms of 32.
     """
 
     tokens: int
+    experts: int
     split: int
     early_weights: bool = True
 
     family = "resident"
     accelerated = True
-    experts = 64
     step = 64
     threads = 512
     warps = 16
@@ -30,7 +31,7 @@ class Resident(TensorCoreTile):
 
     @property
     def name(self) -> str:
-        name = f"resident_t{self.tokens}_s{self.split}"
+        name = f"resident_t{self.tokens}_e{self.experts}_s{self.split}"
         return name if self.early_weights else name + "_late"
 
     def threads_for(self, problem: Problem) -> int:
@@ -43,7 +44,15 @@ class Resident(TensorCoreTile):
 
     def chain(self, problem: Problem) -> int:
         """mma that add to one accumulator."""
-        return self.steps(problem) * 2 * mma_terms(problem)
+        return self.steps(problem) * 2 * self.term_turns(problem)
+
+    def term_turns(self, problem: Problem) -> int:
+        """Terms of a weight that one thread multiplies."""
+        return problem.gate_terms * self.experts // 64
+
+    def places(self, problem: Problem) -> int:
+        """Tiles of rows in shared memory: two where they fit, the next one's copies then run beside the products."""
+        return 2 if self._smem(problem, 2) <= RESIDENT_SMEM else 1
 
     def token_groups(self, problem: Problem) -> int:
         """Token tiles side by side: as many as have their clusters run at once; each goes on to further ones."""
@@ -54,23 +63,29 @@ class Resident(TensorCoreTile):
         return groups * self.tiles(problem) * self.split
 
     def dynamic_smem(self, problem: Problem, cluster: bool) -> int:
+        return self._smem(problem, self.places(problem))
+
+    def _smem(self, problem: Problem, places: int) -> int:
         """As Resident of templates/kernels/resident.cu.j2 lays it out, which asserts that both agree."""
         steps = self.steps(problem)
         rows = steps * self.tokens * 128
         own = ceil_div(self.tokens * self.experts // 4, self.split)
+        partial = ceil_div(2 * (64 // self.experts) * self.tokens * (self.experts + 4) * 4, 1024) * 1024
         # Two parts of the weights' rows, each row a chunk longer for the banks' sake.
         weights = 2 * self.experts * ((ceil_div(steps, 2) * self.step + 8) * problem.gate_weight_bytes)
-        total = max(ceil_div(weights, 1024) * 1024, rows) + rows
-        total += 2 * self.tokens * (self.experts + 4) * 4 + 2 * self.split * own * 16
+        weights = ceil_div(weights, 1024) * 1024
+        total = max(weights, rows) + rows + partial if places == 2 else max(weights, partial) + rows
+        total += 2 * self.split * own * 16
         if problem.folds_norm:
             total += steps * 128 + (2 * self.split + 2) * self.tokens * 4
-        return total + problem.gate_bias * self.experts * 4 + (2 * steps + 8) * 8
+        return total + problem.gate_bias * self.experts * 4 + (places * steps + 9) * 8
 
     def sum_registers(self, problem: Problem) -> int:
         """Of a thread that multiplies: terms of its weights, sums, addresses."""
         whole = self.split * self.steps(problem) * self.step == problem.hidden_size
         spare = 36 if whole else 48  # beyond a row's end there are tests for each of its parts
-        needed = ceil_div(self.steps(problem) * 2 * 4 * problem.gate_terms + self.tokens // 2 + spare, 8) * 8
+        spare += 8 * (self.experts < 64)  # which term it is that a warp has
+        needed = ceil_div(self.steps(problem) * 2 * 4 * self.term_turns(problem) + self.tokens // 2 + spare, 8) * 8
         return max(needed, self.start_registers(problem))
 
     def norm_registers(self, problem: Problem) -> int:

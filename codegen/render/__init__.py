@@ -45,7 +45,7 @@ def render(plan: Plan, ops: str = naming.OPS) -> dict[str, str]:
     templates = templates_folder()
     for source in sorted((templates / "csrc").glob("*.cpp")):
         files[f"csrc/{source.name}"] = source.read_text()
-    if any(path.problem.selection for path in plan.paths):
+    if any("prepare_handover" in text for text in files.values()):
         files[HANDOVER] = (templates / HANDOVER).read_text()
     for source in sorted((templates / "include").iterdir()):
         files[f"csrc/include/{source.name}"] = source.read_text()

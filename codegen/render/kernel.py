@@ -8,7 +8,7 @@ from .. import naming
 from ..families import FAMILIES, Resident, Wgmma, ceil_div
 from ..plan import Group, Kernel, Plan
 from ..problem import Problem, Selection
-from .launches import ROW_NORM_THREADS, SELECT_WARPS, entry_points, hands_over_logits
+from .launches import ROW_NORM_THREADS, SELECT_WARPS, entry_points, hands_over
 from .variant import apart_context, variant_context
 
 _NORM_COMMENTS = {
@@ -135,8 +135,8 @@ def group_context(plan: Plan, kernel: Kernel, group: Group) -> dict[str, Any]:
     headers += ["mma.cuh"] * uses_tensor_cores
     headers += ["norm.cuh"] * problem.has_norm
     headers += ["selection.cuh"] * bool(problem.selection)
-    hands_over = any(hands_over_logits(kernel, group, v) for v in group.variants)
-    headers += ["handover.h"] * hands_over
+    places = any(hands_over(kernel, group, v) for v in group.variants)
+    headers += ["handover.cuh", "handover.h"] * places
     headers += ["pdl.cuh"] * group.arch.has_pdl
     headers += ["cluster.cuh"] * (uses_tensor_cores and cluster)
     headers += ["async_copy.cuh"] * bool(used & {"tiled", "resident"})
@@ -166,7 +166,7 @@ def group_context(plan: Plan, kernel: Kernel, group: Group) -> dict[str, Any]:
         # A kernel that reads rows as an earlier launch has normed them does not add to them again.
         "tile_residual": "" if problem.rounds_rows and not cluster else problem.residual,
         "select": {"warps": SELECT_WARPS},
-        "hands_over": hands_over,
+        "hands_over": places and problem.selection is not None,
         "variants": launched[: len(group.variants)],
         "launched": launched,
         "inner_functions": [step["calls"] for each in launched for step in each["steps"] if step["calls"]],

@@ -28,7 +28,9 @@ def entry_points(kernel: Kernel, group: Group) -> list[dict[str, Any]]:
             "threads": variant.threads_for(kernel.problem),
             "body": f"{variant.family}<{struct}>",
         }
-        entries.append({**entry, "accelerated": variant.accelerated, "maps": _maps(variant)})
+        # A CTA that is alone on its multiprocessor can have all registers, but begins sooner with fewer.
+        registers = variant.start_registers(kernel.problem) if isinstance(variant, Wgmma) else 0
+        entries.append({**entry, "accelerated": variant.accelerated, "maps": _maps(variant), "registers": registers})
         if _finishes_apart(group, variant):
             finish = {
                 "symbol": symbol + "_finish",
@@ -36,17 +38,20 @@ def entry_points(kernel: Kernel, group: Group) -> list[dict[str, Any]]:
                 "body": f"finish<{struct}>",
                 "accelerated": False,
                 "maps": [],
+                "registers": 0,
             }
             entries.append(finish)
     if any(_norms_apart(kernel, group, variant) for variant in group.variants):
         symbol = naming.function_name(kernel.name, "row_norm", group.sm)
         entry = {"symbol": symbol, "threads": ROW_NORM_THREADS, "body": "row_norm<RowNorm>"}
-        entries.append({**entry, "accelerated": False, "maps": []})
+        entries.append({**entry, "accelerated": False, "maps": [], "registers": 0})
     stages = [("add", "add_residual", ROW_NORM_THREADS)] * bool(kernel.problem.residual)
     stages += [("select", "select_rows", SELECT_WARPS * 32)] * bool(kernel.problem.selection)
     for name, body, threads in stages if group.apart else ():
         symbol = naming.function_name(kernel.name, name, group.sm)
-        entries.append({"symbol": symbol, "threads": threads, "body": body, "accelerated": False, "maps": []})
+        entries.append(
+            {"symbol": symbol, "threads": threads, "body": body, "accelerated": False, "maps": [], "registers": 0}
+        )
     return entries
 
 
@@ -99,20 +104,27 @@ def _norms_apart(kernel: Kernel, group: Group, variant: Variant) -> bool:
     return kernel.problem.rounds_rows and not fused
 
 
-def hands_over_logits(kernel: Kernel, group: Group, variant: Variant | Apart) -> bool:
-    """Whether a launch's CTAs hand their logits to one of them, which chooses experts."""
-    fused = kernel.problem.selection is not None and not isinstance(variant, Apart)
-    return fused and not _finishes_apart(group, variant)
+def hands_over(kernel: Kernel, group: Group, variant: Variant | Apart) -> str:
+    """Places in memory in which a launch's CTAs tell each other numbers, for the launcher to work out; "" for none: of
+    logits for the one that chooses experts, of wgmma's rows what their logits are to be multiplied by.
+    """
+    if isinstance(variant, Apart):
+        return ""
+    if kernel.problem.selection is not None and not _finishes_apart(group, variant):
+        return "args.num_tokens * kPlaces"
+    if isinstance(variant, Wgmma) and kernel.problem.folds_norm:
+        return f"args.num_tokens * {variant.tiles(kernel.problem)} + ceil_div(args.num_tokens, {variant.tokens})"
+    return ""
 
 
 def preparation(kernel: Kernel, group: Group, variant: Variant | Apart) -> dict[str, Any]:
-    """What a launcher makes up beside what it is given: memory to hand logits over in, and a place in the workspace, in
-    bytes a token, for logits that nobody asked for.
+    """What a launcher makes up beside what it is given: places to hand numbers over in, and a place in the workspace,
+    in bytes a token, for logits that nobody asked for.
     """
-    hands_over = hands_over_logits(kernel, group, variant)
+    places = hands_over(kernel, group, variant)
     keeps_logits = isinstance(variant, Apart) and not kernel.problem.returns_logits
     logits_at = _sums_bytes_per_token(kernel, group, variant) if keeps_logits else None
-    return {"hands_over": hands_over, "logits_at": logits_at, "prepares": hands_over or keeps_logits}
+    return {"hands_over": places, "logits_at": logits_at, "prepares": bool(places) or keeps_logits}
 
 
 def workspace_bytes_per_token(kernel: Kernel, group: Group, variant: Variant | Apart) -> int:

@@ -38,15 +38,18 @@ def variant_context(kernel: Kernel, group: Group, variant: Variant) -> dict[str,
             ("kChainSteps", variant.chain_steps(kernel.problem), "steps whose products add to one accumulator"),
             *[("kRowPlaces", variant.row_places(kernel.problem), "rows on their way to be normed")]
             * kernel.problem.folds_norm,
-            ("kCopyRegisters", variant.copy_registers(kernel.problem), "registers of a thread that copies"),
+            ("kCopyRegisters", variant.copy_registers, "registers of a thread that copies"),
             *[("kNormRegisters", variant.norm_registers(kernel.problem), "of one that norms rows")]
             * kernel.problem.folds_norm,
             ("kSumRegisters", variant.sum_registers(kernel.problem), "of one that multiplies"),
+            *[("kStartRegisters", variant.start_registers(kernel.problem), "that each begins with")]
+            * kernel.problem.folds_norm,
             ("kSmemBytes", variant.dynamic_smem(kernel.problem, True), "dynamic shared memory"),
         ]
     elif isinstance(variant, Resident):
         constants += [
             ("kSplit", variant.split, "CTAs that share hidden_size"),
+            ("kPlaces", variant.places(kernel.problem), "tiles of rows in shared memory at a time"),
             ("kSumRegisters", variant.sum_registers(kernel.problem), "registers of a thread that multiplies"),
             *[("kNormRegisters", variant.norm_registers(kernel.problem), "of one that norms rows")]
             * kernel.problem.folds_norm,

@@ -88,6 +88,19 @@ __device__ __forceinline__ uint32_t fma2_bf16(uint32_t a, uint32_t b, uint32_t c
   return d;
 }
 
+// Packed pairs multiplied, rounded once. Adding -0 makes a plain product of bf16: sm_80 has no packed bf16 multiply.
+template <class T>
+__device__ __forceinline__ uint32_t mul2(uint32_t a, uint32_t b);
+template <>
+__device__ __forceinline__ uint32_t mul2<bf16>(uint32_t a, uint32_t b) {
+  return fma2_bf16(a, b, 0x80008000u);
+}
+template <>
+__device__ __forceinline__ uint32_t mul2<fp16>(uint32_t a, uint32_t b) {
+  const __half2 r = __hmul2_rn(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&r);
+}
+
 // Packed pairs added, rounded once. For bf16 as a product with 1: sm_80 has no packed bf16 sum.
 template <class T>
 __device__ __forceinline__ uint32_t add2(uint32_t a, uint32_t b);
@@ -102,10 +115,9 @@ __device__ __forceinline__ uint32_t add2<fp16>(uint32_t a, uint32_t b) {
 }
 
 // The product of two bf16 has at most 16 significant bits, so two bf16 terms hold it exactly: the rounded product, and
-// what the rounding left (one fused multiply-add). Adding -0 makes the first a plain product: sm_80 has no packed bf16
-// multiply.
+// what the rounding left (one fused multiply-add).
 __device__ __forceinline__ void product2_bf16(uint32_t a, uint32_t b, uint32_t (&terms)[2]) {
-  terms[0] = fma2_bf16(a, b, 0x80008000u);
+  terms[0] = mul2<bf16>(a, b);
   terms[1] = fma2_bf16(a, b, terms[0] ^ 0x80008000u);
 }
 

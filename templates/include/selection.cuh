@@ -1,8 +1,9 @@
-// What choosing experts is made of: scores, an order of floats in which NaN is last, logits handed from CTA to CTA.
+// What choosing experts is made of: scores, and an order of floats in which NaN is last.
 #pragma once
 
 #include <stdint.h>
 
+#include "handover.cuh"
 #include "numbers.cuh"
 
 namespace normgate {
@@ -74,15 +75,7 @@ __device__ __forceinline__ float load_logit(const bf16* address) {
   return __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }
 
-// How CTAs hand logits to the one that chooses experts: each logit has a place in memory, which is empty until the
-// logit is there and is emptied by who takes it. So a logit is its own flag, and nobody waits for a fence. Empty is a
-// NaN, which no logit is here. (NCCL's low-latency protocol sends a flag beside each word; here the word can be its
-// own.)
-constexpr uint32_t kEmpty = 0xffffffffu;
-
-__device__ __forceinline__ void pass(float* place, float logit) {
-  asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(place), "f"(finite_or_least(logit)) : "memory");
-}
+// Four logits on their way to the CTA that chooses experts.
 __device__ __forceinline__ void pass4(float* place, float4 v) {
   asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(place), "f"(finite_or_least(v.x)),
                "f"(finite_or_least(v.y)), "f"(finite_or_least(v.z)), "f"(finite_or_least(v.w))
@@ -97,27 +90,14 @@ __device__ __forceinline__ void take(float* row, const int (&expert)[kCount], fl
   do {
     missing = false;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(logit[i]) : "l"(row + expert[i]) : "memory");
-    }
+    for (int i = 0; i < kCount; ++i) logit[i] = look(row + expert[i]);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) missing |= __float_as_uint(logit[i]) == kEmpty;
     // All lanes go on together: a warp that leaves a loop lane by lane shuffles 2 us longer afterwards (measured). And
     // lanes without an expert of their own look at another's place, which so is not emptied before.
   } while (__any_sync(kWholeWarp, missing));
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(row + expert[i]), "r"(kEmpty) : "memory");
-  }
-}
-
-// Draws a ticket as one of `all` CTAs. The last one chooses experts: when it waits for the others, they are all
-// running, so it cannot wait in vain, however few CTAs the chip has room for. It leaves the counter at 0, as it was.
-__device__ __forceinline__ bool draws_last_ticket(uint32_t* tickets, uint32_t all) {
-  uint32_t before;
-  asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(tickets) : "memory");
-  if (before == all - 1) *tickets = 0;
-  return before == all - 1;
+  for (int i = 0; i < kCount; ++i) empty(row + expert[i]);
 }
 
 __device__ __forceinline__ void store_weight(float* address, float v) { *address = v; }

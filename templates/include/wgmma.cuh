@@ -33,6 +33,12 @@ template <int kRegisters>
 __device__ __forceinline__ void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
+// Either, from what a thread begins with.
+template <int kRegisters, int kStart>
+__device__ __forceinline__ void set_registers() {
+  if constexpr (kRegisters > kStart) more_registers<kRegisters>();
+  if constexpr (kRegisters < kStart) fewer_registers<kRegisters>();
+}
 
 // What tells wgmma where operand b lies: rows of 128 bytes, 16-byte chunks swizzled by row % 8, 8 rows 1024 bytes apart
 // (PTX ISA, "matrix descriptor": address / 16 in bits 0..13, distance of 8 rows / 16 from bit 32, swizzle mode 1 = 128

@@ -17,7 +17,7 @@ SPECS = load_specs(places.all_specs())
 def test_no_other_chip_is_offered_them(sm):
     problem = Problem.of(SPECS[0]).gate_part
     assert not [v for count in (64, 1024) for v in candidates(problem, ARCHS[sm], count) if v.accelerated]
-    for name in ("wgmma_t64_e64_s8_d8", "resident_t64_s16"):
+    for name in ("wgmma_t64_e64_s8_d8", "resident_t64_e64_s16"):
         assert f"sm_{sm} has no wgmma" in objections(problem, ARCHS[sm], parse(name))
 
 
@@ -30,16 +30,25 @@ def test_no_other_chip_is_offered_them(sm):
         ("wgmma_t64_e64_s8_d1", "two stages"),
         ("wgmma_t64_e64_s9_d4", "at most 8 are portable"),
         ("wgmma_t128_e128_s1_d7", "bytes of shared memory"),
-        ("resident_t12_s16", "multiple of 8 tokens"),
-        ("resident_t72_s16", "up to 64"),
-        ("resident_t64_s17", "takes 2 to 16"),
-        ("resident_t64_s1", "takes 2 to 16"),
-        ("resident_t64_s8", "56 mma add to one accumulator"),
+        ("wgmma_t64_e64_s7_d4", "finish as many tokens each"),
+        ("resident_t12_e64_s16", "multiple of 8 tokens"),
+        ("resident_t72_e64_s16", "up to 64"),
+        ("resident_t64_e16_s16", "32 or 64 experts"),
+        ("resident_t64_e64_s17", "takes 2 to 16"),
+        ("resident_t64_e64_s1", "takes 2 to 16"),
+        ("resident_t64_e64_s8", "56 mma add to one accumulator"),
     ],
 )
 def test_what_they_cannot_do_is_said(name, reason):
     problem = Problem.of(next(spec for spec in SPECS if spec.name == "deepseek-v4-pro")).gate_part
     assert any(reason in objection for objection in objections(problem, ARCHS[90], parse(name)))
+
+
+def test_terms_side_by_side_are_two():
+    """32 experts fill the tensor cores' 64 rows with two terms each; fp32 weights times norm weights have three."""
+    problem = Problem.of(next(spec for spec in SPECS if spec.gate_weight_dtype == "float32")).gate_part
+    said = objections(problem, ARCHS[90], parse("resident_t64_e32_s8"))
+    assert any("weights have 3 here" in objection for objection in said)
 
 
 def test_float16_rows_go_elsewhere():

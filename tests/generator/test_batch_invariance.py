@@ -54,13 +54,14 @@ def test_it_says_why_and_what_was_faster():
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        ("resident_t8_s16", "resident_t64_s16", True),
-        ("resident_t64_s16", "resident_t64_s14", False),
+        ("resident_t8_e64_s16", "resident_t64_e64_s16", True),
+        ("resident_t64_e64_s16", "resident_t64_e64_s14", False),
+        ("resident_t64_e64_s8", "resident_t64_e32_s8", False),  # terms among the products, or added after them
         ("split_k_t8_e32_s8_w7_b4", "split_k_t16_e16_s8_w7_b4", True),
         ("split_k_t8_e32_s8_w7_b4", "split_k_t16_e32_s8_w7_b4", False),  # another number of accumulators a sum
         ("split_k_t16_e32_s8_w7_b4", "split_k_t32_e32_s8_w7_b2_r2", False),
         ("wgmma_t64_e64_s8_d8", "wgmma_t32_e128_s8_d4", True),
-        ("wgmma_t64_e64_s8_d8", "resident_t64_s8", False),
+        ("wgmma_t64_e64_s8_d8", "resident_t64_e64_s8", False),
         ("gemv_t1_e2_w14_c2", "gemv_t4_e3_w14_c2", True),
     ],
 )

@@ -79,7 +79,9 @@ def test_only_families_that_can_are_fused():
         found = {variant.family for count in (1, 16, 64) for variant in candidates(problem, ARCHS[90], count)}
         assert found <= set(FUSING)
     problem = Problem.of(SPECS[0])
-    assert any("launches of their own" in said for said in objections(problem, ARCHS[90], parse("resident_t64_s16")))
+    assert any(
+        "launches of their own" in said for said in objections(problem, ARCHS[90], parse("resident_t64_e64_s16"))
+    )
 
 
 def test_what_differs_has_another_name():
@@ -150,7 +152,8 @@ def test_a_stage_that_nobody_asks_for_is_not_rendered():
         gate = planned(measured=True).gate_of(path)
         for group in gate.groups:
             text = rendered[str(naming.source_path(gate.name, group.sm))]
-            assert "select" not in text and "residual" not in text and "handover" not in text
+            assert "select" not in text and "residual" not in text
+            assert ("prepare_handover(" in text) == any(v.family == "wgmma" for v in group.variants)
         for group in path.groups:
             text = rendered[str(naming.source_path(path.name, group.sm))]
             assert ("residual_out" in text) == bool(path.problem.residual)

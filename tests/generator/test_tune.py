@@ -95,15 +95,20 @@ def test_a_name_that_no_variant_has_is_refused(name):
 
 
 def test_the_fastest_serves_and_the_last_range_is_open():
-    assert winners(timed(a=2, b=1), timed(a=1, b=2)) == [(2048, "b"), (None, "a")]
+    assert winners(timed(a=2, b=1), timed(a=1, b=2)) == [(4096, "b"), (None, "a")]
 
 
 def test_within_the_spread_the_one_before_goes_on():
-    assert winners(timed(a=1, b=2), timed(a=1.09, b=1), timed(a=2, b=1)) == [(2048, "a"), (None, "b")]
+    assert winners(timed(a=1, b=2), timed(a=1.09, b=1), timed(a=2, b=1)) == [(4096, "a"), (None, "b")]
+
+
+def test_what_two_runs_may_differ_by_is_no_reason_to_hand_over():
+    steady = {name: Measurement(median_us=us, spread_us=0.0) for name, us in (("a", 10.0), ("b", 9.75))}
+    assert winners(timed(a=1, b=2), steady, timed(a=2, b=1)) == [(4096, "a"), (None, "b")]
 
 
 def test_who_was_not_measured_cannot_go_on():
-    assert winners(timed(a=1), timed(b=1.05), timed(b=1)) == [(1024, "a"), (None, "b")]
+    assert winners(timed(a=1), timed(b=1.05), timed(b=1)) == [(2048, "a"), (None, "b")]
 
 
 def test_ranges_end_where_nothing_was_measured():

@@ -67,7 +67,7 @@ def _kernel_way(problem: Problem, variant: Variant) -> Way:
         sizes += (variant.row_places(problem), min(ceil_div(hidden, 1024), 2))
     if isinstance(variant, Resident):
         steps = variant.steps(problem)
-        sizes += (min(steps, 2), steps % 2)  # halves of a slice: one step, even, odd
+        sizes += (min(steps, 2), steps % 2, variant.places(problem))  # halves of a slice: one step, even, odd
     if problem.rounds_rows:
         sizes += _row_sizes(problem)
     return ("kernel", _without_sizes(problem), variant.name, *sizes, *_selection_sizes(problem))

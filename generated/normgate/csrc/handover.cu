@@ -1,4 +1,4 @@
-// Memory in which the CTAs of a launch hand logits to the one that chooses experts, and whose it is.
+// Memory in which the CTAs of a launch tell each other numbers, and whose it is.
 //
 // Launches of one stream follow each other and leave it as it was, so they share theirs. A graph may run beside the
 // stream that it was captured in, so a capture has its own, until the graph and all that was made of it are gone.

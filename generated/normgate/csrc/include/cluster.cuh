@@ -33,9 +33,11 @@ __device__ __forceinline__ void push4(uint32_t address, float4 v, uint32_t barri
       : "memory");
 }
 
-// Arrives at a barrier of another CTA; what this thread has read before may be overwritten after.
+// Arrives at a barrier of another CTA; what this thread has read before may be overwritten after. It says nothing of
+// what the thread has written, and so needs no fence (of `release`, ptxas makes one that waits for every store of the
+// SM).
 __device__ __forceinline__ void arrive_in_cta(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 }  // namespace normgate

@@ -12,10 +12,10 @@ __device__ __forceinline__ float inverse_rms(float sum_of_squares, int hidden_si
 
 // Order A (Llama lineage): xhat is rounded to the activation's dtype before the weight multiplies it.
 struct NormA {
+  // A pair of normed elements; pair i of eight weights.
   template <class T>
-  __device__ static __forceinline__ float2 apply(float2 x, float rstd, float2 weight) {
-    const float2 xhat = through<T>(make_float2(x.x * rstd, x.y * rstd));
-    return make_float2(xhat.x * weight.x, xhat.y * weight.y);
+  __device__ static __forceinline__ uint32_t apply(float2 x, float rstd, const Vec8<T>& weight, int i) {
+    return mul2<T>(round2<T>(make_float2(x.x * rstd, x.y * rstd)), weight.word[i]);
   }
   // What multiplies xhat on its way into the gate.
   __device__ static __forceinline__ float2 scale(float2 weight) { return weight; }
@@ -24,8 +24,9 @@ struct NormA {
 // Order B (DeepSeek-V4, gpt-oss): one rounding, after the weight.
 struct NormB {
   template <class T>
-  __device__ static __forceinline__ float2 apply(float2 x, float rstd, float2 weight) {
-    return make_float2(x.x * rstd * weight.x, x.y * rstd * weight.y);
+  __device__ static __forceinline__ uint32_t apply(float2 x, float rstd, const Vec8<T>& weight, int i) {
+    const float2 w = scale(widen2(weight, i));
+    return round2<T>(make_float2(x.x * rstd * w.x, x.y * rstd * w.y));
   }
   __device__ static __forceinline__ float2 scale(float2 weight) { return weight; }
 };
@@ -33,8 +34,9 @@ struct NormB {
 // Order G (Gemma lineage): weights are stored less one; one rounding.
 struct NormG {
   template <class T>
-  __device__ static __forceinline__ float2 apply(float2 x, float rstd, float2 weight) {
-    return make_float2(x.x * rstd * (1.0f + weight.x), x.y * rstd * (1.0f + weight.y));
+  __device__ static __forceinline__ uint32_t apply(float2 x, float rstd, const Vec8<T>& weight, int i) {
+    const float2 w = scale(widen2(weight, i));
+    return round2<T>(make_float2(x.x * rstd * w.x, x.y * rstd * w.y));
   }
   __device__ static __forceinline__ float2 scale(float2 weight) {
     return make_float2(1.0f + weight.x, 1.0f + weight.y);
@@ -46,8 +48,7 @@ template <class Norm, class T>
 __device__ __forceinline__ Vec8<T> norm8(const Vec8<T>& x, float rstd, const Vec8<T>& weight) {
   Vec8<T> normed;
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    normed.word[i] = round2<T>(Norm::template apply<T>(widen2(x, i), rstd, widen2(weight, i)));
+  for (int i = 0; i < 4; ++i) normed.word[i] = Norm::template apply<T>(widen2(x, i), rstd, weight, i);
   return normed;
 }
 

@@ -14,6 +14,7 @@
 #include <cuda_runtime.h>
 
 #include "cluster.cuh"
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mbarrier.cuh"
@@ -327,7 +328,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -473,12 +474,13 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+    if constexpr (V::kSplit > 1) {
+      // Every CTA of the cluster has begun and has its barriers: pushes may come. Before the wait, for it empties the
+      // L1 cache.
+      if (round == 0) cluster_wait();
+    }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
-    }
-
-    if constexpr (V::kSplit > 1) {
-      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     if (round == 0 && threadIdx.x == 0)
@@ -944,7 +946,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 }
 
 // apart_tiled_t32_e32_s2_w124_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's: cheapest of
-// 85 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python
+// 85 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s2_w124_k128_d3_sm120(
@@ -963,7 +965,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 }
 
 // apart_tiled_t32_e32_s1_w124_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's: cheapest of
-// 85 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python
+// 85 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s1_w124_k128_d3_sm120(

@@ -13,6 +13,7 @@
 
 #include <cuda_runtime.h>
 
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mma.cuh"
@@ -321,7 +322,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -740,10 +741,13 @@ cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k12
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm80(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm80(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm80(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s4_w124_k128_d3_sm80(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s6_w222_k128_d3_sm80(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s4_w222_k128_d3_sm80(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k128_d3_sm80(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e128_s3_w222_k64_d4_sm80(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm80(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm80(const normgate_args& args);
 
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e3_w12_c1_sm80(
     const normgate_args& given) {
@@ -888,7 +892,26 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-// apart_tiled_t128_e32_s6_w222_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's: cheapest
+// apart_tiled_t64_e32_s4_w124_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of
+// 256 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s4_w124_k128_d3_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 4096 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm80>(
+              {args.num_tokens, 256, 0, 1, false}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s4_w124_k128_d3_sm80(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_tiled_t128_e32_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest
 // of 256 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
@@ -907,7 +930,26 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-// apart_tiled_t128_e32_s3_w222_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's: cheapest
+// apart_tiled_t128_e32_s4_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest
+// of 256 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s4_w222_k128_d3_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 4096 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm80>(
+              {args.num_tokens, 256, 0, 1, false}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s4_w222_k128_d3_sm80(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_tiled_t128_e32_s3_w222_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest
 // of 256 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python
 // build.py tune); cost model); 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest of 256
 // legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
@@ -947,9 +989,9 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-// apart_tiled_t128_e32_s2_w222_k128_d3, 2049 tokens and more: between launches of the other stages, the gate's:
-// cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM
-// (python build.py tune); cost model).
+// apart_tiled_t128_e32_s2_w222_k128_d3, 2049 to 4096 tokens: between launches of the other stages, the gate's: cheapest
+// of 256 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s2_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -961,6 +1003,25 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
     return error;
   if (const cudaError_t error =
           launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm80(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_tiled_t128_e32_s1_w222_k128_d3, 4097 tokens and more: between launches of the other stages, the gate's:
+// cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM
+// (python build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s1_w222_k128_d3_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 1024 * args.num_tokens;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm80>(
+              {args.num_tokens, 256, 0, 1, false}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm80(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm80>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);

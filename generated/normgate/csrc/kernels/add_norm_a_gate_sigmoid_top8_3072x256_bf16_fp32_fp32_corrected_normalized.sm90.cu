@@ -14,6 +14,7 @@
 #include <cuda_runtime.h>
 
 #include "cluster.cuh"
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mbarrier.cuh"
@@ -327,7 +328,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -473,12 +474,13 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+    if constexpr (V::kSplit > 1) {
+      // Every CTA of the cluster has begun and has its barriers: pushes may come. Before the wait, for it empties the
+      // L1 cache.
+      if (round == 0) cluster_wait();
+    }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
-    }
-
-    if constexpr (V::kSplit > 1) {
-      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     if (round == 0 && threadIdx.x == 0)
@@ -687,28 +689,33 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w6_c2, 1 token: measured on NVIDIA H200: 2.84 us at 1 token, next best gemv_t1_e2_w12_c1 2.93.
-struct GemvT1E2W6C2 {
+// gemv_t1_e2_w12_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM
+// (python build.py tune); cost model).
+struct GemvT1E2W12C1 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 192;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kThreads = 384;         // threads of a CTA
+  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w12_c1, 2 tokens: measured on NVIDIA H200: 2.91 us at 2 tokens, next best gemv_t2_e2_w4_c3 3.12.
-struct GemvT2E3W12C1 {
+// gemv_t2_e2_w12_c1, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// SM (python build.py tune); cost model).
+struct GemvT2E2W12C1 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kExperts = 2;           // experts that a CTA computes
   static constexpr int kThreads = 384;         // threads of a CTA
   static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t4_e2_w12_c1, 3 to 4 tokens: measured on NVIDIA H200: 3.52 us at 4 tokens, next best
-// split_k_t8_e16_s6_w16_b1 3.54.
+// gemv_t4_e2_w12_c1, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 4 tokens (no tuned table for this
+// SM (python build.py tune); cost model).
 struct GemvT4E2W12C1 {
   static constexpr int kTokens = 4;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes
@@ -718,71 +725,47 @@ struct GemvT4E2W12C1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w16_b1, 5 to 8 tokens: measured on NVIDIA H200: 3.64 us at 8 tokens, next best
-// split_k_t8_e32_s8_w12_b1 3.69.
-struct SplitKT8E16S6W16B1 {
+// split_k_t8_e16_s6_w4_b4, 5 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); cheapest of 57 legal variants of split_k and tiled and resident and wgmma at 8
+// tokens (no tuned table for this SM (python build.py tune); cost model).
+struct SplitKT8E16S6W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w16_b1, 9 to 16 tokens: measured on NVIDIA H200: 4.15 us at 16 tokens, next best
-// split_k_t16_e32_s8_w6_b2 4.27.
-struct SplitKT16E16S6W16B1 {
+// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); cheapest of 137 legal variants of split_k and tiled and resident and wgmma at 16
+// tokens (no tuned table for this SM (python build.py tune); cost model).
+struct SplitKT16E16S6W4B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s6_w8_b2, 17 to 32 tokens: measured on NVIDIA H200: 4.89 us at 32 tokens, next best
-// apart_resident_t32_s16 5.17.
-struct SplitKT16E32S6W8B2 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t32_e32_s6_w8_b2, 49 to 64 tokens: measured on NVIDIA H200: 6.40 us at 64 tokens, next best
-// apart_resident_t64_s16 6.55.
-struct SplitKT32E32S6W8B2 {
-  static constexpr int kTokens = 32;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(192, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w6_c2_sm90(
+extern "C" __global__ void __launch_bounds__(384, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm90(
         const normgate_args args) {
-  gemv<GemvT1E2W6C2>(args);
+  gemv<GemvT1E2W12C1>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90(
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w12_c1_sm90(
         const normgate_args args) {
-  gemv<GemvT2E3W12C1>(args);
+  gemv<GemvT2E2W12C1>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
@@ -791,28 +774,16 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   gemv<GemvT4E2W12C1>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w16_b1_sm90(
+extern "C" __global__ void __launch_bounds__(128, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E16S6W16B1>(args);
+  split_k<SplitKT8E16S6W4B4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w16_b1_sm90(
+extern "C" __global__ void __launch_bounds__(128, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90(
         const normgate_args args) {
-  split_k<SplitKT16E16S6W16B1>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT16E32S6W8B2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT32E32S6W8B2>(args);
+  split_k<SplitKT16E16S6W4B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -826,36 +797,45 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t24_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s6_d8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s6_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s2_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s8_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t88_e64_s8_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t80_e64_s4_d7_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t120_e64_s3_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s2_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s1_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s4_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s4_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w6_c2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w6_c2_sm90>(
-      {128, 192, 0, 1, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm90>(
+      {128, 384, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w12_c1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90>(
-      {86, 384, 0, 1, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w12_c1_sm90>(
+      {128, 384, 0, 1, true}, args);
 }
 
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm90(
@@ -867,50 +847,29 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_correcte
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w16_b1_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 96, 128, 0, 6, true}, args);
+}
+
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w16_b1_sm90>(
-      {ceil_div(args.num_tokens, 8) * 96, 512, 0, 6, true}, args);
+      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 96, 128, 0, 6, true}, args);
 }
 
+// apart_resident_t24_e64_s16, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 351 legal
+// variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w16_b1_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w16_b1_sm90>(
-      {ceil_div(args.num_tokens, 16) * 96, 512, 0, 6, true}, args);
-}
-
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90>(
-      {ceil_div(args.num_tokens, 16) * 48, 256, 0, 6, true}, args);
-}
-
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90>(
-      {ceil_div(args.num_tokens, 32) * 48, 256, 0, 6, true}, args);
-}
-
-// apart_resident_t48_s16, 33 to 48 tokens: measured on NVIDIA H200: 5.74 us at 48 tokens, next best
-// split_k_t32_e32_s6_w8_b2 6.20; 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 5.43 us at 96 tokens, next best wgmma_t32_e64_s8_d6 5.67.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t48_s16_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t24_e64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -919,14 +878,92 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_s16_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t24_e64_s16_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t48_e64_s8_d6, 97 to 128 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 6.16 us at 128 tokens, next best resident_t64_s16 6.23.
+// apart_resident_t32_e64_s16, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 380 legal
+// variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t32_e64_s16_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s16_sm90(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_resident_t48_e64_s16, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 480 legal
+// variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t48_e64_s16_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_e64_s16_sm90(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e32_s6_w124_k128_d3, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of
+// 512 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python
+// build.py tune); cost model); 33 to 64 tokens: between launches of the other stages, the gate's: resident_t48_e64_s16
+// needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s6_w124_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t32_e64_s8_d6, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 505 legal
+// variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t32_e64_s8_d6_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d6_sm90(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t48_e64_s8_d6, 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of 502 legal
+// variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t48_e64_s8_d6_sm90(
     const normgate_args& given) {
@@ -943,10 +980,11 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t64_e64_s6_d8, 129 to 256 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 8.52 us at 256 tokens, next best wgmma_t96_e64_s8_d6 8.94.
+// apart_wgmma_t64_e64_s8_d6, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of 466 legal
+// variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t64_e64_s6_d8_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t64_e64_s8_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -955,16 +993,17 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s6_d8_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s8_d6_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e64_s6_d6, 257 to 512 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 12.09 us at 512 tokens, next best wgmma_t112_e64_s5_d6 12.42.
+// apart_wgmma_t88_e64_s8_d6, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of 463 legal
+// variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s6_d6_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t88_e64_s8_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -973,16 +1012,17 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s6_d6_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t88_e64_s8_d6_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t64_e64_s2_d8, 513 to 1024 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 18.14 us at 1024 tokens, next best wgmma_t80_e128_s4_d4 18.21.
+// apart_wgmma_t128_e64_s8_d6, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of 460
+// legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t64_e64_s2_d8_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s8_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -991,14 +1031,53 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s2_d8_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s8_d6_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e64_s2_d6, 1025 to 2048 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 28.36 us at 2048 tokens, next best wgmma_t64_e128_s2_d5 29.90.
+// apart_wgmma_t80_e64_s4_d7, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of 460 legal
+// variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t80_e64_s4_d7_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t80_e64_s4_d7_sm90(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t120_e64_s3_d6, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest of 460
+// legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t120_e64_s3_d6_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t120_e64_s3_d6_sm90(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t128_e64_s2_d6, 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest of 460
+// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s2_d6_sm90(
     const normgate_args& given) {
@@ -1015,8 +1094,9 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e64_s1_d6, 2049 tokens and more: between launches of the other stages, the gate's: measured on
-// NVIDIA H200: 47.07 us at 4096 tokens, next best wgmma_t64_e128_s1_d5 50.45.
+// apart_wgmma_t128_e64_s1_d6, 2049 tokens and more: between launches of the other stages, the gate's: cheapest of 460
+// legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s1_d6_sm90(
     const normgate_args& given) {
@@ -1033,9 +1113,10 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t16_e32_s8_w6_b2, 33 to 48 tokens: measured on NVIDIA H200.
+// apart_split_k_t32_e16_s6_w8_b2, 17 to 24 tokens: between launches of the other stages, the gate's:
+// resident_t24_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t16_e32_s8_w6_b2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1044,14 +1125,32 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm90(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e16_s6_w214_k128_d3, 25 to 32 tokens: between launches of the other stages, the gate's:
+// resident_t32_e64_s16 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e16_s6_w214_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
 // apart_tiled_t32_e64_s8_w124_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's:
-// resident_t48_s16 needs sm_90a; this is the best that later chips can run.
+// wgmma_t32_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e64_s8_w124_k128_d3_sm90(
     const normgate_args& given) {
@@ -1068,10 +1167,10 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e32_s6_w124_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
+// apart_tiled_t64_e32_s6_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
 // wgmma_t48_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s6_w124_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s6_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1080,16 +1179,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e64_s6_w222_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's:
-// wgmma_t64_e64_s6_d8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e32_s4_w124_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's:
+// wgmma_t64_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e64_s6_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s4_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1098,16 +1197,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s4_w124_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e32_s2_w214_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's:
-// wgmma_t128_e64_s6_d6 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e32_s2_w124_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
+// wgmma_t88_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s2_w214_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1116,16 +1215,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e64_s2_w214_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
-// wgmma_t64_e64_s2_d8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t128_e32_s4_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's:
+// wgmma_t128_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e64_s2_w214_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s4_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1134,16 +1233,52 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s4_w222_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e64_s1_w214_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
+// apart_tiled_t64_e32_s2_w124_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's:
+// wgmma_t80_e64_s4_d7 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s2_w124_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm90(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t128_e32_s2_w222_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
+// wgmma_t120_e64_s3_d6 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s2_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm90(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t128_e32_s1_w222_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
 // wgmma_t128_e64_s2_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e64_s1_w214_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s1_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1152,7 +1287,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

@@ -14,6 +14,7 @@
 
 #include <cuda_runtime.h>
 
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mma.cuh"
@@ -322,7 +323,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -741,9 +742,10 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k64_d4_sm86(const normgate_args& args);
 
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm86(
@@ -900,7 +902,25 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-// apart_tiled_t64_e64_s6_w222_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's: cheapest of
+// apart_tiled_t64_e64_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of
+// 260 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm86(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 8192 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm86>(
+          {args.num_tokens, 256, 0, 1, false}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm86>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_tiled_t64_e64_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of
 // 260 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python
 // build.py tune); cost model); 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest of 260
 // legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
@@ -920,7 +940,27 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-// apart_tiled_t64_e128_s6_w222_k64_d4, 257 to 512 tokens: between launches of the other stages, the gate's: cheapest of
+// apart_tiled_t64_e64_s4_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of
+// 260 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
+// build.py tune); cost model); 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest of 260
+// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s4_w222_k128_d3_sm86(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 4096 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm86>(
+          {args.num_tokens, 256, 0, 1, false}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm86>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_tiled_t64_e128_s6_w222_k64_d4, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of
 // 260 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
@@ -933,24 +973,6 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
     return error;
   if (const cudaError_t error =
           launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm86>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
-}
-
-// apart_tiled_t64_e64_s4_w222_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest
-// of 260 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s4_w222_k128_d3_sm86(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = static_cast<char*>(args.workspace) + 4096 * args.num_tokens;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm86>(
-          {args.num_tokens, 256, 0, 1, false}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm86>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);

@@ -15,6 +15,7 @@
 #include <cuda_runtime.h>
 
 #include "cluster.cuh"
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mbarrier.cuh"
@@ -328,7 +329,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -473,12 +474,13 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+    if constexpr (V::kSplit > 1) {
+      // Every CTA of the cluster has begun and has its barriers: pushes may come. Before the wait, for it empties the
+      // L1 cache.
+      if (round == 0) cluster_wait();
+    }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
-    }
-
-    if constexpr (V::kSplit > 1) {
-      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     if (round == 0 && threadIdx.x == 0)
@@ -687,58 +689,37 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e3_w12_c2, 1 token: measured on NVIDIA H200: 2.80 us at 1 token, next best gemv_t1_e4_w8_c3 2.81.
-struct GemvT1E3W12C2 {
+// gemv_t1_e2_w12_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM
+// (python build.py tune); cost model).
+struct GemvT1E2W12C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kExperts = 2;           // experts that a CTA computes
   static constexpr int kThreads = 384;         // threads of a CTA
   static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w8_c3, 2 tokens: measured on NVIDIA H200: 3.16 us at 2 tokens, next best gemv_t2_e3_w12_c2 3.19.
-struct GemvT2E3W8C3 {
+// gemv_t2_e2_w12_c2, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); cheapest of 96 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// SM (python build.py tune); cost model).
+struct GemvT2E2W12C2 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 256;         // threads of a CTA
-  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 2;           // experts that a CTA computes
+  static constexpr int kThreads = 384;         // threads of a CTA
+  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w16_b2, 3 to 4 tokens: measured on NVIDIA H200: 3.48 us at 4 tokens, next best
-// split_k_t8_e32_s8_w12_b2 3.49.
-struct SplitKT8E16S6W16B2 {
+// split_k_t8_e16_s6_w8_b4, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table
+// for this SM (python build.py tune); cost model).
+struct SplitKT8E16S6W8B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e32_s7_w7_b4, 5 to 8 tokens: measured on NVIDIA H200: 3.64 us at 8 tokens, next best
-// split_k_t8_e16_s6_w16_b2 3.68.
-struct SplitKT8E32S7W7B4 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 7;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e32_s6_w8_b4, 9 to 16 tokens: measured on NVIDIA H200: 4.08 us at 16 tokens, next best
-// split_k_t16_e32_s8_w12_b2 4.37.
-struct SplitKT8E32S6W8B4 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
   static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
@@ -746,29 +727,18 @@ struct SplitKT8E32S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s6_w8_b4, 17 to 32 tokens: measured on NVIDIA H200: 5.00 us at 24 tokens, next best
-// split_k_t8_e32_s8_w6_b4 5.30.
-struct SplitKT16E32S6W8B4 {
+// split_k_t16_e16_s6_w8_b4, 9 to 16 tokens: cheapest of 124 legal variants in one launch at 16 tokens (no tuned table
+// for this SM (python build.py tune); cost model); 9 to 16 tokens: the gate's, with the other stages in its launch (no
+// tuned table for this SM (python build.py tune); cost model); resident_t16_e32_s8 needs sm_90a; this is the best that
+// later chips can run.
+struct SplitKT16E16S6W8B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
   static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s4_w12_b2_r2, 33 to 48 tokens: measured on NVIDIA H200: 6.68 us at 48 tokens, next best
-// apart_resident_t48_s16 6.98.
-struct SplitKT16E32S4W12B2R2 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 4;     // CTAs that share hidden_size
-  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -776,45 +746,27 @@ struct SplitKT16E32S4W12B2R2 {
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
 extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm90(
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w12_c2_sm90(
         const normgate_args args) {
-  gemv<GemvT1E3W12C2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90(
-        const normgate_args args) {
-  gemv<GemvT2E3W8C3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w16_b2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E16S6W16B2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(224, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E32S7W7B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E32S6W8B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90(
-        const normgate_args args) {
-  split_k<SplitKT16E32S6W8B4>(args);
+  gemv<GemvT1E2W12C2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90(
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e2_w12_c2_sm90(
         const normgate_args args) {
-  split_k<SplitKT16E32S4W12B2R2>(args);
+  gemv<GemvT2E2W12C2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w8_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E16S6W8B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT16E16S6W8B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -828,83 +780,68 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e32_s6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e32_s6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e32_s6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t88_e64_s8_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s8_d7_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d9_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d10_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w12_c2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm90>(
-      {86, 384, 0, 1, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w12_c2_sm90>(
+      {128, 384, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e2_w12_c2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90>(
-      {86, 256, 0, 1, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e2_w12_c2_sm90>(
+      {128, 384, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w16_b2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w16_b2_sm90>(
-      {ceil_div(args.num_tokens, 8) * 96, 512, 0, 6, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 96, 256, 0, 6, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 56, 224, 0, 7, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 96, 256, 0, 6, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 48, 256, 0, 6, true}, args);
-}
-
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 48, 256, 0, 6, true}, args);
-}
-
+// apart_resident_t24_e32_s8, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 448 legal
+// variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90>(
-      {ceil_div(args.num_tokens, 16) * 32, 384, 0, 4, true}, args);
-}
-
-// apart_resident_t64_s16, 49 to 64 tokens: measured on NVIDIA H200: 7.73 us at 64 tokens, next best
-// split_k_t32_e32_s6_w8_b2_r2 8.19.
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_s16_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t24_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -912,16 +849,17 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_correcte
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_s16_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s8_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t32_e64_s8_d12, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 6.49 us at 96 tokens, next best wgmma_t48_e64_s8_d12 6.53.
+// apart_resident_t16_e32_s6, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 491 legal
+// variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t32_e64_s8_d12_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t16_e32_s6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -929,16 +867,17 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e32_s6_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t48_e64_s7_d12, 97 to 128 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 7.32 us at 128 tokens, next best wgmma_t48_e64_s8_d12 7.33.
+// apart_resident_t24_e32_s6, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 606 legal
+// variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t48_e64_s7_d12_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t24_e32_s6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -946,16 +885,19 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s6_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t96_e64_s8_d8, 129 to 256 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 9.35 us at 256 tokens, next best wgmma_t64_e64_s6_d11 9.40.
+// apart_resident_t32_e32_s6, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of 650 legal
+// variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune);
+// cost model); 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of 624 legal variants of
+// split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e64_s8_d8_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_e32_s6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -963,16 +905,19 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e32_s6_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t48_e128_s5_d8, 257 to 512 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 13.71 us at 512 tokens, next best wgmma_t64_e128_s6_d7 14.58.
+// apart_resident_t48_e32_s6, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 634 legal
+// variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune);
+// cost model); 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of 581 legal variants of
+// split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t48_e128_s5_d8_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_e32_s6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -980,16 +925,17 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d8_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e32_s6_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t96_e128_s5_d6, 513 to 1024 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 23.39 us at 1024 tokens, next best wgmma_t64_e64_s2_d11 23.97.
+// apart_wgmma_t88_e64_s8_d8, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of 571 legal
+// variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e128_s5_d6_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t88_e64_s8_d8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -997,16 +943,17 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e128_s5_d6_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t88_e64_s8_d8_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t64_e128_s2_d7, 1025 to 2048 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 32.48 us at 2048 tokens, next best wgmma_t128_e64_s2_d7 34.00.
+// apart_wgmma_t128_e64_s8_d7, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of 562
+// legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t64_e128_s2_d7_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e64_s8_d7_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1014,14 +961,69 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s8_d7_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e128_s2_d5, 2049 tokens and more: between launches of the other stages, the gate's: measured on
-// NVIDIA H200: 52.90 us at 4096 tokens, next best wgmma_t64_e128_s1_d7 56.52.
+// apart_wgmma_t80_e64_s4_d9, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of 562 legal
+// variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t80_e64_s4_d9_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d9_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t64_e64_s2_d10, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest of 562
+// legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t64_e64_s2_d10_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d10_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t128_e64_s2_d7, 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest of 562
+// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e64_s2_d7_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t128_e128_s2_d5, 2049 tokens and more: between launches of the other stages, the gate's: cheapest of 562
+// legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e128_s2_d5_sm90(
     const normgate_args& given) {
@@ -1037,9 +1039,10 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t32_e32_s6_w8_b2_r2, 49 to 64 tokens: measured on NVIDIA H200.
+// apart_split_k_t8_e32_s8_w6_b4, 17 to 24 tokens: between launches of the other stages, the gate's: resident_t24_e32_s8
+// needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s6_w8_b2_r2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t8_e32_s8_w6_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1047,16 +1050,16 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t32_e32_s8_w4_b3_r2, 65 to 96 tokens: between launches of the other stages, the gate's:
-// wgmma_t32_e64_s8_d12 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t16_e32_s6_w8_b4, 25 to 32 tokens: between launches of the other stages, the gate's:
+// resident_t16_e32_s6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s8_w4_b3_r2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s6_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1064,16 +1067,16 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s6_w124_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
-// wgmma_t48_e64_s7_d12 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t16_e32_s8_w6_b4, 33 to 48 tokens: between launches of the other stages, the gate's:
+// resident_t24_e32_s6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s6_w124_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s8_w6_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1081,16 +1084,16 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w124_k128_d3_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e128_s6_w124_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's:
-// wgmma_t96_e64_s8_d8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: between launches of the other stages, the gate's:
+// resident_t32_e32_s6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e128_s6_w124_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1098,14 +1101,99 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s2_w124_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's:
-// wgmma_t48_e128_s5_d8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's:
+// resident_t48_e32_s6 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e64_s6_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
+// resident_t32_e32_s6 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s6_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e64_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's:
+// resident_t48_e32_s6 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e64_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
+// wgmma_t88_e64_s8_d8 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e64_s4_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's:
+// wgmma_t128_e64_s8_d7 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s4_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e64_s2_w124_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's:
+// wgmma_t80_e64_s4_d9 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
@@ -1121,10 +1209,10 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e64_s2_w214_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
-// wgmma_t96_e128_s5_d6 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e128_s2_w124_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
+// wgmma_t64_e64_s2_d10 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s2_w214_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e128_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1132,14 +1220,14 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e128_s2_w222_k128_d3, 1025 tokens and more: between launches of the other stages, the gate's:
-// wgmma_t64_e128_s2_d7 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e128_s2_w222_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
+// wgmma_t128_e64_s2_d7 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -1150,6 +1238,23 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
     return error;
   if (const cudaError_t error =
           launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e128_s1_w222_k128_d3, 2049 tokens and more: between launches of the other stages, the gate's:
+// wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s1_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

@@ -15,6 +15,7 @@
 #include <cuda_runtime.h>
 
 #include "cluster.cuh"
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mbarrier.cuh"
@@ -360,7 +361,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -505,12 +506,13 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+    if constexpr (V::kSplit > 1) {
+      // Every CTA of the cluster has begun and has its barriers: pushes may come. Before the wait, for it empties the
+      // L1 cache.
+      if (round == 0) cluster_wait();
+    }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
-    }
-
-    if constexpr (V::kSplit > 1) {
-      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     if (round == 0 && threadIdx.x == 0)
@@ -837,10 +839,12 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120(const normgate_args& args);
 
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e2_w14_c2_sm120(
@@ -1006,7 +1010,26 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s3_w124_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's: cheapest of
+// apart_tiled_t32_e64_s4_w124_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of
+// 181 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s4_w124_k128_d3_sm120(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm120>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm120>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e64_s3_w124_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of
 // 181 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
@@ -1026,7 +1049,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_tiled_t32_e64_s2_w124_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's: cheapest of
-// 181 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python
+// 181 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s2_w124_k128_d3_sm120(
@@ -1046,7 +1069,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 
 // apart_tiled_t32_e64_s1_w124_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest
 // of 181 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model); 2049 tokens and more: between launches of the other stages, the gate's: cheapest of 181
+// build.py tune); cost model); 2049 to 4096 tokens: between launches of the other stages, the gate's: cheapest of 181
 // legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
@@ -1079,6 +1102,25 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
     return error;
   if (const cudaError_t error =
           launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm120>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e96_s1_w222_k64_d4, 4097 tokens and more: between launches of the other stages, the gate's: cheapest
+// of 181 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e96_s1_w222_k64_d4_sm120(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm120>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm120>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

@@ -15,6 +15,7 @@
 #include <cuda_runtime.h>
 
 #include "cluster.cuh"
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mbarrier.cuh"
@@ -360,7 +361,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -505,12 +506,13 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+    if constexpr (V::kSplit > 1) {
+      // Every CTA of the cluster has begun and has its barriers: pushes may come. Before the wait, for it empties the
+      // L1 cache.
+      if (round == 0) cluster_wait();
+    }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
-    }
-
-    if constexpr (V::kSplit > 1) {
-      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     if (round == 0 && threadIdx.x == 0)
@@ -719,134 +721,104 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e3_w7_c4, 1 token: measured on NVIDIA H200: 3.02 us at 1 token, next best gemv_t1_e3_w10_c3 3.06.
-struct GemvT1E3W7C4 {
+// gemv_t1_e2_w14_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM
+// (python build.py tune); cost model).
+struct GemvT1E2W14C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 224;         // threads of a CTA
-  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 2;           // experts that a CTA computes
+  static constexpr int kThreads = 448;         // threads of a CTA
+  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w7_c4, 2 tokens: measured on NVIDIA H200: 3.52 us at 2 tokens, next best gemv_t2_e2_w10_c3 3.58.
-struct GemvT2E3W7C4 {
+// gemv_t2_e2_w14_c2, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// SM (python build.py tune); cost model).
+struct GemvT2E2W14C2 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 224;         // threads of a CTA
-  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 2;           // experts that a CTA computes
+  static constexpr int kThreads = 448;         // threads of a CTA
+  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w10_b4, 3 to 4 tokens: measured on NVIDIA H200: 3.86 us at 4 tokens, next best
-// split_k_t8_e16_s5_w12_b4 3.95.
-struct SplitKT8E16S6W10B4 {
+// split_k_t8_e16_s6_w8_b5, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table
+// for this SM (python build.py tune); cost model).
+struct SplitKT8E16S6W8B5 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 5;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s5_w12_b4, 5 to 8 tokens: measured on NVIDIA H200: 4.05 us at 8 tokens, next best
-// split_k_t8_e32_s8_w7_b4 4.06.
-struct SplitKT8E16S5W12B4 {
+// split_k_t8_e32_s8_w7_b4, 5 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); cheapest of 60 legal variants of split_k and tiled and resident and wgmma at 8
+// tokens (no tuned table for this SM (python build.py tune); cost model).
+struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 5;     // CTAs that share hidden_size
-  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 5.06 us at 16 tokens, next best
-// split_k_t16_e32_s7_w8_b4 5.65.
-struct SplitKT16E32S8W7B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
   static constexpr int kSplit = 8;     // CTAs that share hidden_size
   static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e32_s4_w7_b4_r2, 17 to 24 tokens: measured on NVIDIA H200: 6.25 us at 24 tokens, next best
-// split_k_t16_e32_s6_w10_b2_r2 6.77.
-struct SplitKT8E32S4W7B4R2 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 4;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s6_w10_b2_r2, 25 to 32 tokens: measured on NVIDIA H200: 6.96 us at 32 tokens, next best
-// apart_resident_t32_s16 7.03.
-struct SplitKT16E32S6W10B2R2 {
+// split_k_t16_e16_s6_w8_b5, 9 to 16 tokens: cheapest of 92 legal variants in one launch at 16 tokens (no tuned table
+// for this SM (python build.py tune); cost model); 9 to 16 tokens: the gate's, with the other stages in its launch (no
+// tuned table for this SM (python build.py tune); cost model); resident_t16_e32_s8 needs sm_90a; this is the best that
+// later chips can run.
+struct SplitKT16E16S6W8B5 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 5;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(224, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90(
+extern "C" __global__ void __launch_bounds__(448, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e2_w14_c2_sm90(
         const normgate_args args) {
-  gemv<GemvT1E3W7C4>(args);
+  gemv<GemvT1E2W14C2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(448, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e2_w14_c2_sm90(
+        const normgate_args args) {
+  gemv<GemvT2E2W14C2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w8_b5_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E16S6W8B5>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90(
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_sm90(
         const normgate_args args) {
-  gemv<GemvT2E3W7C4>(args);
+  split_k<SplitKT8E32S8W7B4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(320, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90(
+extern "C" __global__ void __launch_bounds__(256, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E16S6W10B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E16S5W12B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(224, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm90(
-        const normgate_args args) {
-  split_k<SplitKT16E32S8W7B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(224, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E32S4W7B4R2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(320, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w10_b2_r2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT16E32S6W10B2R2>(args);
+  split_k<SplitKT16E16S6W8B5>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -862,98 +834,87 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s6_d10_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d7_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d10_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e64_s8_d12_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d10_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t88_e64_s8_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t80_e128_s8_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t72_e128_s4_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args);
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e2_w14_c2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w7_c4_sm90>(
-      {86, 224, 0, 1, true}, args);
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e2_w14_c2_sm90>(
+      {128, 448, 0, 1, true}, args);
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e2_w14_c2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90>(
-      {86, 224, 0, 1, true}, args);
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e2_w14_c2_sm90>(
+      {128, 448, 0, 1, true}, args);
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w8_b5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 96, 320, 0, 6, true}, args);
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w8_b5_sm90>(
+      {ceil_div(args.num_tokens, 8) * 96, 256, 0, 6, true}, args);
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 80, 384, 0, 5, true}, args);
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 224, 0, 8, true}, args);
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 64, 224, 0, 8, true}, args);
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_sm90>(
+      {ceil_div(args.num_tokens, 16) * 96, 256, 0, 6, true}, args);
 }
 
+// apart_resident_t24_e32_s8, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 395 legal
+// variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90>(
-      {ceil_div(args.num_tokens, 8) * 32, 224, 0, 4, true}, args);
-}
-
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w10_b2_r2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s6_w10_b2_r2_sm90>(
-      {ceil_div(args.num_tokens, 16) * 48, 320, 0, 6, true}, args);
-}
-
-// apart_resident_t48_s16, 33 to 48 tokens: measured on NVIDIA H200: 7.94 us at 48 tokens, next best
-// split_k_t16_e32_s4_w7_b4_r2 8.14.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t48_s16_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t24_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -962,16 +923,17 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_s16_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t24_e32_s8_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t64_s16, 49 to 64 tokens: measured on NVIDIA H200: 8.99 us at 64 tokens, next best
-// apart_resident_t48_s16 10.41.
+// apart_resident_t32_e32_s8, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 429 legal
+// variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t64_s16_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t32_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -980,16 +942,19 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_s16_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t32_e32_s8_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t32_e64_s8_d12, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 7.30 us at 96 tokens, next best resident_t48_s16 7.36.
+// apart_resident_t48_e32_s8, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 557 legal
+// variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune);
+// cost model); 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 602 legal variants of
+// split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t32_e64_s8_d12_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t48_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -998,16 +963,17 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d12_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_e32_s8_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t48_e64_s7_d12, 97 to 128 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 8.13 us at 128 tokens, next best wgmma_t64_e64_s8_d11 8.18.
+// apart_resident_t64_e32_s8, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of 601 legal
+// variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t48_e64_s7_d12_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t64_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1016,16 +982,17 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e64_s7_d12_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_e32_s8_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t64_e64_s6_d10, 129 to 256 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 10.19 us at 256 tokens, next best wgmma_t96_e64_s7_d8 10.93.
+// apart_wgmma_t48_e64_s8_d12, 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of 594 legal
+// variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t64_e64_s6_d10_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t48_e64_s8_d12_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1034,16 +1001,17 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s6_d10_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e64_s8_d12_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t48_e128_s5_d7, 257 to 512 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 15.41 us at 512 tokens, next best wgmma_t128_e64_s6_d6 16.91.
+// apart_wgmma_t64_e64_s8_d10, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of 565
+// legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t48_e128_s5_d7_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t64_e64_s8_d10_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1052,16 +1020,17 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e128_s5_d7_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d10_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t64_e64_s2_d10, 513 to 1024 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 26.44 us at 1024 tokens, next best wgmma_t112_e128_s5_d5 28.62.
+// apart_wgmma_t88_e64_s8_d8, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of 557 legal
+// variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t64_e64_s2_d10_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t88_e64_s8_d8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1070,16 +1039,17 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d10_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t88_e64_s8_d8_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t64_e128_s2_d7, 1025 to 2048 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 35.93 us at 2048 tokens, next best wgmma_t128_e64_s2_d7 37.35.
+// apart_wgmma_t128_e64_s8_d6, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of 549
+// legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t64_e128_s2_d7_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t128_e64_s8_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1088,14 +1058,72 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e128_s2_d7_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e128_s2_d5, 2049 tokens and more: between launches of the other stages, the gate's: measured on
-// NVIDIA H200: 61.18 us at 4096 tokens, next best wgmma_t64_e128_s1_d7 65.96.
+// apart_wgmma_t80_e128_s8_d6, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of 549
+// legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t80_e128_s8_d6_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t80_e128_s8_d6_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t72_e128_s4_d6, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest of 549
+// legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t72_e128_s4_d6_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t72_e128_s4_d6_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t128_e64_s2_d6, 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest of 549
+// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t128_e64_s2_d6_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d6_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t128_e128_s2_d5, 2049 tokens and more: between launches of the other stages, the gate's: cheapest of 549
+// legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t128_e128_s2_d5_sm90(
     const normgate_args& given) {
@@ -1112,7 +1140,44 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t16_e32_s8_w7_b4, 33 to 48 tokens: measured on NVIDIA H200.
+// apart_split_k_t8_e32_s8_w7_b4, 17 to 24 tokens: between launches of the other stages, the gate's: resident_t24_e32_s8
+// needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t8_e32_s8_w7_b4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_split_k_t32_e16_s6_w8_b5, 25 to 32 tokens: between launches of the other stages, the gate's:
+// resident_t32_e32_s8 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t32_e16_s6_w8_b5_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_split_k_t16_e32_s8_w7_b4, 33 to 48 tokens: between launches of the other stages, the gate's:
+// resident_t48_e32_s8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm90(
     const normgate_args& given) {
@@ -1129,9 +1194,10 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s6_w124_k128_d3, 49 to 64 tokens: measured on NVIDIA H200.
+// apart_tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: between launches of the other stages, the gate's:
+// resident_t64_e32_s8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w124_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1140,16 +1206,16 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s8_w124_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's:
-// wgmma_t32_e64_s8_d12 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's:
+// resident_t48_e32_s8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s8_w124_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1158,16 +1224,16 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e96_s8_w124_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
-// wgmma_t48_e64_s7_d12 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e96_s8_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
+// wgmma_t48_e64_s8_d12 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e96_s8_w124_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e96_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1176,16 +1242,16 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e96_s8_w222_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's:
-// wgmma_t64_e64_s6_d10 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e64_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's:
+// wgmma_t64_e64_s8_d10 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e96_s8_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1194,14 +1260,50 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s2_w124_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's:
-// wgmma_t48_e128_s5_d7 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e64_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
+// wgmma_t88_e64_s8_d8 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e128_s8_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's:
+// wgmma_t128_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s8_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e64_s2_w124_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's:
+// wgmma_t80_e128_s8_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
@@ -1218,10 +1320,10 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e64_s2_w214_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
-// wgmma_t64_e64_s2_d10 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e128_s2_w124_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
+// wgmma_t72_e128_s4_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s2_w214_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e128_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1230,14 +1332,14 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e128_s2_w222_k128_d3, 1025 tokens and more: between launches of the other stages, the gate's:
-// wgmma_t64_e128_s2_d7 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e128_s2_w222_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
+// wgmma_t128_e64_s2_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -1249,6 +1351,24 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
     return error;
   if (const cudaError_t error =
           launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e128_s1_w222_k128_d3, 2049 tokens and more: between launches of the other stages, the gate's:
+// wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s1_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

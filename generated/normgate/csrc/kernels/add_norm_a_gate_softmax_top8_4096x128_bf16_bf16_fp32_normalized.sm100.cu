@@ -14,6 +14,7 @@
 #include <cuda_runtime.h>
 
 #include "cluster.cuh"
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mbarrier.cuh"
@@ -322,7 +323,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -463,12 +464,13 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+    if constexpr (V::kSplit > 1) {
+      // Every CTA of the cluster has begun and has its barriers: pushes may come. Before the wait, for it empties the
+      // L1 cache.
+      if (round == 0) cluster_wait();
+    }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
-    }
-
-    if constexpr (V::kSplit > 1) {
-      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     if (round == 0 && threadIdx.x == 0)
@@ -766,11 +768,14 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm100(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm100(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100(const normgate_args& args);
 
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm100(
     const normgate_args& given) {
@@ -890,7 +895,25 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's: cheapest of
+// apart_tiled_t32_e64_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of
+// 391 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s8_w222_k128_d3_sm100(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm100>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm100>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e64_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of
 // 391 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
@@ -908,7 +931,25 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s2_w124_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's: cheapest of
+// apart_tiled_t64_e64_s8_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of
+// 391 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s8_w222_k128_d3_sm100(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm100>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm100>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e32_s2_w124_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of
 // 391 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
@@ -962,9 +1003,9 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e128_s2_w222_k128_d3, 2049 tokens and more: between launches of the other stages, the gate's:
-// cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM
-// (python build.py tune); cost model).
+// apart_tiled_t64_e128_s2_w222_k128_d3, 2049 to 4096 tokens: between launches of the other stages, the gate's: cheapest
+// of 391 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s2_w222_k128_d3_sm100(
     const normgate_args& given) {
@@ -974,6 +1015,24 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error = launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(
+          from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm100>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: between launches of the other stages, the gate's:
+// cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM
+// (python build.py tune); cost model).
+cudaError_t
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s1_w222_k128_d3_sm100(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm100>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error = launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100(
           from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm100>(

@@ -14,6 +14,7 @@
 #include <cuda_runtime.h>
 
 #include "cluster.cuh"
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mbarrier.cuh"
@@ -322,7 +323,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -463,12 +464,13 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+    if constexpr (V::kSplit > 1) {
+      // Every CTA of the cluster has begun and has its barriers: pushes may come. Before the wait, for it empties the
+      // L1 cache.
+      if (round == 0) cluster_wait();
+    }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
-    }
-
-    if constexpr (V::kSplit > 1) {
-      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     if (round == 0 && threadIdx.x == 0)
@@ -673,170 +675,81 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e1_w6_c3, 1 token: measured on NVIDIA H200: 2.50 us at 1 token, next best gemv_t1_e3_w8_c2 2.56.
-struct GemvT1E1W6C3 {
+// gemv_t1_e1_w16_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM
+// (python build.py tune); cost model).
+struct GemvT1E1W16C1 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 1;           // experts that a CTA computes
-  static constexpr int kThreads = 192;         // threads of a CTA
-  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kThreads = 512;         // threads of a CTA
+  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e2_w4_c4, 2 tokens: measured on NVIDIA H200: 2.78 us at 2 tokens, next best gemv_t2_e2_w6_c3 2.83.
-struct GemvT2E2W4C4 {
+// gemv_t2_e1_w16_c1, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// SM (python build.py tune); cost model).
+struct GemvT2E1W16C1 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 128;         // threads of a CTA
-  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 1;           // experts that a CTA computes
+  static constexpr int kThreads = 512;         // threads of a CTA
+  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s8_w8_b2, 3 to 4 tokens: measured on NVIDIA H200: 3.15 us at 4 tokens, next best
-// split_k_t8_e16_s7_w5_b4 3.16.
-struct SplitKT8E16S8W8B2 {
+// split_k_t8_e16_s8_w4_b4, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table
+// for this SM (python build.py tune); cost model).
+struct SplitKT8E16S8W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s8_w16_b1, 5 to 8 tokens: measured on NVIDIA H200: 3.26 us at 8 tokens, next best
-// split_k_t8_e16_s7_w5_b4 3.29.
-struct SplitKT8E16S8W16B1 {
+// split_k_t8_e32_s8_w4_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); cheapest of 152 legal variants of split_k and tiled and resident and wgmma at 16
+// tokens (no tuned table for this SM (python build.py tune); cost model).
+struct SplitKT8E32S8W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kExperts = 32;  // experts that a CTA computes
   static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e16_s5_w14_b2, 9 to 16 tokens: measured on NVIDIA H200: 3.42 us at 16 tokens, next best
-// split_k_t8_e32_s8_w16_b1 3.43.
-struct SplitKT8E16S5W14B2 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 5;     // CTAs that share hidden_size
-  static constexpr int kWarps = 14;    // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e32_s7_w5_b4, 17 to 24 tokens: measured on NVIDIA H200: 3.52 us at 24 tokens, next best
-// split_k_t8_e32_s8_w16_b1 3.56.
-struct SplitKT8E32S7W5B4 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 7;     // CTAs that share hidden_size
-  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e32_s5_w7_b4, 25 to 32 tokens: measured on NVIDIA H200: 3.63 us at 32 tokens, next best
-// split_k_t16_e32_s8_w16_b1 4.07.
-struct SplitKT8E32S5W7B4 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 5;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s7_w10_b2, 33 to 48 tokens: measured on NVIDIA H200: 4.18 us at 48 tokens, next best
-// split_k_t16_e32_s8_w16_b1 4.29.
-struct SplitKT16E32S7W10B2 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 7;     // CTAs that share hidden_size
-  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s4_w8_b4, 49 to 64 tokens: measured on NVIDIA H200: 4.53 us at 64 tokens, next best
-// split_k_t16_e32_s5_w7_b4 4.68.
-struct SplitKT16E32S4W8B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 4;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(192, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90(const normgate_args args) {
-  gemv<GemvT1E1W6C3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90(const normgate_args args) {
-  gemv<GemvT2E2W4C4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w8_b2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E16S8W8B2>(args);
+extern "C" __global__ void __launch_bounds__(512, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm90(const normgate_args args) {
+  gemv<GemvT1E1W16C1>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w16_b1_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E16S8W16B1>(args);
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e1_w16_c1_sm90(const normgate_args args) {
+  gemv<GemvT2E1W16C1>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(448, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90(
+extern "C" __global__ void __launch_bounds__(128, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w4_b4_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E16S5W14B2>(args);
+  split_k<SplitKT8E16S8W4B4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(160, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90(
+extern "C" __global__ void __launch_bounds__(128, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w4_b4_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E32S7W5B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(224, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E32S5W7B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(320, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT16E32S7W10B2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s4_w8_b4_sm90(
-        const normgate_args args) {
-  split_k<SplitKT16E32S4W8B4>(args);
+  split_k<SplitKT8E32S8W4B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -850,96 +763,68 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_s16_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t64_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s6_d11_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t96_e64_s5_d9_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s1_d12_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t48_e32_s6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t64_e32_s6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t56_e64_s8_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t80_e64_s8_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t72_e64_s4_d10_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d11_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s5_w7_b2_r2_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w6_c3_sm90>(
-      {128, 192, 0, 1, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm90>(
+      {128, 512, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e1_w16_c1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90>(
-      {64, 128, 0, 1, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e1_w16_c1_sm90>(
+      {128, 512, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w8_b2_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w4_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w8_b2_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 256, 0, 8, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w4_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 128, 0, 8, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w16_b1_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w4_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w16_b1_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 512, 0, 8, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w4_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 32, 128, 0, 8, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90>(
-      {ceil_div(args.num_tokens, 8) * 40, 448, 0, 5, true}, args);
-}
-
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 28, 160, 0, 7, true}, args);
-}
-
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 20, 224, 0, 5, true}, args);
-}
-
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90>(
-      {ceil_div(args.num_tokens, 16) * 28, 320, 0, 7, true}, args);
-}
-
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s4_w8_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s4_w8_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 16, 256, 0, 4, true}, args);
-}
-
-// apart_resident_t32_s16, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 3.23 us at 96 tokens, next best resident_t32_s10 3.30.
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_s16_sm90(
+// apart_split_k_t8_e32_s8_w4_b4, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 152
+// legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s8_w4_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -947,15 +832,16 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_s16_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t32_s8, 97 to 128 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 3.71 us at 128 tokens, next best resident_t48_s16 3.99.
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_s8_sm90(
+// apart_resident_t16_e32_s8, 25 to 48 tokens: between launches of the other stages, the gate's: cheapest of 446 legal
+// variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t16_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -963,15 +849,16 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_s8_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t16_e32_s8_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t64_s8, 129 to 256 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 4.21 us at 256 tokens, next best wgmma_t64_e64_s8_d8 4.93.
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t64_s8_sm90(
+// apart_resident_t24_e32_s8, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of 653 legal
+// variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t24_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -979,15 +866,16 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t64_s8_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t24_e32_s8_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t64_e64_s6_d11, 257 to 512 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 7.46 us at 512 tokens, next best wgmma_t80_e64_s8_d8 7.53.
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s6_d11_sm90(
+// apart_resident_t32_e32_s8, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 664 legal
+// variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -995,15 +883,16 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s6_d11_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s8_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t96_e64_s5_d9, 513 to 1024 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 12.17 us at 1024 tokens, next best wgmma_t48_e128_s5_d8 12.35.
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t96_e64_s5_d9_sm90(
+// apart_resident_t32_e32_s6, 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of 654 legal
+// variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_e32_s6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1011,15 +900,16 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t96_e64_s5_d9_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s6_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t64_e64_s2_d12, 1025 to 2048 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 18.99 us at 2048 tokens, next best wgmma_t112_e64_s3_d8 20.51.
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s2_d12_sm90(
+// apart_resident_t48_e32_s6, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of 619 legal
+// variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t48_e32_s6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1027,15 +917,16 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d12_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t48_e32_s6_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t64_e64_s1_d12, 2049 tokens and more: between launches of the other stages, the gate's: measured on
-// NVIDIA H200: 29.17 us at 4096 tokens, next best wgmma_t128_e64_s2_d8 30.92.
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s1_d12_sm90(
+// apart_resident_t64_e32_s6, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of 609 legal
+// variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t64_e32_s6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1043,14 +934,148 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s1_d12_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t64_e32_s6_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t32_e32_s8_w8_b2, 65 to 96 tokens: between launches of the other stages, the gate's: resident_t32_s16
-// needs sm_90a; this is the best that later chips can run.
+// apart_wgmma_t56_e64_s8_d8, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of 599 legal
+// variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t56_e64_s8_d8_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t56_e64_s8_d8_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t80_e64_s8_d8, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of 599 legal
+// variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t80_e64_s8_d8_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t80_e64_s8_d8_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t72_e64_s4_d10, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest of 599
+// legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t72_e64_s4_d10_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t72_e64_s4_d10_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t64_e64_s2_d11, 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest of 599
+// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s2_d11_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d11_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t128_e64_s2_d7, 2049 to 4096 tokens: between launches of the other stages, the gate's: cheapest of 599
+// legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t128_e64_s2_d7_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t128_e128_s2_d5, 4097 tokens and more: between launches of the other stages, the gate's: cheapest of 599
+// legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t128_e128_s2_d5_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_split_k_t16_e32_s8_w4_b4, 25 to 48 tokens: between launches of the other stages, the gate's:
+// resident_t16_e32_s8 needs sm_90a; this is the best that later chips can run.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w4_b4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: between launches of the other stages, the gate's:
+// resident_t24_e32_s8 needs sm_90a; this is the best that later chips can run.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s5_w7_b4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_split_k_t32_e32_s8_w8_b2, 65 to 96 tokens: between launches of the other stages, the gate's:
+// resident_t32_e32_s8 needs sm_90a; this is the best that later chips can run.
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s8_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
@@ -1065,10 +1090,10 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t32_e32_s5_w7_b2_r2, 97 to 128 tokens: between launches of the other stages, the gate's:
-// resident_t32_s8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e32_s6_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
+// resident_t32_e32_s6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s5_w7_b2_r2_sm90(
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e32_s6_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1076,16 +1101,16 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_spl
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s5_w7_b2_r2_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e32_s6_w412_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's:
-// resident_t64_s8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e64_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's:
+// resident_t48_e32_s6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e32_s6_w412_k128_d3_sm90(
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1093,16 +1118,16 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e64_s6_w222_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's:
-// wgmma_t64_e64_s6_d11 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e64_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
+// resident_t64_e32_s6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s6_w222_k128_d3_sm90(
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s6_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1110,14 +1135,48 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e64_s8_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's:
+// wgmma_t56_e64_s8_d8 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s8_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e32_s2_w124_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's:
+// wgmma_t80_e64_s8_d8 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e32_s2_w124_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
 // apart_tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
-// wgmma_t96_e64_s5_d9 needs sm_90a; this is the best that later chips can run.
+// wgmma_t72_e64_s4_d10 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
@@ -1133,10 +1192,10 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e64_s2_w214_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
-// wgmma_t64_e64_s2_d12 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e128_s2_w124_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
+// wgmma_t64_e64_s2_d11 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s2_w214_k128_d3_sm90(
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e128_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1144,14 +1203,14 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e128_s2_w222_k128_d3, 2049 tokens and more: between launches of the other stages, the gate's:
-// wgmma_t64_e64_s1_d12 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e128_s2_w222_k128_d3, 2049 to 4096 tokens: between launches of the other stages, the gate's:
+// wgmma_t128_e64_s2_d7 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -1162,6 +1221,23 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
     return error;
   if (const cudaError_t error =
           launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: between launches of the other stages, the gate's:
+// wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s1_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

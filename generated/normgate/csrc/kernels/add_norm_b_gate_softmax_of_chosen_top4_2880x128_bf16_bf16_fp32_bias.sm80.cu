@@ -13,6 +13,7 @@
 
 #include <cuda_runtime.h>
 
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mma.cuh"
@@ -317,7 +318,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
     logit += widen(static_cast<const GateWeight*>(args.gate_bias)[expert]);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -741,7 +742,11 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm80(const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm80(const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm80(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s8_w222_k128_d3_sm80(
+    const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm80(
+    const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s4_w222_k128_d3_sm80(
     const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm80(
     const normgate_args& args);
@@ -904,7 +909,25 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
       {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-// apart_tiled_t32_e64_s6_w222_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's: cheapest of
+// apart_tiled_t32_e64_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of
+// 366 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s8_w222_k128_d3_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 4096 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm80>(
+          {args.num_tokens, 256, 0, 1, false}, args))
+    return error;
+  if (const cudaError_t error = launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s8_w222_k128_d3_sm80(
+          from_residual_out(args, 2880)))
+    return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_tiled_t32_e64_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of
 // 366 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
@@ -922,7 +945,25 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
       {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-// apart_tiled_t64_e64_s6_w222_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's: cheapest of
+// apart_tiled_t32_e64_s4_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of
+// 366 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s4_w222_k128_d3_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 2048 * args.num_tokens;
+  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm80>(
+          {args.num_tokens, 256, 0, 1, false}, args))
+    return error;
+  if (const cudaError_t error = launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s4_w222_k128_d3_sm80(
+          from_residual_out(args, 2880)))
+    return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_tiled_t64_e64_s6_w222_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of
 // 366 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t

@@ -286,12 +286,13 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+    if constexpr (V::kSplit > 1) {
+      // Every CTA of the cluster has begun and has its barriers: pushes may come. Before the wait, for it empties the
+      // L1 cache.
+      if (round == 0) cluster_wait();
+    }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
-    }
-
-    if constexpr (V::kSplit > 1) {
-      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     // Stage: rows of x.
@@ -521,7 +522,7 @@ __device__ __forceinline__ auto& choose(First& first, Second& second) {
 template <class V>
 __device__ __forceinline__ void tiled(const normgate_args& args) {
   using S = Tiled<V>;
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(128) char stages[];
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
   const int token_warp = warp % V::kTokenWarps, expert_warp = warp / V::kTokenWarps % V::kExpertWarps;
   const int slice_warp = warp / (V::kTokenWarps * V::kExpertWarps);
@@ -533,9 +534,9 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   const auto* x = static_cast<const Activation*>(args.x) + first_token * args.x_row_stride;
   auto* normed_x = static_cast<Activation*>(args.normed_x) + first_token * kHiddenSize;
 
-  char* norm_weights = shared + S::kRingBytes;
-  auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(shared);
-  auto* incoming = reinterpret_cast<float4(*)[S::kOwnQuads]>(shared + S::kRingBytes + S::kNormBytes);
+  char* norm_weights = stages + S::kRingBytes;
+  auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(stages);
+  auto* incoming = reinterpret_cast<float4(*)[S::kOwnQuads]>(stages + S::kRingBytes + S::kNormBytes);
   __shared__ __align__(16) float partial_squares[S::kParts][V::kTokens];
   __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
   __shared__ uint64_t squares_pushed;  // counts the bytes that the CTAs of the cluster push
@@ -543,7 +544,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 
   // Stage: copies. A step's weights and rows go into stage `step % kStages`.
   const auto copy_weights = [&](int step) {
-    char* stage = shared + step % V::kStages * S::kStageBytes + V::kTokens * S::kRowPitch;
+    char* stage = stages + step % V::kStages * S::kStageBytes + V::kTokens * S::kRowPitch;
     each_chunk<V::kExperts, S::kWeightPitch / 16, S::kThreads>([&](int row, int chunk) {
       const int k = slice * S::kSlice + step * V::kStep + chunk * 16 / static_cast<int>(sizeof(GateWeight));
       const bool exists = in_row(k) && (!S::kGuardExperts || first_expert + row < kNumExperts);
@@ -554,7 +555,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
     });
   };
   const auto copy_rows = [&](int step) {
-    char* stage = shared + step % V::kStages * S::kStageBytes;
+    char* stage = stages + step % V::kStages * S::kStageBytes;
     each_chunk<V::kTokens, S::kRowPitch / 16, S::kThreads>([&](int row, int chunk) {
       const int k = slice * S::kSlice + step * V::kStep + chunk * 8;
       const bool exists = in_row(k) && row < num_tokens;
@@ -608,7 +609,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&step_sums[0][0][0])[i] = 0.0f;
     }
-    const char* staged_rows = shared + step % V::kStages * S::kStageBytes;
+    const char* staged_rows = stages + step % V::kStages * S::kStageBytes;
     const char* staged_weights = staged_rows + V::kTokens * S::kRowPitch;
 #pragma unroll
     for (int b = 0; b < S::kBlocks; ++b) {
@@ -883,7 +884,24 @@ struct TiledT64E64S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s8_w222_k128_d3, 129 to 256 tokens: cheapest of 374 legal variants of split_k and tiled and resident
+// tiled_t64_e96_s8_w222_k128_d3, 129 to 192 tokens: cheapest of 374 legal variants of split_k and tiled and resident
+// and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT64E96S8W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 96;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 149248;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t64_e128_s8_w222_k128_d3, 193 to 256 tokens: cheapest of 374 legal variants of split_k and tiled and resident
 // and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S8W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
@@ -900,7 +918,24 @@ struct TiledT64E128S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e96_s2_w124_k128_d3, 257 to 512 tokens: cheapest of 374 legal variants of split_k and tiled and resident
+// tiled_t32_e128_s3_w124_k128_d3, 257 to 384 tokens: cheapest of 374 legal variants of split_k and tiled and resident
+// and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT32E128S3W124K128D3 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 3;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 4;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 144160;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t32_e96_s2_w124_k128_d3, 385 to 512 tokens: cheapest of 374 legal variants of split_k and tiled and resident
 // and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E96S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
@@ -951,8 +986,8 @@ struct TiledT64E96S1W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s2_w222_k128_d3, 2049 tokens and more: cheapest of 374 legal variants of split_k and tiled and
-// resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e128_s2_w222_k128_d3, 2049 to 4096 tokens: cheapest of 374 legal variants of split_k and tiled and resident
+// and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S2W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes
@@ -963,6 +998,23 @@ struct TiledT64E128S2W222K128D3 {
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
   static constexpr int kSmemBytes = 187392;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: cheapest of 374 legal variants of split_k and tiled and
+// resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT64E128S1W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 1;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 161792;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
@@ -1012,8 +1064,18 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm100(const normgate_args args) {
+  tiled<TiledT64E96S8W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100(const normgate_args args) {
   tiled<TiledT64E128S8W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm100(const normgate_args args) {
+  tiled<TiledT32E128S3W124K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -1034,6 +1096,11 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args args) {
   tiled<TiledT64E128S2W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100(const normgate_args args) {
+  tiled<TiledT64E128S1W222K128D3>(args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm100(const normgate_args& args) {
@@ -1074,9 +1141,19 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k12
       {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm100(const normgate_args& args) {
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 64) * 32, 256, TiledT64E96S8W222K128D3::kSmemBytes, 8, true}, args);
+}
+
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100(const normgate_args& args) {
   return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100>(
       {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E128S8W222K128D3::kSmemBytes, 8, true}, args);
+}
+
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm100(const normgate_args& args) {
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 32) * 9, 256, TiledT32E128S3W124K128D3::kSmemBytes, 3, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100(const normgate_args& args) {
@@ -1097,6 +1174,11 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k12
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100(const normgate_args& args) {
   return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100>(
       {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
+}
+
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100(const normgate_args& args) {
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100>(
+      {ceil_div(args.num_tokens, 64) * 3, 256, TiledT64E128S1W222K128D3::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

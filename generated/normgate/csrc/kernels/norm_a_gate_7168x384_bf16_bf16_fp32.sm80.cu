@@ -401,7 +401,7 @@ __device__ __forceinline__ auto& choose(First& first, Second& second) {
 template <class V>
 __device__ __forceinline__ void tiled(const normgate_args& args) {
   using S = Tiled<V>;
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(128) char stages[];
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
   const int token_warp = warp % V::kTokenWarps, expert_warp = warp / V::kTokenWarps % V::kExpertWarps;
   const int slice_warp = warp / (V::kTokenWarps * V::kExpertWarps);
@@ -412,12 +412,12 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   const auto in_row = [](int k) { return !S::kGuardHidden || k < kHiddenSize; };
   const auto* x = static_cast<const Activation*>(args.x) + first_token * args.x_row_stride;
 
-  char* norm_weights = shared + S::kRingBytes;
-  auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(shared);
+  char* norm_weights = stages + S::kRingBytes;
+  auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(stages);
 
   // Stage: copies. A step's weights and rows go into stage `step % kStages`.
   const auto copy_weights = [&](int step) {
-    char* stage = shared + step % V::kStages * S::kStageBytes + V::kTokens * S::kRowPitch;
+    char* stage = stages + step % V::kStages * S::kStageBytes + V::kTokens * S::kRowPitch;
     each_chunk<V::kExperts, S::kWeightPitch / 16, S::kThreads>([&](int row, int chunk) {
       const int k = slice * S::kSlice + step * V::kStep + chunk * 16 / static_cast<int>(sizeof(GateWeight));
       const bool exists = in_row(k) && (!S::kGuardExperts || first_expert + row < kNumExperts);
@@ -428,7 +428,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
     });
   };
   const auto copy_rows = [&](int step) {
-    char* stage = shared + step % V::kStages * S::kStageBytes;
+    char* stage = stages + step % V::kStages * S::kStageBytes;
     each_chunk<V::kTokens, S::kRowPitch / 16, S::kThreads>([&](int row, int chunk) {
       const int k = slice * S::kSlice + step * V::kStep + chunk * 8;
       const bool exists = in_row(k) && row < num_tokens;
@@ -466,7 +466,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&step_sums[0][0][0])[i] = 0.0f;
     }
-    const char* staged_rows = shared + step % V::kStages * S::kStageBytes;
+    const char* staged_rows = stages + step % V::kStages * S::kStageBytes;
     const char* staged_weights = staged_rows + V::kTokens * S::kRowPitch;
 #pragma unroll
     for (int b = 0; b < S::kBlocks; ++b) {
@@ -736,7 +736,24 @@ struct TiledT64E64S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s8_w222_k128_d3, 129 to 256 tokens: cheapest of 374 legal variants of split_k and tiled and resident
+// tiled_t64_e64_s6_w222_k128_d3, 129 to 192 tokens: cheapest of 374 legal variants of split_k and tiled and resident
+// and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT64E64S6W222K128D3 {
+  static constexpr int kTokens = 64;         // tokens that a CTA serves
+  static constexpr int kExperts = 64;        // experts that a CTA computes
+  static constexpr int kSplit = 6;           // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;      // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;     // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;      // warps that share a step
+  static constexpr int kStep = 128;          // elements of hidden_size in a step
+  static constexpr int kStages = 3;          // steps in shared memory at a time
+  static constexpr int kSmemBytes = 100864;  // dynamic shared memory
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+  static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
+};
+
+// tiled_t64_e128_s8_w222_k128_d3, 193 to 256 tokens: cheapest of 374 legal variants of split_k and tiled and resident
 // and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S8W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
@@ -753,7 +770,24 @@ struct TiledT64E128S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s4_w222_k128_d3, 257 to 512 tokens: cheapest of 374 legal variants of split_k and tiled and resident
+// tiled_t64_e128_s6_w222_k128_d3, 257 to 384 tokens: cheapest of 374 legal variants of split_k and tiled and resident
+// and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct TiledT64E128S6W222K128D3 {
+  static constexpr int kTokens = 64;         // tokens that a CTA serves
+  static constexpr int kExperts = 128;       // experts that a CTA computes
+  static constexpr int kSplit = 6;           // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;      // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;     // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;      // warps that share a step
+  static constexpr int kStep = 128;          // elements of hidden_size in a step
+  static constexpr int kStages = 3;          // steps in shared memory at a time
+  static constexpr int kSmemBytes = 150016;  // dynamic shared memory
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+  static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
+};
+
+// tiled_t64_e128_s4_w222_k128_d3, 385 to 512 tokens: cheapest of 374 legal variants of split_k and tiled and resident
 // and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S4W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
@@ -771,7 +805,7 @@ struct TiledT64E128S4W222K128D3 {
 };
 
 // tiled_t64_e128_s2_w222_k128_d3, 513 to 1024 tokens: cheapest of 374 legal variants of split_k and tiled and resident
-// and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model); 2049 tokens and more:
+// and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model); 2049 to 4096 tokens:
 // cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM
 // (python build.py tune); cost model).
 struct TiledT64E128S2W222K128D3 {
@@ -790,7 +824,9 @@ struct TiledT64E128S2W222K128D3 {
 };
 
 // tiled_t64_e128_s1_w222_k128_d3, 1025 to 2048 tokens: cheapest of 374 legal variants of split_k and tiled and resident
-// and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+// and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model); 4097 tokens and more:
+// cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM
+// (python build.py tune); cost model).
 struct TiledT64E128S1W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes
@@ -885,6 +921,16 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80(const normgate_args args) {
+  tiled<TiledT64E64S6W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80_finish(const normgate_args args) {
+  finish<TiledT64E64S6W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80(const normgate_args args) {
   tiled<TiledT64E128S8W222K128D3>(args);
 }
@@ -892,6 +938,16 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80_finish(const normgate_args args) {
   finish<TiledT64E128S8W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80(const normgate_args args) {
+  tiled<TiledT64E128S6W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80_finish(const normgate_args args) {
+  finish<TiledT64E128S6W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -984,11 +1040,27 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k12
       {args.num_tokens, 256, 0, 1, false}, args);
 }
 
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80(const normgate_args& args) {
+  if (const cudaError_t error = launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 64) * 36, 256, TiledT64E64S6W222K128D3::kSmemBytes, 1, false}, args))
+    return error;
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
+}
+
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80(const normgate_args& args) {
   if (const cudaError_t error = launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80>(
           {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E128S8W222K128D3::kSmemBytes, 1, false}, args))
     return error;
   return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80_finish>(
+      {args.num_tokens, 256, 0, 1, false}, args);
+}
+
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80(const normgate_args& args) {
+  if (const cudaError_t error = launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80>(
+          {ceil_div(args.num_tokens, 64) * 18, 256, TiledT64E128S6W222K128D3::kSmemBytes, 1, false}, args))
+    return error;
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80_finish>(
       {args.num_tokens, 256, 0, 1, false}, args);
 }
 

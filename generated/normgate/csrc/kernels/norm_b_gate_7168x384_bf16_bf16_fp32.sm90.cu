@@ -11,6 +11,8 @@
 
 #include "async_copy.cuh"
 #include "cluster.cuh"
+#include "handover.cuh"
+#include "handover.h"
 #include "launch.cuh"
 #include "mbarrier.cuh"
 #include "mma.cuh"
@@ -37,6 +39,43 @@ constexpr int kRowTerms = 1;   // bf16 terms that hold an activation exactly
 __device__ __forceinline__ void store_logits(const normgate_args& args, int64_t token, int expert, float4 logits) {
   auto* row = static_cast<Logit*>(args.router_logits) + token * kNumExperts;
   if (expert < kNumExperts) store4(row + expert, logits);
+}
+
+// d[64 x 8] (+)= a[64 x 16] * b[16 x 8], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3}, "
+      "{%4, %5, %6, %7}, %8, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+// d[64 x 16] (+)= a[64 x 16] * b[16 x 16], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[8], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7}, "
+      "{%8, %9, %10, %11}, %12, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+// d[64 x 24] (+)= a[64 x 16] * b[16 x 24], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[12], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %17, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, "
+      "{%12, %13, %14, %15}, %16, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
 // d[64 x 32] (+)= a[64 x 16] * b[16 x 32], a from registers, b from shared memory; d starts anew where add is 0.
@@ -83,6 +122,24 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[32], uint32_t a0, uint32
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
+// d[64 x 80] (+)= a[64 x 16] * b[16 x 80], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[40], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %45, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39}, "
+      "{%40, %41, %42, %43}, %44, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
 // d[64 x 96] (+)= a[64 x 16] * b[16 x 96], a from registers, b from shared memory; d starts anew where add is 0.
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[48], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                              uint64_t b, int add) {
@@ -102,24 +159,24 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[48], uint32_t a0, uint32
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
-// d[64 x 112] (+)= a[64 x 16] * b[16 x 112], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[56], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+// d[64 x 104] (+)= a[64 x 16] * b[16 x 104], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[52], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                              uint64_t b, int add) {
   asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %61, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n112k16.f32.bf16.bf16 {"
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %57, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n104k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55}, "
-      "{%56, %57, %58, %59}, %60, p, 1, 1, 0;\n}"
+      "%48, %49, %50, %51}, "
+      "{%52, %53, %54, %55}, %56, p, 1, 1, 0;\n}"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
         "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
         "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
         "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
         "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
         "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55])
+        "+f"(d[49]), "+f"(d[50]), "+f"(d[51])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
@@ -394,12 +451,13 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+    if constexpr (V::kSplit > 1) {
+      // Every CTA of the cluster has begun and has its barriers: pushes may come. Before the wait, for it empties the
+      // L1 cache.
+      if (round == 0) cluster_wait();
+    }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
-    }
-
-    if constexpr (V::kSplit > 1) {
-      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     // Stage: rows of x.
@@ -629,7 +687,7 @@ __device__ __forceinline__ auto& choose(First& first, Second& second) {
 template <class V>
 __device__ __forceinline__ void tiled(const normgate_args& args) {
   using S = Tiled<V>;
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(128) char stages[];
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
   const int token_warp = warp % V::kTokenWarps, expert_warp = warp / V::kTokenWarps % V::kExpertWarps;
   const int slice_warp = warp / (V::kTokenWarps * V::kExpertWarps);
@@ -641,9 +699,9 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   const auto* x = static_cast<const Activation*>(args.x) + first_token * args.x_row_stride;
   auto* normed_x = static_cast<Activation*>(args.normed_x) + first_token * kHiddenSize;
 
-  char* norm_weights = shared + S::kRingBytes;
-  auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(shared);
-  auto* incoming = reinterpret_cast<float4(*)[S::kOwnQuads]>(shared + S::kRingBytes + S::kNormBytes);
+  char* norm_weights = stages + S::kRingBytes;
+  auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(stages);
+  auto* incoming = reinterpret_cast<float4(*)[S::kOwnQuads]>(stages + S::kRingBytes + S::kNormBytes);
   __shared__ __align__(16) float partial_squares[S::kParts][V::kTokens];
   __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
   __shared__ uint64_t squares_pushed;  // counts the bytes that the CTAs of the cluster push
@@ -651,7 +709,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 
   // Stage: copies. A step's weights and rows go into stage `step % kStages`.
   const auto copy_weights = [&](int step) {
-    char* stage = shared + step % V::kStages * S::kStageBytes + V::kTokens * S::kRowPitch;
+    char* stage = stages + step % V::kStages * S::kStageBytes + V::kTokens * S::kRowPitch;
     each_chunk<V::kExperts, S::kWeightPitch / 16, S::kThreads>([&](int row, int chunk) {
       const int k = slice * S::kSlice + step * V::kStep + chunk * 16 / static_cast<int>(sizeof(GateWeight));
       const bool exists = in_row(k) && (!S::kGuardExperts || first_expert + row < kNumExperts);
@@ -662,7 +720,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
     });
   };
   const auto copy_rows = [&](int step) {
-    char* stage = shared + step % V::kStages * S::kStageBytes;
+    char* stage = stages + step % V::kStages * S::kStageBytes;
     each_chunk<V::kTokens, S::kRowPitch / 16, S::kThreads>([&](int row, int chunk) {
       const int k = slice * S::kSlice + step * V::kStep + chunk * 8;
       const bool exists = in_row(k) && row < num_tokens;
@@ -716,7 +774,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 #pragma unroll
       for (int i = 0; i < S::kTokenTiles * S::kExpertTiles * 4; ++i) (&step_sums[0][0][0])[i] = 0.0f;
     }
-    const char* staged_rows = shared + step % V::kStages * S::kStageBytes;
+    const char* staged_rows = stages + step % V::kStages * S::kStageBytes;
     const char* staged_weights = staged_rows + V::kTokens * S::kRowPitch;
 #pragma unroll
     for (int b = 0; b < S::kBlocks; ++b) {
@@ -880,12 +938,16 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 // one tile of kExperts experts. Before the wait a CTA's weights become registers, times the norm weights and split into
 // bf16 terms; after it only rows move, a tile of kTokens tokens at a time. Two warpgroups multiply, half a slice each,
 // push their sums to the CTA of the cluster that owns them, and finish the logits that they own; one norms rows; one
-// thread begins the copies.
+// thread begins the copies. The tensor cores take 64 rows of weights at once: 64 experts, whose terms take turns, or
+// the two terms of 32.
 template <class V>
 struct Resident {
   static constexpr int kMultiply = 2;                             // warpgroups that multiply
   static constexpr int kNorm = kMultiply, kCopy = kMultiply + 1;  // the one that norms rows, the one that copies them
   static constexpr int kTiles = (kNumExperts + V::kExperts - 1) / V::kExperts;
+  static constexpr int kTermsAtOnce = 64 / V::kExperts;         // in different rows of the tensor cores' 64
+  static constexpr int kTermTurns = kGateTerms / kTermsAtOnce;  // and one after the other
+  static constexpr int kParts = kMultiply * kTermsAtOnce;       // partial sums of a CTA
   static constexpr int kStep = 64;  // elements of hidden_size that a copy brings: 128 bytes of a row
   static constexpr int kSteps = ((kHiddenSize + kStep - 1) / kStep + V::kSplit - 1) / V::kSplit;
   static constexpr int kSlice = kSteps * kStep;
@@ -894,22 +956,25 @@ struct Resident {
   static constexpr int kQuads = V::kTokens * V::kExperts / 4;
   static constexpr int kOwnQuads = (kQuads + V::kSplit - 1) / V::kSplit;
 
-  // Shared memory. Rows have two places; the second is where the weights were.
-  // Weights come in two parts, so that the first can be split while the second is on its way.
+  // Shared memory. The second of two places for rows is where the weights were; if rows have one place, the partial
+  // sums are there. Weights come in two parts, so that the first can be split while the second is on its way.
   static constexpr int kFirstPart = (kSteps + 1) / 2 * kStep;                 // elements of the first
   static constexpr int kWeightPitch = (kFirstPart + 8) * sizeof(GateWeight);  // spreads rows over the banks
   static constexpr int kPartBytes = V::kExperts * kWeightPitch;
   static constexpr int kStepRowBytes = V::kTokens * 128, kRowBytes = kSteps * kStepRowBytes;
   static constexpr int kWeightBytes = (2 * kPartBytes + 1023) / 1024 * 1024;
-  static constexpr int kRowsAt = kWeightBytes > kRowBytes ? kWeightBytes : kRowBytes;
-  static constexpr int kPartialAt = kRowsAt + kRowBytes;
-  static constexpr int kIncomingAt = kPartialAt + kMultiply * V::kTokens * (V::kExperts + 4) * 4;
+  static constexpr int kPartialBytes = (kParts * V::kTokens * (V::kExperts + 4) * 4 + 1023) / 1024 * 1024;
+  static constexpr int kAfterWeights = V::kPlaces == 2 ? kRowBytes : kPartialBytes;
+  static constexpr int kRowsAt = kWeightBytes > kAfterWeights ? kWeightBytes : kAfterWeights;
+  static constexpr int kPartialAt = V::kPlaces == 2 ? kRowsAt + kRowBytes : 0;
+  static constexpr int kIncomingAt = V::kPlaces == 2 ? kPartialAt + kPartialBytes : kRowsAt + kRowBytes;
   static constexpr int kNormAt = kIncomingAt + 2 * V::kSplit * kOwnQuads * 16;
   static constexpr int kSquaresAt = kNormAt + kSlice * 2;
   static constexpr int kRowSquaresAt = kSquaresAt + 2 * V::kSplit * V::kTokens * 4;
   static constexpr int kBiasAt = kRowSquaresAt + 2 * V::kTokens * 4;
   static constexpr int kBarriersAt = kBiasAt;
-  static_assert(kBarriersAt + (2 * kSteps + 8) * 8 == V::kSmemBytes, "the plan lays out the same shared memory");
+  static_assert(kBarriersAt + (V::kPlaces * kSteps + 9) * 8 == V::kSmemBytes,
+                "the plan lays out the same shared memory");
 };
 
 template <class V>
@@ -936,13 +1001,18 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
 
   auto* full =
       reinterpret_cast<uint64_t (*)[S::kSteps]>(shared + S::kBarriersAt);  // of each place and step: its rows are there
-  auto* empty = full[2];                                                   // of each place: all who read it are done
-  auto* sums_pushed = empty + 2;  // of even and odd turns: all of the cluster's pushes are there
-  auto* owners_free = empty + 4;  // of even and odd turns: the cluster's CTAs have used up what was pushed
+  auto* empty = full[V::kPlaces];                                          // of each place: all who read it are done
+  auto* weights_used = empty + 2;                                          // all weights are in registers
+  auto* sums_pushed = weights_used + 1;  // of even and odd turns: all of the cluster's pushes are there
+  auto* owners_free = sums_pushed + 2;   // of even and odd turns: the cluster's CTAs have used up what was pushed
   const auto wait_for_owners = [&](int turn) {
     if (turn >= 2) barrier_wait(&owners_free[turn % 2], (turn / 2 - 1) % 2);
   };
-  auto* squares_pushed = empty + 6;
+  const auto free_owner = [&](int turn, int thread) {  // where somebody will wait to push again
+    if (tile_group + (turn + 2) * tile_groups >= token_tiles) return;
+    if (thread < V::kSplit) arrive_in_cta(in_cta(&owners_free[turn % 2], thread));
+  };
+  auto* squares_pushed = owners_free + 2;
   const auto rstd_of = [&](int place, int token) {
     float sum = 0.0f;
 #pragma unroll
@@ -978,12 +1048,13 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
     commit_copies();
   }
   if (threadIdx.x == 0) {
-    for (int i = 0; i < 2 * S::kSteps; ++i) barrier_init(&full[0][i], 1);
-    for (int place = 0; place < 2; ++place) {
-      barrier_init(&empty[place], 4 * (S::kMultiply + 1));  // a lane of each warp that reads
-      barrier_init(&sums_pushed[place], 1);
-      barrier_init(&owners_free[place], V::kSplit);
-      barrier_init(&squares_pushed[place], 1);
+    for (int i = 0; i < V::kPlaces * S::kSteps; ++i) barrier_init(&full[0][i], 1);
+    barrier_init(weights_used, 4 * S::kMultiply);  // a lane of each warp
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(&empty[i], 4 * (S::kMultiply + 1));  // a lane of each warp that reads
+      barrier_init(&sums_pushed[i], 1);
+      barrier_init(&owners_free[i], V::kSplit * 2);  // those who multiply and those who norm, of each CTA
+      barrier_init(&squares_pushed[i], 1);
     }
     barriers_are_initialized();
   }
@@ -1002,8 +1073,9 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
       if constexpr (V::kEarlyWeights) wait_for_previous_kernel();
 #pragma unroll 1
       for (int turn = 0; tile_group + turn * tile_groups < token_tiles; ++turn) {
-        const int place = turn % 2;
-        if (turn > 0) barrier_wait(&empty[place], (turn - 1) / 2 % 2);
+        const int place = turn % V::kPlaces;
+        if (V::kPlaces == 2 && turn == 1) barrier_wait(weights_used, 0);
+        if (turn >= V::kPlaces) barrier_wait(&empty[place], (turn / V::kPlaces - 1) % 2);
         for (int step = 0; step < S::kSteps; ++step) {
           const uint32_t arrived = barrier_address(&full[place][step]);
           barrier_expect(arrived, S::kStepRowBytes);
@@ -1018,12 +1090,11 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
 
   if (warpgroup == S::kNorm) {
     fewer_registers<V::kNormRegisters>();
-    warp_arrives(&empty[1]);  // it does not read the weights
 #pragma unroll 1
     for (int turn = 0; tile_group + turn * tile_groups < token_tiles; ++turn) {
-      const int place = turn % 2, parity = turn / 2 % 2, num_tokens = tokens_of(turn);
+      const int place = turn % V::kPlaces, odd = turn % 2, parity = turn / 2 % 2, num_tokens = tokens_of(turn);
       const char* rows = rows_of(place);
-      if (thread == 0) barrier_expect(barrier_address(&squares_pushed[place]), V::kSplit * V::kTokens * 4);
+      if (thread == 0) barrier_expect(barrier_address(&squares_pushed[odd]), V::kSplit * V::kTokens * 4);
 
       // Stage: squares of the rows' slices. Eight threads share a row of a step, a chunk each.
       constexpr int kPasses = (V::kTokens + 15) / 16;
@@ -1031,7 +1102,7 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
       float squares[kPasses] = {};
 #pragma unroll
       for (int step = 0; step < S::kSteps; ++step) {
-        barrier_wait(&full[place][step], parity);
+        barrier_wait(&full[place][step], turn / V::kPlaces % 2);
 #pragma unroll
         for (int pass = 0; pass < kPasses; ++pass) {
           const int row = pass * 16 + first_row;
@@ -1054,15 +1125,17 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
 #pragma unroll 1
       for (int i = thread; i < V::kSplit * V::kTokens / 4; i += 128) {
         const int tokens = i % (V::kTokens / 4), peer = i / (V::kTokens / 4);
-        push4(in_cta(&incoming_squares[place][slice][tokens * 4], peer),
-              reinterpret_cast<const float4*>(row_squares)[tokens], in_cta(&squares_pushed[place], peer));
+        push4(in_cta(&incoming_squares[odd][slice][tokens * 4], peer),
+              reinterpret_cast<const float4*>(row_squares)[tokens], in_cta(&squares_pushed[odd], peer));
       }
-      barrier_wait(&squares_pushed[place], parity);
-      if (thread < num_tokens) rstds[thread] = rstd_of(place, thread);
+      barrier_wait(&squares_pushed[odd], parity);
+      if (thread < num_tokens) rstds[thread] = rstd_of(odd, thread);
       sync_threads(2, 128);
+      free_owner(turn, thread);
 
       // Stage: normed_x. Every tile of experts has the rows, so they share the rows' chunks.
-      if (turn == 0) barrier_wait(&empty[1], 0);  // the norm weights are there too: those that multiply have used them
+      if (turn == 0)
+        barrier_wait(weights_used, 0);  // the norm weights are there too: those that multiply have used them
       constexpr int kChunks = S::kSlice / 8;
       auto* normed_x = static_cast<Activation*>(args.normed_x) + first_token_of(turn) * kHiddenSize + first_k;
 #pragma unroll 4
@@ -1086,7 +1159,9 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
   const int warp = thread / 32, quad = thread % 4, group = thread % 32 / 4;
   // Of a step's four 16-wide parts, a warpgroup takes two.
   const auto part_of = [&](int h) { return h / 2 * 4 + warpgroup * 2 + h % 2; };
-  uint32_t gate[S::kHalf][4][kGateTerms];
+  const int first_row = warp % (V::kExperts / 16) * 16;  // of the weights, for a warp's 16 rows of the tensor cores' 64
+  const int term = warp / (V::kExperts / 16);            // which they hold, where terms are there at once
+  uint32_t gate[S::kHalf][4][S::kTermTurns];
 #pragma unroll
   for (int h = 0; h < S::kHalf; ++h) {
     constexpr int kFirst = S::kFirstPart / S::kStep;
@@ -1097,33 +1172,36 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
     const int part = part_of(h);
     const char* weights = shared + (h < 2 * kFirst ? 0 : S::kPartBytes);
     const auto weight =
-        load_operand_rows<GateWeight>(weights, S::kWeightPitch, warp * 16, h < 2 * kFirst ? part : part - 4 * kFirst);
+        load_operand_rows<GateWeight>(weights, S::kWeightPitch, first_row, h < 2 * kFirst ? part : part - 4 * kFirst);
     Vec8<Activation> norm_weight;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       norm_weight.word[i] = *reinterpret_cast<const uint32_t*>(&norm_weights[part * 16 + i / 2 * 8 + quad * 2]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      auto& terms = gate[h][i];
+      uint32_t terms[kGateTerms];
       product2_bf16(weight.word[i], norm_weight.word[i], terms);
+#pragma unroll
+      for (int t = 0; t < S::kTermTurns; ++t)
+        gate[h][i][t] = S::kTermsAtOnce == 1 || term == 0 ? terms[t] : terms[kGateTerms - 1];
     }
   }
-  wait_for_copies<0>();     // of one step there is no second part, but it was asked for
-  warp_arrives(&empty[1]);  // the weights' place is free for rows
+  wait_for_copies<0>();  // of one step there is no second part, but it was asked for
+  warp_arrives(weights_used);
 
   // Stage: products.
 #pragma unroll 1
   for (int turn = 0; tile_group + turn * tile_groups < token_tiles; ++turn) {
-    const int place = turn % 2, parity = turn / 2 % 2;
+    const int place = turn % V::kPlaces, odd = turn % 2, parity = turn / 2 % 2;
     float sums[V::kTokens / 2];
 #pragma unroll
     for (int h = 0; h < S::kHalf; ++h) {
       if (h % 2 == 0) {
-        barrier_wait(&full[place][h / 2], parity);
+        barrier_wait(&full[place][h / 2], turn / V::kPlaces % 2);
         wgmma_fence();
       }
 #pragma unroll
-      for (int g = 0; g < kGateTerms; ++g) {
+      for (int g = 0; g < S::kTermTurns; ++g) {
         wgmma_m64k16(sums, gate[h][0][g], gate[h][1][g], gate[h][2][g], gate[h][3][g],
                      wgmma_operand(rows_of(place) + h / 2 * S::kStepRowBytes + part_of(h) % 4 * 32), h + g > 0);
       }
@@ -1132,54 +1210,57 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
     wgmma_wait_for(sums);
     warp_arrives(&empty[place]);
 
-    // Stage: sums of the two halves, a token's experts side by side, pushed to their owners.
+    // Stage: sums of the halves and terms, a token's experts side by side, pushed to their owners.
+    if (V::kPlaces == 1 && turn == 0) barrier_wait(weights_used, 0);  // they were in the same memory
 #pragma unroll
     for (int i = 0; i < V::kTokens / 2; ++i) {
-      const int token = i / 4 * 8 + quad * 2 + i % 2, expert = warp * 16 + group + i / 2 % 2 * 8;
-      reinterpret_cast<float*>(partial[warpgroup][token])[expert] = sums[i];
+      const int token = i / 4 * 8 + quad * 2 + i % 2, expert = first_row + group + i / 2 % 2 * 8;
+      reinterpret_cast<float*>(partial[warpgroup * S::kTermsAtOnce + term][token])[expert] = sums[i];
     }
     // Quads of logits are numbered token by token; a CTA owns kOwnQuads of them, side by side.
     const int quads = tokens_of(turn) * (V::kExperts / 4),
               own_quads = min(max(quads - slice * S::kOwnQuads, 0), S::kOwnQuads);
-    if (threadIdx.x == 0) barrier_expect(barrier_address(&sums_pushed[place]), V::kSplit * own_quads * 16);
+    if (threadIdx.x == 0) barrier_expect(barrier_address(&sums_pushed[odd]), V::kSplit * own_quads * 16);
     sync_threads(3, S::kMultiply * 128);
     wait_for_owners(turn);
 #pragma unroll 4
     for (int q = threadIdx.x; q < quads; q += S::kMultiply * 128) {
       const int token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
-      push4(in_cta(&incoming[place][slice][q % S::kOwnQuads], q / S::kOwnQuads),
-            add4(partial[0][token][column], partial[1][token][column]), in_cta(&sums_pushed[place], q / S::kOwnQuads));
+      float4 sum = partial[0][token][column];
+#pragma unroll
+      for (int part = 1; part < S::kParts; ++part) sum = add4(sum, partial[part][token][column]);
+      push4(in_cta(&incoming[odd][slice][q % S::kOwnQuads], q / S::kOwnQuads), sum,
+            in_cta(&sums_pushed[odd], q / S::kOwnQuads));
     }
 
     // Stage: logits, one a thread.
-    barrier_wait(&squares_pushed[place], parity);
-    barrier_wait(&sums_pushed[place], parity);
-    const auto* pushed = reinterpret_cast<const float*>(incoming[place]);
+    barrier_wait(&squares_pushed[odd], parity);
+    barrier_wait(&sums_pushed[odd], parity);
+    const auto* pushed = reinterpret_cast<const float*>(incoming[odd]);
 #pragma unroll 1
     for (int own = threadIdx.x; own < own_quads * 4; own += S::kMultiply * 128) {
       const int i = slice * S::kOwnQuads * 4 + own, token = i / V::kExperts, expert = i % V::kExperts;
       float logit = 0.0f;
 #pragma unroll
       for (int s = 0; s < V::kSplit; ++s) logit += pushed[s * S::kOwnQuads * 4 + own];
-      logit *= rstd_of(place, token);
+      logit *= rstd_of(odd, token);
       if (S::kTiles * V::kExperts == kNumExperts || first_expert + expert < kNumExperts) {
         store1(static_cast<Logit*>(args.router_logits) + (first_token_of(turn) + token) * kNumExperts + first_expert +
                    expert,
                logit);
       }
     }
-    sync_threads(3, S::kMultiply * 128);                        // the sums have been pushed and used up
-    if (tile_group + (turn + 2) * tile_groups < token_tiles) {  // somebody will wait to push again
-      if (threadIdx.x < V::kSplit) arrive_in_cta(in_cta(&owners_free[place], threadIdx.x));
-    }
+    sync_threads(3, S::kMultiply * 128);  // the sums have been pushed and used up
+    free_owner(turn, threadIdx.x);
   }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------
 // wgmma: warpgroup tensor cores for many tokens. A CTA is a pipeline of warpgroups: one copies x and the gate weights
-// of the steps to come into kStages places in shared memory and sums the squares of the rows; those that multiply, each
-// for 64 experts, split the weights in registers and take the rows from there; one writes normed_x. The kSplit CTAs of
-// a cluster hold the slices of one tile of kExperts experts x kTokens tokens.
+// of the steps to come into kStages places in shared memory; those that multiply, each for 64 experts, split the
+// weights in registers and take the rows from there; one norms rows, which the CTAs of a token tile draw, and tells the
+// others what their logits are to be multiplied by. The kSplit CTAs of a cluster hold the slices of one tile of
+// kExperts experts x kTokens tokens.
 template <class V>
 struct Wgmma {
   static constexpr int kGroups = V::kExperts / 64;  // warpgroups that multiply; they also finish the logits
@@ -1196,7 +1277,7 @@ struct Wgmma {
   static constexpr int kOwnQuads = (kQuads + V::kSplit - 1) / V::kSplit;  // of which a CTA finishes these
 
   // Shared memory, in bytes: the stages' rows and weights (later, in the same place, the sums and those that come in
-  // from the cluster), norm weights, sums of squares, barriers.
+  // from the cluster), norm weights, rows to norm, barriers, what goes from the norm to the logits.
   static constexpr int kRowBytes = V::kTokens * 128;
   static constexpr int kWeightBoxes = sizeof(GateWeight) / 2;  // a step's weights, boxes of 128 bytes of each row
   static constexpr int kStageBytes = kRowBytes + kWeightBoxes * V::kExperts * 128;
@@ -1204,14 +1285,16 @@ struct Wgmma {
   static constexpr int kIncomingBytes = V::kSplit > 1 ? V::kSplit * kOwnQuads * 16 : 0;
   static constexpr int kSumBytes = kPartialBytes + kIncomingBytes;
   static constexpr int kRingBytes = V::kStages * kStageBytes > kSumBytes ? V::kStages * kStageBytes : kSumBytes;
+  static constexpr int kOwnTokens = V::kTokens / V::kSplit;  // whose logits a CTA finishes
+  static_assert(kOwnTokens * V::kExperts / 4 == kOwnQuads, "a CTA finishes whole tokens");
   static constexpr int kNormAt = kRingBytes;
-  static constexpr int kSquaresAt = kNormAt + V::kSplit * kSlice * static_cast<int>(sizeof(Activation));
-  static constexpr int kWarpSquaresAt = kSquaresAt + (1 + V::kSplit) * V::kTokens * 4;
-  static constexpr int kRowsAt = kWarpSquaresAt + 4 * 4;
-  static constexpr int kBiasAt = kRowsAt + V::kRowPlaces * kHiddenSize * static_cast<int>(sizeof(Activation));
-  static constexpr int kBarriersAt = kBiasAt;
-  static_assert(kBarriersAt + V::kStages * 16 + (1 + V::kRowPlaces) * 8 == V::kSmemBytes,
-                "the plan lays out the same shared memory");
+  static constexpr int kRowsAt = kNormAt + V::kSplit * kSlice * static_cast<int>(sizeof(Activation));
+  static constexpr int kBarriersAt = kRowsAt + V::kRowPlaces * kHiddenSize * static_cast<int>(sizeof(Activation));
+  static constexpr int kSquaresAt = kBarriersAt + (2 * V::kStages + 2 + 2 * V::kRowPlaces) * 8;
+  static constexpr int kDrawnAt = kSquaresAt + 2 * 4 * 4;
+  static constexpr int kRstdsAt = kDrawnAt + V::kRowPlaces * 4;
+  static constexpr int kBiasAt = kRstdsAt + kOwnTokens * 4;
+  static_assert(kBiasAt == V::kSmemBytes, "the plan lays out the same shared memory");
 };
 
 template <class V>
@@ -1229,15 +1312,20 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
 
   auto* full = reinterpret_cast<uint64_t*>(ring + S::kBarriersAt);  // of each stage: its copies are there
   auto* empty = full + V::kStages;                                  // and all who read it are done
-  auto* norm_full = empty + V::kStages;                             // the norm weights are there
-  auto* row_full = norm_full + 1;                                   // a row to norm is in its place
+  auto* peers_free = empty + V::kStages;  // the stages of the cluster's CTAs are free for sums
+  auto* norm_full = peers_free + 1;       // the norm weights are there
+  auto* row_full = norm_full + 1;         // of each place: a row to norm is there, or it is known that there is none
+  auto* row_empty = row_full + V::kRowPlaces;
   auto* norm_weights = reinterpret_cast<Activation*>(ring + S::kNormAt);
-  auto* partial_squares = reinterpret_cast<float (*)[V::kTokens]>(ring + S::kSquaresAt);
-  auto* incoming_squares = partial_squares + 1;
-  constexpr int kSquareWarps = 3;  // beside the one that copies
-  constexpr int kSumsThreads = S::kThreads + kSquareWarps * 32;
+  auto* row_places = reinterpret_cast<Activation*>(ring + S::kRowsAt);
+  auto* drawn = reinterpret_cast<int*>(ring + S::kDrawnAt);    // of each place: the row, or -1
+  auto* rstds = reinterpret_cast<float*>(ring + S::kRstdsAt);  // of the tokens whose logits this CTA finishes
+  // Where the CTAs of a token tile tell each other a row's rstd: a place for each tile of experts. Then the place that
+  // they draw from.
+  const auto rstd_places = [&](int64_t token) { return args.places + token * S::kTiles; };
+  float* const rows_left = args.places + args.num_tokens * S::kTiles + first_token / V::kTokens;
 
-  __shared__ uint64_t sums_pushed, squares_pushed;  // count the bytes that the CTAs of the cluster push
+  __shared__ uint64_t sums_pushed;  // counts the bytes that the CTAs of the cluster push
   launch_next_kernel();
   if constexpr (V::kSplit > 1) {
     if (threadIdx.x == 0) {
@@ -1245,29 +1333,36 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
       const int own_quads = min(max(num_tokens * (V::kExperts / 4) - slice * S::kOwnQuads, 0), S::kOwnQuads);
       barrier_init(&sums_pushed, 1);
       barrier_expect(barrier_address(&sums_pushed), V::kSplit * own_quads * 16);
-      barrier_init(&squares_pushed, 1);
-      barrier_expect(barrier_address(&squares_pushed), V::kSplit * V::kTokens * 4);
       barriers_are_initialized();
     }
   }
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < V::kStages; ++stage) {
       barrier_init(&full[stage], 1);
-      barrier_init(&empty[stage], 4 * S::kGroups + kSquareWarps);  // a lane of each warp
+      barrier_init(&empty[stage], 4 * S::kGroups);  // a lane of each warp
     }
+    barrier_init(peers_free, V::kSplit);
     barrier_init(norm_full, 1);
-    for (int place = 0; place < V::kRowPlaces; ++place) barrier_init(&row_full[place], 1);
+    for (int place = 0; place < V::kRowPlaces; ++place) {
+      barrier_init(&row_full[place], 1);
+      barrier_init(&row_empty[place], 4);
+    }
     barriers_are_initialized();
   }
   if constexpr (S::kGuardHidden) {  // weights beyond the row's end
     for (int k = kHiddenSize + threadIdx.x; k < V::kSplit * S::kSlice; k += S::kThreads)
       norm_weights[k] = Activation(0.0f);
   }
+  if constexpr (V::kSplit > 1) {
+    cluster_arrive_relaxed();
+    cluster_wait();  // every CTA of the cluster has begun and has its barriers
+  }
   __syncthreads();
   if constexpr (!V::kEarlyWeights) wait_for_previous_kernel();
+  const int lane = threadIdx.x % 32;
   const auto release = [&](int stage) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(&empty[stage]);
+    if (lane == 0) barrier_arrive(&empty[stage]);
   };
 
   if (warpgroup == S::kGroups) {
@@ -1301,66 +1396,42 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
         copy_rows(step);
       }
     }
-    if (thread >= 32) {
-      // Stage: squares, from shared memory and in fp32. Of 8 rows at a time, a thread takes two chunks of one.
-      const int warp = thread / 32 - 1, row = thread % 8, chunk = thread % 32 / 8 * 2;
-      constexpr int kPasses = (V::kTokens / 8 + kSquareWarps - 1) / kSquareWarps;
-      float squares[kPasses] = {};
-#pragma unroll 1
-      for (int step = 0; step < S::kSteps; ++step) {
-        const int stage = step % V::kStages;
-        barrier_wait(&full[stage], step / V::kStages % 2);
-        const char* rows = ring + stage * S::kStageBytes;
-#pragma unroll
-        for (int pass = 0; pass < kPasses; ++pass) {
-          const int first_row = (pass * kSquareWarps + warp) * 8;
-          if (V::kTokens / 8 % kSquareWarps == 0 || first_row < V::kTokens) {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              squares[pass] = add_squares(
-                  squares[pass],
-                  load_shared(reinterpret_cast<const Activation*>(rows + swizzled128(first_row + row, chunk + i))));
-            }
-          }
+    if (thread == 32) {
+      // Stage: copies of the rows to norm, begun by another thread. The CTAs of a token tile draw its rows: whoever
+      // waits for a row's rstd waits for a CTA that has begun, for a row that nobody had drawn it would have drawn
+      // itself.
+      if constexpr (V::kEarlyWeights) wait_for_previous_kernel();
+      for (int turn = 0, token = 0; token >= 0; ++turn) {
+        const int place = turn % V::kRowPlaces;
+        if (turn >= V::kRowPlaces) barrier_wait(&row_empty[place], (turn / V::kRowPlaces - 1) % 2);
+        token = draw(rows_left, num_tokens, S::kTiles * V::kSplit);
+        drawn[place] = token < 0 ? -1 : static_cast<int>(first_token) + token;
+        if (token < 0) {
+          barrier_arrive(&row_full[place]);
+        } else {
+          barrier_expect(barrier_address(&row_full[place]), kHiddenSize * 2);
+          copy_bytes(row_places + place * kHiddenSize, x + token * args.x_row_stride, kHiddenSize * 2,
+                     barrier_address(&row_full[place]));
         }
-        release(stage);
       }
-#pragma unroll
-      for (int pass = 0; pass < kPasses; ++pass) {
-        const int first_row = (pass * kSquareWarps + warp) * 8;
-        squares[pass] += __shfl_xor_sync(0xffffffffu, squares[pass], 8);
-        squares[pass] += __shfl_xor_sync(0xffffffffu, squares[pass], 16);
-        if (thread % 32 < 8 && first_row < V::kTokens) partial_squares[0][first_row + row] = squares[pass];
-      }
-      arrive_threads(1, kSumsThreads);
     }
     return;
   }
   if (warpgroup > S::kGroups) {
-    // Stage: normed_x. The CTAs of a token tile deal its rows out to each other; 128 threads norm one after the other.
-    fewer_registers<V::kNormRegisters>();
-    auto* warp_squares = reinterpret_cast<float*>(ring + S::kWarpSquaresAt);
-    auto* staged_rows = reinterpret_cast<Activation*>(ring + S::kRowsAt);
-    constexpr int kChunks = (kHiddenSize + 1023) / 1024;  // of a thread
+    // Stage: normed_x, a row at a time.
+    set_registers<V::kNormRegisters, V::kStartRegisters>();
+    auto* warp_squares = reinterpret_cast<float (*)[4]>(ring + S::kSquaresAt);  // of even and odd turns
+    constexpr int kChunks = (kHiddenSize + 1023) / 1024;                        // of a thread
     const auto k_of = [&](int chunk) { return (chunk * 128 + thread) * 8; };
     const auto exists = [&](int chunk) { return kHiddenSize % 1024 == 0 || k_of(chunk) < kHiddenSize; };
-    if constexpr (V::kEarlyWeights) wait_for_previous_kernel();
-    // Rows pass through shared memory, so that the next ones are on their way meanwhile.
-    constexpr int kStride = S::kTiles * V::kSplit;
-    const auto copy_row = [&](int turn) {
-      const int token = tile * V::kSplit + slice + turn * kStride, place = turn % V::kRowPlaces;
-      if (token < num_tokens && thread == 0) {
-        barrier_expect(barrier_address(&row_full[place]), kHiddenSize * 2);
-        copy_bytes(staged_rows + place * kHiddenSize, x + token * args.x_row_stride, kHiddenSize * 2,
-                   barrier_address(&row_full[place]));
-      }
-    };
-    for (int turn = 0; turn < V::kRowPlaces; ++turn) copy_row(turn);
     barrier_wait(norm_full, 0);
 #pragma unroll 1
-    for (int token = tile * V::kSplit + slice, turn = 0; token < num_tokens; token += kStride, ++turn) {
-      const Activation* row = staged_rows + turn % V::kRowPlaces * kHiddenSize;
-      barrier_wait(&row_full[turn % V::kRowPlaces], turn / V::kRowPlaces % 2);
+    for (int turn = 0;; ++turn) {
+      const int place = turn % V::kRowPlaces;
+      barrier_wait(&row_full[place], turn / V::kRowPlaces % 2);
+      const int token = drawn[place];
+      if (token < 0) break;
+      const Activation* row = row_places + place * kHiddenSize;
       float squares = 0.0f;
 #pragma unroll 8
       for (int c = 0; c < kChunks; ++c) {
@@ -1368,21 +1439,24 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
       }
 #pragma unroll
       for (int offset = 16; offset > 0; offset /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
-      if (thread % 32 == 0) warp_squares[thread / 32] = squares;
+      if (lane == 0) warp_squares[turn % 2][thread / 32] = squares;
       sync_threads(2, 128);
-      const float rstd =
-          inverse_rms((warp_squares[0] + warp_squares[1]) + (warp_squares[2] + warp_squares[3]), kHiddenSize, args.eps);
-      auto* normed_row = static_cast<Activation*>(args.normed_x) + (first_token + token) * kHiddenSize;
+      const float* sums = warp_squares[turn % 2];
+      const float rstd = inverse_rms((sums[0] + sums[1]) + (sums[2] + sums[3]), kHiddenSize, args.eps);
+      if (thread < S::kTiles) pass(rstd_places(token) + thread, rstd);
+      auto* normed_row = static_cast<Activation*>(args.normed_x) + static_cast<int64_t>(token) * kHiddenSize;
 #pragma unroll 4
       for (int c = 0; c < kChunks; ++c) {
-        if (exists(c)) {
+        if (exists(c))
           store_activations(normed_row + k_of(c),
                             norm8<Norm>(load_shared(row + k_of(c)), rstd, load_shared(norm_weights + k_of(c))));
-        }
       }
-      sync_threads(2, 128);  // the row's place is free, and so are the squares
-      copy_row(turn + V::kRowPlaces);
+      __syncwarp();
+      if (lane == 0) barrier_arrive(&row_empty[place]);
     }
+    const int own = slice * S::kOwnTokens + thread;
+    if (thread < S::kOwnTokens && own < num_tokens) rstds[thread] = take(rstd_places(first_token + own) + tile);
+    arrive_threads(4, S::kThreads + 128);
     return;
   }
 
@@ -1457,7 +1531,10 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     for (int i = 0; i < S::kSteps - kLast; ++i) multiply(kLast + i, i == 0);
     end_chain();
   }
-  sync_threads(1, kSumsThreads);  // the stages are free for the sums, and the squares are there
+  sync_threads(1, S::kThreads);  // the stages are free for the sums
+  if constexpr (V::kSplit > 1) {
+    if (threadIdx.x < V::kSplit) arrive_in_cta(in_cta(peers_free, threadIdx.x));
+  }
 
   // Stage: sums into shared memory, a token's experts side by side.
   auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(ring);
@@ -1467,8 +1544,8 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     const int token = i / 4 * 8 + quad * 2 + i % 2, expert = warpgroup * 64 + warp * 16 + group + i / 2 % 2 * 8;
     reinterpret_cast<float*>(partial[0][token])[expert] = sums[i];
   }
-  if constexpr (V::kSplit > 1) cluster_arrive_relaxed();  // "my stages are free": waited for before the first push
   sync_threads(3, S::kThreads);
+  if constexpr (V::kSplit > 1) barrier_wait(peers_free, 0);
   const auto sum_warps = [&](int token, int column) {
     float4 sum = partial[0][token][column];
 #pragma unroll
@@ -1477,29 +1554,6 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   };
 
   // Stage: sums of the cluster. A quad of logits belongs to CTA `quad index / kOwnQuads`, to which all push theirs.
-  if constexpr (V::kSplit > 1) cluster_wait();  // every CTA's shared memory can be written
-  if constexpr (V::kSplit > 1) {
-    // Four tokens at a time, and from the last thread down, for the first ones push sums.
-#pragma unroll 1
-    for (int i = S::kThreads - 1 - threadIdx.x; i < V::kSplit * V::kTokens / 4; i += S::kThreads) {
-      const int tokens = i % (V::kTokens / 4), peer = i / (V::kTokens / 4);
-      float4 sum = reinterpret_cast<const float4*>(partial_squares[0])[tokens];
-#pragma unroll
-      for (int w = 1; w < S::kParts; ++w) sum = add4(sum, reinterpret_cast<const float4*>(partial_squares[w])[tokens]);
-      push4(in_cta(&incoming_squares[slice][tokens * 4], peer), sum, in_cta(&squares_pushed, peer));
-    }
-  }
-  const auto wait_for_squares = [&] {
-    if constexpr (V::kSplit > 1) barrier_wait(&squares_pushed, 0);
-  };
-  const auto rstd_of = [&](int token) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < (V::kSplit > 1 ? V::kSplit : S::kParts); ++i) {
-      sum += V::kSplit > 1 ? incoming_squares[i][token] : partial_squares[i][token];
-    }
-    return inverse_rms(sum, kHiddenSize, args.eps);
-  };
   if constexpr (V::kSplit > 1) {
 #pragma unroll 1
     for (int q = threadIdx.x; q < num_tokens * (V::kExperts / 4); q += S::kThreads) {
@@ -1507,7 +1561,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
       push4(in_cta(&incoming[slice][q % S::kOwnQuads], q / S::kOwnQuads), sum, in_cta(&sums_pushed, q / S::kOwnQuads));
     }
   }
-  wait_for_squares();
+  sync_threads(4, S::kThreads + 128);  // the rstds are there
 
   // Stage: logits.
   if constexpr (V::kSplit > 1) barrier_wait(&sums_pushed, 0);
@@ -1523,46 +1577,256 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     const int q = slice * S::kOwnQuads + own, token = q / (V::kExperts / 4), column = q % (V::kExperts / 4);
     if (token >= num_tokens) break;
     float4 logits = sum_slices(own, token, column);
-    logits = scale4(logits, rstd_of(token));
+    logits = scale4(logits, rstds[token - slice * S::kOwnTokens]);
     store_logits(args, first_token + token, first_expert + column * 4, logits);
   }
 }
 
-// gemv_t1_e2_w14_c2, 1 token: measured on NVIDIA H200: 2.06 us at 1 token, next best gemv_t1_e2_w7_c4 2.06.
-struct GemvT1E2W14C2 {
+// gemv_t1_e3_w14_c2, 1 token: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM
+// (python build.py tune); cost model).
+struct GemvT1E3W14C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
+  static constexpr int kExperts = 3;           // experts that a CTA computes
   static constexpr int kThreads = 448;         // threads of a CTA
   static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e4_w7_c4, 2 tokens: measured on NVIDIA H200: 2.34 us at 2 tokens, next best split_k_t8_e32_s8_w7_b4 2.55.
-struct GemvT2E4W7C4 {
+// gemv_t2_e3_w14_c2, 2 tokens: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// SM (python build.py tune); cost model).
+struct GemvT2E3W14C2 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 4;           // experts that a CTA computes
-  static constexpr int kThreads = 224;         // threads of a CTA
-  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 448;         // threads of a CTA
+  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s7_w8_b4, 3 to 8 tokens: measured on NVIDIA H200: 2.69 us at 8 tokens, next best
-// split_k_t8_e32_s8_w7_b4 2.75.
-struct SplitKT8E32S7W8B4 {
+// split_k_t8_e32_s8_w7_b4, 3 to 4 tokens: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table
+// for this SM (python build.py tune); cost model); 3 to 8 tokens: cheapest of 72 legal variants of gemv and split_k at
+// 4 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 7;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 3.58 us at 16 tokens, next best
-// resident_t16_s14 3.62.
+// resident_t8_e32_s8, 5 to 8 tokens: cheapest of 60 legal variants of split_k and tiled and resident and wgmma at 8
+// tokens (no tuned table for this SM (python build.py tune); cost model).
+struct ResidentT8E32S8 {
+  static constexpr int kTokens = 8;            // tokens that a CTA serves
+  static constexpr int kExperts = 32;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 160;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 82536;     // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// resident_t16_e32_s8, 9 to 16 tokens: cheapest of 151 legal variants of split_k and tiled and resident and wgmma at 16
+// tokens (no tuned table for this SM (python build.py tune); cost model).
+struct ResidentT16E32S8 {
+  static constexpr int kTokens = 16;           // tokens that a CTA serves
+  static constexpr int kExperts = 32;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 168;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 103592;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// resident_t24_e32_s8, 17 to 24 tokens: cheapest of 396 legal variants of split_k and tiled and resident and wgmma at
+// 24 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct ResidentT24E32S8 {
+  static constexpr int kTokens = 24;           // tokens that a CTA serves
+  static constexpr int kExperts = 32;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 168;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 125672;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// resident_t32_e32_s8, 25 to 32 tokens: cheapest of 431 legal variants of split_k and tiled and resident and wgmma at
+// 32 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct ResidentT32E32S8 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 32;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 176;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 120;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 146728;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// resident_t48_e32_s8, 33 to 48 tokens: cheapest of 561 legal variants of split_k and tiled and resident and wgmma at
+// 48 tokens (no tuned table for this SM (python build.py tune); cost model); 65 to 96 tokens: cheapest of 606 legal
+// variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
+struct ResidentT48E32S8 {
+  static constexpr int kTokens = 48;           // tokens that a CTA serves
+  static constexpr int kExperts = 32;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 184;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 104;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 217512;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// resident_t64_e32_s8, 49 to 64 tokens: cheapest of 605 legal variants of split_k and tiled and resident and wgmma at
+// 64 tokens (no tuned table for this SM (python build.py tune); cost model); 97 to 128 tokens: cheapest of 598 legal
+// variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+struct ResidentT64E32S8 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 32;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kPlaces = 1;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 192;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 88;    // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 196024;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t96_e64_s8_d8, 129 to 192 tokens: cheapest of 569 legal variants of split_k and tiled and resident and wgmma at
+// 192 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct WgmmaT96E64S8D8 {
+  static constexpr int kTokens = 96;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kStages = 8;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 2;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 80;    // of one that norms rows
+  static constexpr int kSumRegisters = 168;    // of one that multiplies
+  static constexpr int kStartRegisters = 96;   // that each begins with
+  static constexpr int kSmemBytes = 207112;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t128_e64_s8_d6, 193 to 256 tokens: cheapest of 561 legal variants of split_k and tiled and resident and wgmma
+// at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct WgmmaT128E64S8D6 {
+  static constexpr int kTokens = 128;          // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kStages = 6;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 72;    // of one that norms rows
+  static constexpr int kSumRegisters = 200;    // of one that multiplies
+  static constexpr int kStartRegisters = 104;  // that each begins with
+  static constexpr int kSmemBytes = 205068;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t80_e64_s4_d8, 257 to 384 tokens: cheapest of 553 legal variants of split_k and tiled and resident and wgmma at
+// 384 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct WgmmaT80E64S4D8 {
+  static constexpr int kTokens = 80;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 4;             // CTAs that share hidden_size
+  static constexpr int kStages = 8;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 72;    // of one that norms rows
+  static constexpr int kSumRegisters = 152;    // of one that multiplies
+  static constexpr int kStartRegisters = 88;   // that each begins with
+  static constexpr int kSmemBytes = 205116;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t104_e64_s4_d7, 385 to 512 tokens: cheapest of 553 legal variants of split_k and tiled and resident and wgmma
+// at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct WgmmaT104E64S4D7 {
+  static constexpr int kTokens = 104;          // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 4;             // CTAs that share hidden_size
+  static constexpr int kStages = 7;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 72;    // of one that norms rows
+  static constexpr int kSumRegisters = 176;    // of one that multiplies
+  static constexpr int kStartRegisters = 96;   // that each begins with
+  static constexpr int kSmemBytes = 208196;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t104_e128_s4_d5, 513 to 1024 tokens: cheapest of 553 legal variants of split_k and tiled and resident and wgmma
+// at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct WgmmaT104E128S4D5 {
+  static constexpr int kTokens = 104;          // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 4;             // CTAs that share hidden_size
+  static constexpr int kStages = 5;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 88;    // of one that norms rows
+  static constexpr int kSumRegisters = 176;    // of one that multiplies
+  static constexpr int kStartRegisters = 120;  // that each begins with
+  static constexpr int kSmemBytes = 206116;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t96_e128_s2_d5, 1025 to 4096 tokens: cheapest of 553 legal variants of split_k and tiled and resident and wgmma
+// at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct WgmmaT96E128S2D5 {
+  static constexpr int kTokens = 96;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 2;             // CTAs that share hidden_size
+  static constexpr int kStages = 5;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 72;    // of one that norms rows
+  static constexpr int kSumRegisters = 168;    // of one that multiplies
+  static constexpr int kStartRegisters = 112;  // that each begins with
+  static constexpr int kSmemBytes = 201084;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t128_e128_s2_d5, 4097 tokens and more: cheapest of 553 legal variants of split_k and tiled and resident and
+// wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model).
+struct WgmmaT128E128S2D5 {
+  static constexpr int kTokens = 128;          // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 2;             // CTAs that share hidden_size
+  static constexpr int kStages = 5;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 72;    // of one that norms rows
+  static constexpr int kSumRegisters = 200;    // of one that multiplies
+  static constexpr int kStartRegisters = 128;  // that each begins with
+  static constexpr int kSmemBytes = 221628;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: resident_t16_e32_s8 needs sm_90a; this is the best that later chips can
+// run.
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -1574,185 +1838,31 @@ struct SplitKT16E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t32_s16, 17 to 24 tokens: measured on NVIDIA H200: 3.88 us at 24 tokens, next best resident_t32_s14 4.01.
-struct ResidentT32S16 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 16;            // CTAs that share hidden_size
-  static constexpr int kSumRegisters = 168;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 135472;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t32_s14, 25 to 32 tokens: measured on NVIDIA H200: 4.15 us at 32 tokens, next best resident_t32_s16 4.28.
-struct ResidentT32S14 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 14;            // CTAs that share hidden_size
-  static constexpr int kSumRegisters = 184;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 104;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 139392;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t48_s14, 33 to 48 tokens: measured on NVIDIA H200: 5.03 us at 48 tokens, next best resident_t48_s16 5.07.
-struct ResidentT48S14 {
-  static constexpr int kTokens = 48;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 14;            // CTAs that share hidden_size
-  static constexpr int kSumRegisters = 192;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 88;    // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 174464;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t64_s16, 49 to 64 tokens: measured on NVIDIA H200: 5.66 us at 64 tokens, next best resident_t32_s16 6.02; 97
-// to 128 tokens: measured on NVIDIA H200: 8.59 us at 128 tokens, next best wgmma_t64_e64_s8_d11 8.81.
-struct ResidentT64S16 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 16;            // CTAs that share hidden_size
-  static constexpr int kSumRegisters = 184;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 104;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 202288;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t48_s16, 65 to 96 tokens: measured on NVIDIA H200: 7.44 us at 96 tokens, next best resident_t48_s14 7.45.
-struct ResidentT48S16 {
-  static constexpr int kTokens = 48;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 16;            // CTAs that share hidden_size
-  static constexpr int kSumRegisters = 176;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 120;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 168880;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// wgmma_t128_e64_s8_d6, 129 to 256 tokens: measured on NVIDIA H200: 12.29 us at 256 tokens, next best
-// wgmma_t64_e64_s4_d10 12.75.
-struct WgmmaT128E64S8D6 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 6;            // steps in shared memory at a time
-  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
-  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 64;    // of one that norms rows
-  static constexpr int kSumRegisters = 200;    // of one that multiplies
-  static constexpr int kSmemBytes = 209552;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// wgmma_t112_e128_s8_d5, 257 to 512 tokens: measured on NVIDIA H200: 19.36 us at 512 tokens, next best
-// wgmma_t112_e128_s7_d5 20.44.
-struct WgmmaT112E128S8D5 {
-  static constexpr int kTokens = 112;          // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 5;            // steps in shared memory at a time
-  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
-  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 80;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 64;    // of one that norms rows
-  static constexpr int kSumRegisters = 184;    // of one that multiplies
-  static constexpr int kSmemBytes = 215104;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// wgmma_t96_e64_s2_d8, 513 to 1024 tokens: measured on NVIDIA H200: 29.38 us at 1024 tokens, next best
-// wgmma_t112_e128_s4_d5 30.63.
-struct WgmmaT96E64S2D8 {
-  static constexpr int kTokens = 96;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kStages = 8;            // steps in shared memory at a time
-  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
-  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 64;    // of one that norms rows
-  static constexpr int kSumRegisters = 168;    // of one that multiplies
-  static constexpr int kSmemBytes = 222512;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// wgmma_t96_e128_s2_d6, 1025 to 2048 tokens: measured on NVIDIA H200: 41.84 us at 2048 tokens, next best
-// wgmma_t96_e64_s1_d8 48.46.
-struct WgmmaT96E128S2D6 {
-  static constexpr int kTokens = 96;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kStages = 6;            // steps in shared memory at a time
-  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
-  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 64;    // of one that norms rows
-  static constexpr int kSumRegisters = 168;    // of one that multiplies
-  static constexpr int kSmemBytes = 230672;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// wgmma_t96_e128_s1_d6, 2049 tokens and more: measured on NVIDIA H200: 78.23 us at 4096 tokens, next best
-// wgmma_t96_e128_s2_d6 85.90.
-struct WgmmaT96E128S1D6 {
-  static constexpr int kTokens = 96;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 1;             // CTAs that share hidden_size
-  static constexpr int kStages = 6;            // steps in shared memory at a time
-  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
-  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 96;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 64;    // of one that norms rows
-  static constexpr int kSumRegisters = 168;    // of one that multiplies
-  static constexpr int kSmemBytes = 230288;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t32_e32_s8_w7_b2_r2, 17 to 24 tokens: resident_t32_s16 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT32E32S8W7B2R2 {
-  static constexpr int kTokens = 32;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// tiled_t32_e32_s8_w124_k128_d3, 25 to 32 tokens: resident_t32_s14 needs sm_90a; this is the best that later chips can
-// run.
-struct TiledT32E32S8W124K128D3 {
+// tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: resident_t24_e32_s8 needs sm_90a; this is the best that later chips
+// can run.
+struct TiledT32E32S8W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
   static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 4;        // warps that share a step
+  static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
   static constexpr int kSmemBytes = 55040;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
-      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e32_s8_w412_k128_d3, 33 to 64 tokens: resident_t48_s14 needs sm_90a; this is the best that later chips can
-// run.
-struct TiledT64E32S8W412K128D3 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
+// tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: resident_t48_e32_s8 needs sm_90a; this is the best that later chips
+// can run.
+struct TiledT32E64S8W222K128D3 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 4;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
@@ -1762,25 +1872,25 @@ struct TiledT64E32S8W412K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e96_s8_w124_k128_d3, 65 to 96 tokens: resident_t48_s16 needs sm_90a; this is the best that later chips can
-// run.
-struct TiledT32E96S8W124K128D3 {
+// tiled_t32_e96_s8_w222_k128_d3, 65 to 96 tokens: resident_t48_e32_s8 needs sm_90a; this is the best that later chips
+// can run.
+struct TiledT32E96S8W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 96;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
   static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 4;        // warps that share a step
+  static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
   static constexpr int kSmemBytes = 112384;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
-      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s8_w222_k128_d3, 97 to 128 tokens: resident_t64_s16 needs sm_90a; this is the best that later chips can
-// run.
+// tiled_t64_e64_s8_w222_k128_d3, 97 to 128 tokens: resident_t64_e32_s8 needs sm_90a; this is the best that later chips
+// can run.
 struct TiledT64E64S8W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1796,7 +1906,24 @@ struct TiledT64E64S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s8_w222_k128_d3, 129 to 256 tokens: wgmma_t128_e64_s8_d6 needs sm_90a; this is the best that later
+// tiled_t64_e96_s8_w222_k128_d3, 129 to 192 tokens: wgmma_t96_e64_s8_d8 needs sm_90a; this is the best that later chips
+// can run.
+struct TiledT64E96S8W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 96;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 149248;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t64_e128_s8_w222_k128_d3, 193 to 256 tokens: wgmma_t128_e64_s8_d6 needs sm_90a; this is the best that later
 // chips can run.
 struct TiledT64E128S8W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
@@ -1813,7 +1940,24 @@ struct TiledT64E128S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e96_s2_w124_k128_d3, 257 to 512 tokens: wgmma_t112_e128_s8_d5 needs sm_90a; this is the best that later
+// tiled_t32_e128_s3_w124_k128_d3, 257 to 384 tokens: wgmma_t80_e64_s4_d8 needs sm_90a; this is the best that later
+// chips can run.
+struct TiledT32E128S3W124K128D3 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 3;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 4;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 144160;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t32_e96_s2_w124_k128_d3, 385 to 512 tokens: wgmma_t104_e64_s4_d7 needs sm_90a; this is the best that later
 // chips can run.
 struct TiledT32E96S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
@@ -1830,7 +1974,7 @@ struct TiledT32E96S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e96_s2_w222_k128_d3, 513 to 2048 tokens: wgmma_t96_e64_s2_d8 needs sm_90a; this is the best that later
+// tiled_t64_e96_s2_w222_k128_d3, 513 to 1024 tokens: wgmma_t104_e128_s4_d5 needs sm_90a; this is the best that later
 // chips can run.
 struct TiledT64E96S2W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
@@ -1847,14 +1991,14 @@ struct TiledT64E96S2W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t128_e64_s2_w412_k128_d3, 2049 tokens and more: wgmma_t96_e128_s1_d6 needs sm_90a; this is the best that later
+// tiled_t64_e128_s2_w222_k128_d3, 1025 to 4096 tokens: wgmma_t96_e128_s2_d5 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT128E64S2W412K128D3 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
+struct TiledT64E128S2W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
   static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 4;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
@@ -1864,70 +2008,99 @@ struct TiledT128E64S2W412K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
+// tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later
+// chips can run.
+struct TiledT64E128S1W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 1;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 161792;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
 extern "C" __global__ void __launch_bounds__(448, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90(const normgate_args args) {
-  gemv<GemvT1E2W14C2>(args);
+    norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm90(const normgate_args args) {
+  gemv<GemvT1E3W14C2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(448, 1)
+    norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm90(const normgate_args args) {
+  gemv<GemvT2E3W14C2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w7_c4_sm90(const normgate_args args) {
-  gemv<GemvT2E4W7C4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90(const normgate_args args) {
-  split_k<SplitKT8E32S7W8B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args args) {
-  split_k<SplitKT16E32S8W7B4>(args);
+    norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm90(const normgate_args args) {
+  split_k<SplitKT8E32S8W7B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s16_sm90(const normgate_args args,
-                                                              const __grid_constant__ CUtensorMap x_map) {
+    norm_b_gate_7168x384_bf16_bf16_fp32_resident_t8_e32_s8_sm90(const normgate_args args,
+                                                                const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT32S16>(args, x_map);
+  resident<ResidentT8E32S8>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90(const normgate_args args,
-                                                              const __grid_constant__ CUtensorMap x_map) {
+    norm_b_gate_7168x384_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT32S14>(args, x_map);
+  resident<ResidentT16E32S8>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s14_sm90(const normgate_args args,
-                                                              const __grid_constant__ CUtensorMap x_map) {
+    norm_b_gate_7168x384_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT48S14>(args, x_map);
+  resident<ResidentT24E32S8>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args args,
-                                                              const __grid_constant__ CUtensorMap x_map) {
+    norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT64S16>(args, x_map);
+  resident<ResidentT32E32S8>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args args,
-                                                              const __grid_constant__ CUtensorMap x_map) {
+    norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_e32_s8_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT48S16>(args, x_map);
+  resident<ResidentT48E32S8>(args, x_map);
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1)
+extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_e32_s8_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  resident<ResidentT64E32S8>(args, x_map);
+#endif
+}
+
+extern "C" __global__ void __maxnreg__(96)
+    norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT96E64S8D8>(args, x_map, gate_map);
+#endif
+}
+
+extern "C" __global__ void __maxnreg__(104)
     norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args args,
                                                                   const __grid_constant__ CUtensorMap x_map,
                                                                   const __grid_constant__ CUtensorMap gate_map) {
@@ -1936,60 +2109,69 @@ extern "C" __global__ void __launch_bounds__(384, 1)
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(const normgate_args args,
-                                                                   const __grid_constant__ CUtensorMap x_map,
-                                                                   const __grid_constant__ CUtensorMap gate_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT112E128S8D5>(args, x_map, gate_map);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args args,
+extern "C" __global__ void __maxnreg__(88)
+    norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t80_e64_s4_d8_sm90(const normgate_args args,
                                                                  const __grid_constant__ CUtensorMap x_map,
                                                                  const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT96E64S2D8>(args, x_map, gate_map);
+  wgmma<WgmmaT80E64S4D8>(args, x_map, gate_map);
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(const normgate_args args,
+extern "C" __global__ void __maxnreg__(96)
+    norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e64_s4_d7_sm90(const normgate_args args,
                                                                   const __grid_constant__ CUtensorMap x_map,
                                                                   const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT96E128S2D6>(args, x_map, gate_map);
+  wgmma<WgmmaT104E64S4D7>(args, x_map, gate_map);
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(const normgate_args args,
+extern "C" __global__ void __maxnreg__(120)
+    norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e128_s4_d5_sm90(const normgate_args args,
+                                                                   const __grid_constant__ CUtensorMap x_map,
+                                                                   const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT104E128S4D5>(args, x_map, gate_map);
+#endif
+}
+
+extern "C" __global__ void __maxnreg__(112)
+    norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d5_sm90(const normgate_args args,
                                                                   const __grid_constant__ CUtensorMap x_map,
                                                                   const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT96E128S1D6>(args, x_map, gate_map);
+  wgmma<WgmmaT96E128S2D5>(args, x_map, gate_map);
+#endif
+}
+
+extern "C" __global__ void __maxnreg__(128)
+    norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args args,
+                                                                   const __grid_constant__ CUtensorMap x_map,
+                                                                   const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT128E128S2D5>(args, x_map, gate_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(const normgate_args args) {
-  split_k<SplitKT32E32S8W7B2R2>(args);
+    norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args args) {
+  split_k<SplitKT16E32S8W7B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E32S8W124K128D3>(args);
+    norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E32S8W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E32S8W412K128D3>(args);
+    norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E64S8W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E96S8W124K128D3>(args);
+    norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E96S8W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -1998,8 +2180,18 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E96S8W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
     norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args args) {
   tiled<TiledT64E128S8W222K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E128S3W124K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2013,21 +2205,125 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT128E64S2W412K128D3>(args);
+    norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E128S2W222K128D3>(args);
 }
 
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90>({192, 448, 0, 1, true}, args);
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E128S1W222K128D3>(args);
 }
 
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w7_c4_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e4_w7_c4_sm90>({96, 224, 0, 1, true}, args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm90>({128, 448, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 84, 256, 0, 7, true}, args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm90>({128, 448, 0, 1, true}, args);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 96, 224, 0, 8, true}, args);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t8_e32_s8_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t8_e32_s8_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 8), 1) * 96, 512, ResidentT8E32S8::kSmemBytes, 8, true}, args,
+      kHiddenSize, ResidentT8E32S8::kTokens);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t16_e32_s8_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 16), 1) * 96, 512, ResidentT16E32S8::kSmemBytes, 8, true}, args,
+      kHiddenSize, ResidentT16E32S8::kTokens);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t24_e32_s8_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 24), 1) * 96, 512, ResidentT24E32S8::kSmemBytes, 8, true}, args,
+      kHiddenSize, ResidentT24E32S8::kTokens);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_e32_s8_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 96, 512, ResidentT32E32S8::kSmemBytes, 8, true}, args,
+      kHiddenSize, ResidentT32E32S8::kTokens);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_e32_s8_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_e32_s8_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 96, 512, ResidentT48E32S8::kSmemBytes, 8, true}, args,
+      kHiddenSize, ResidentT48E32S8::kTokens);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_e32_s8_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_e32_s8_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 96, 512, ResidentT64E32S8::kSmemBytes, 8, true}, args,
+      kHiddenSize, ResidentT64E32S8::kTokens);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 6 + ceil_div(args.num_tokens, 96), &args))
+    return error;
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90>(
+      {ceil_div(args.num_tokens, 96) * 48, 384, WgmmaT96E64S8D8::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT96E64S8D8::kTokens, WgmmaT96E64S8D8::kExperts);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 6 + ceil_div(args.num_tokens, 128), &args))
+    return error;
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90>(
+      {ceil_div(args.num_tokens, 128) * 48, 384, WgmmaT128E64S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT128E64S8D6::kTokens, WgmmaT128E64S8D6::kExperts);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t80_e64_s4_d8_sm90(const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 6 + ceil_div(args.num_tokens, 80), &args))
+    return error;
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t80_e64_s4_d8_sm90>(
+      {ceil_div(args.num_tokens, 80) * 24, 384, WgmmaT80E64S4D8::kSmemBytes, 4, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT80E64S4D8::kTokens, WgmmaT80E64S4D8::kExperts);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e64_s4_d7_sm90(const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 6 + ceil_div(args.num_tokens, 104), &args))
+    return error;
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e64_s4_d7_sm90>(
+      {ceil_div(args.num_tokens, 104) * 24, 384, WgmmaT104E64S4D7::kSmemBytes, 4, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT104E64S4D7::kTokens, WgmmaT104E64S4D7::kExperts);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e128_s4_d5_sm90(const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 3 + ceil_div(args.num_tokens, 104), &args))
+    return error;
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e128_s4_d5_sm90>(
+      {ceil_div(args.num_tokens, 104) * 12, 512, WgmmaT104E128S4D5::kSmemBytes, 4, true}, args, kHiddenSize,
+      kNumExperts, WgmmaT104E128S4D5::kTokens, WgmmaT104E128S4D5::kExperts);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d5_sm90(const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 3 + ceil_div(args.num_tokens, 96), &args))
+    return error;
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d5_sm90>(
+      {ceil_div(args.num_tokens, 96) * 6, 512, WgmmaT96E128S2D5::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT96E128S2D5::kTokens, WgmmaT96E128S2D5::kExperts);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 3 + ceil_div(args.num_tokens, 128), &args))
+    return error;
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90>(
+      {ceil_div(args.num_tokens, 128) * 6, 512, WgmmaT128E128S2D5::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT128E128S2D5::kTokens, WgmmaT128E128S2D5::kExperts);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args& args) {
@@ -2035,84 +2331,19 @@ cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_
       {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s16_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s16_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 96, 512, ResidentT32S16::kSmemBytes, 16, true}, args,
-      kHiddenSize, ResidentT32S16::kTokens);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 84, 512, ResidentT32S14::kSmemBytes, 14, true}, args,
-      kHiddenSize, ResidentT32S14::kTokens);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s14_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s14_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 84, 512, ResidentT48S14::kSmemBytes, 14, true}, args,
-      kHiddenSize, ResidentT48S14::kTokens);
-}
-
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 96, 512, ResidentT64S16::kSmemBytes, 16, true}, args,
-      kHiddenSize, ResidentT64S16::kTokens);
-}
-
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 96, 512, ResidentT48S16::kSmemBytes, 16, true}, args,
-      kHiddenSize, ResidentT48S16::kTokens);
-}
-
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& args) {
-  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90>(
-      {ceil_div(args.num_tokens, 128) * 48, 384, WgmmaT128E64S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT128E64S8D6::kTokens, WgmmaT128E64S8D6::kExperts);
-}
-
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(const normgate_args& args) {
-  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90>(
-      {ceil_div(args.num_tokens, 112) * 24, 512, WgmmaT112E128S8D5::kSmemBytes, 8, true}, args, kHiddenSize,
-      kNumExperts, WgmmaT112E128S8D5::kTokens, WgmmaT112E128S8D5::kExperts);
-}
-
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args& args) {
-  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90>(
-      {ceil_div(args.num_tokens, 96) * 12, 384, WgmmaT96E64S2D8::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT96E64S2D8::kTokens, WgmmaT96E64S2D8::kExperts);
-}
-
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(const normgate_args& args) {
-  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90>(
-      {ceil_div(args.num_tokens, 96) * 6, 512, WgmmaT96E128S2D6::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT96E128S2D6::kTokens, WgmmaT96E128S2D6::kExperts);
-}
-
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(const normgate_args& args) {
-  return launch_with_maps<Activation, GateWeight, norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90>(
-      {ceil_div(args.num_tokens, 96) * 3, 512, WgmmaT96E128S1D6::kSmemBytes, 1, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT96E128S1D6::kTokens, WgmmaT96E128S1D6::kExperts);
-}
-
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90>(
-      {ceil_div(args.num_tokens, 32) * 96, 224, 0, 8, true}, args);
-}
-
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W124K128D3::kSmemBytes, 8, true}, args);
-}
-
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 96, 256, TiledT64E32S8W412K128D3::kSmemBytes, 8, true}, args);
-}
-
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E96S8W124K128D3::kSmemBytes, 8, true}, args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E96S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args) {
@@ -2120,9 +2351,19 @@ cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k12
       {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 32, 256, TiledT64E96S8W222K128D3::kSmemBytes, 8, true}, args);
+}
+
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args) {
   return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90>(
       {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E128S8W222K128D3::kSmemBytes, 8, true}, args);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 9, 256, TiledT32E128S3W124K128D3::kSmemBytes, 3, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(const normgate_args& args) {
@@ -2135,9 +2376,14 @@ cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k12
       {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E96S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 128) * 12, 256, TiledT128E64S2W412K128D3::kSmemBytes, 2, true}, args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
+}
+
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 3, 256, TiledT64E128S1W222K128D3::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

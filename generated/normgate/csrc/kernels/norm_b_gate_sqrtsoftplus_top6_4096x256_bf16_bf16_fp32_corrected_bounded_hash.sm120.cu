@@ -15,6 +15,7 @@
 #include <cuda_runtime.h>
 
 #include "cluster.cuh"
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mbarrier.cuh"
@@ -317,7 +318,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -453,12 +454,13 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+    if constexpr (V::kSplit > 1) {
+      // Every CTA of the cluster has begun and has its barriers: pushes may come. Before the wait, for it empties the
+      // L1 cache.
+      if (round == 0) cluster_wait();
+    }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
-    }
-
-    if constexpr (V::kSplit > 1) {
-      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     if (round == 0 && threadIdx.x == 0)
@@ -728,10 +730,12 @@ cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s4_w222_k128_d3_sm120(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(const normgate_args& args);
+cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120(const normgate_args& args);
 
 cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w16_c1_sm120(
     const normgate_args& given) {
@@ -853,7 +857,21 @@ launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s2_w124_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's: cheapest of
+// apart_tiled_t32_e64_s4_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of
+// 189 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s4_w222_k128_d3_sm120(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s4_w222_k128_d3_sm120(args))
+    return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e32_s2_w124_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of
 // 189 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
@@ -868,7 +886,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t32_e64_s2_w124_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's: cheapest of
-// 189 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python
+// 189 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s2_w124_k128_d3_sm120(
@@ -895,7 +913,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e64_s1_w222_k64_d4, 1025 tokens and more: between launches of the other stages, the gate's: cheapest
+// apart_tiled_t64_e64_s1_w222_k64_d4, 1025 to 4096 tokens: between launches of the other stages, the gate's: cheapest
 // of 189 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
@@ -904,6 +922,20 @@ launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_h
   normgate_args args = given;
   args.router_logits = args.workspace;
   if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120(args))
+    return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e96_s1_w222_k64_d4, 4097 tokens and more: between launches of the other stages, the gate's: cheapest
+// of 189 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s1_w222_k64_d4_sm120(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm120>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

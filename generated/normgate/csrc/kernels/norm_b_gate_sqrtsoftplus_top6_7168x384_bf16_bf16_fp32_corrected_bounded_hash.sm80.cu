@@ -14,6 +14,7 @@
 
 #include <cuda_runtime.h>
 
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mma.cuh"
@@ -311,7 +312,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -680,7 +681,9 @@ cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k12
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80(const normgate_args& args);
@@ -789,7 +792,21 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-// apart_tiled_t64_e128_s8_w222_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's: cheapest
+// apart_tiled_t64_e64_s6_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of
+// 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s6_w222_k128_d3_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 9216 * args.num_tokens;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80(args))
+    return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_tiled_t64_e128_s8_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest
 // of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
@@ -803,7 +820,21 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
 }
 
-// apart_tiled_t64_e128_s4_w222_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's: cheapest
+// apart_tiled_t64_e128_s6_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest
+// of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s6_w222_k128_d3_sm80(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = static_cast<char*>(args.workspace) + 9216 * args.num_tokens;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80(args))
+    return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm80>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, false}, args);
+}
+
+// apart_tiled_t64_e128_s4_w222_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest
 // of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
@@ -819,7 +850,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 
 // apart_tiled_t64_e128_s2_w222_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest
 // of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model); 2049 tokens and more: between launches of the other stages, the gate's: cheapest of 374
+// build.py tune); cost model); 2049 to 4096 tokens: between launches of the other stages, the gate's: cheapest of 374
 // legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
@@ -835,6 +866,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 
 // apart_tiled_t64_e128_s1_w222_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest
 // of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
+// build.py tune); cost model); 4097 tokens and more: between launches of the other stages, the gate's: cheapest of 374
+// legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python
 // build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s1_w222_k128_d3_sm80(

@@ -15,6 +15,7 @@
 #include <cuda_runtime.h>
 
 #include "cluster.cuh"
+#include "handover.cuh"
 #include "handover.h"
 #include "launch.cuh"
 #include "mbarrier.cuh"
@@ -317,7 +318,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     const int expert = first_expert + e;
     if (kGuardExperts && expert >= kNumExperts) return;
     float logit = sum_warps(token, e) * rstd_of(token);
-    pass(args.places + token * kPlaces + expert, logit);
+    pass(args.places + token * kPlaces + expert, finite_or_least(logit));
   };
   __shared__ Select::Scratch scratch[V::kTokens < kWarps ? V::kTokens : kWarps];
   for (int token = warp; token < num_tokens; token += kWarps) {
@@ -453,12 +454,13 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
         }
       }
     }
+    if constexpr (V::kSplit > 1) {
+      // Every CTA of the cluster has begun and has its barriers: pushes may come. Before the wait, for it empties the
+      // L1 cache.
+      if (round == 0) cluster_wait();
+    }
     if constexpr (V::kEarlyWeights) {
       if (round == 0) wait_for_previous_kernel();
-    }
-
-    if constexpr (V::kSplit > 1) {
-      if (round == 0) cluster_wait();  // every CTA of the cluster has begun and has its barriers: pushes may come
     }
 
     if (round == 0 && threadIdx.x == 0)
@@ -636,28 +638,33 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e4_w7_c4, 1 token: measured on NVIDIA H200: 3.03 us at 1 token, next best gemv_t1_e4_w10_c3 3.18.
-struct GemvT1E4W7C4 {
+// gemv_t1_e3_w14_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM
+// (python build.py tune); cost model).
+struct GemvT1E3W14C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 4;           // experts that a CTA computes
-  static constexpr int kThreads = 224;         // threads of a CTA
-  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 448;         // threads of a CTA
+  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w7_c4, 2 tokens: measured on NVIDIA H200: 3.58 us at 2 tokens, next best gemv_t2_e4_w7_c4 3.60.
-struct GemvT2E3W7C4 {
+// gemv_t2_e3_w14_c2, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this
+// SM (python build.py tune); cost model).
+struct GemvT2E3W14C2 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
   static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 224;         // threads of a CTA
-  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kThreads = 448;         // threads of a CTA
+  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w7_b4, 3 to 4 tokens: measured on NVIDIA H200: 3.80 us at 4 tokens, next best
-// split_k_t8_e32_s7_w8_b4 3.82.
+// split_k_t8_e32_s8_w7_b4, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table
+// for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -669,21 +676,8 @@ struct SplitKT8E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s7_w8_b4, 5 to 8 tokens: measured on NVIDIA H200: 3.84 us at 8 tokens, next best
-// split_k_t8_e32_s8_w7_b4 4.02.
-struct SplitKT8E32S7W8B4 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 7;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 4.76 us at 16 tokens, next best
-// split_k_t16_e32_s7_w8_b4 4.98.
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); resident_t16_e32_s8 needs sm_90a; this is the best that later chips can run.
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -698,28 +692,22 @@ struct SplitKT16E32S8W7B4 {
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90(
+extern "C" __global__ void __launch_bounds__(448, 1)
+    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w14_c2_sm90(
         const normgate_args args) {
-  gemv<GemvT1E4W7C4>(args);
+  gemv<GemvT1E3W14C2>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90(
+extern "C" __global__ void __launch_bounds__(448, 1)
+    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w14_c2_sm90(
         const normgate_args args) {
-  gemv<GemvT2E3W7C4>(args);
+  gemv<GemvT2E3W14C2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
     norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90(
         const normgate_args args) {
   split_k<SplitKT8E32S8W7B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E32S7W8B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
@@ -734,40 +722,44 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s16_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s14_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t80_e64_s4_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e64_s4_d7_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e128_s4_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w14_c2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90>(
-      {96, 224, 0, 1, true}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w14_c2_sm90>(
+      {128, 448, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w14_c2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90>(
-      {128, 224, 0, 1, true}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w14_c2_sm90>(
+      {128, 448, 0, 1, true}, args);
 }
 
 cudaError_t
@@ -781,16 +773,6 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<
-      norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 84, 256, 0, 7, true}, args);
-}
-
-cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
@@ -800,69 +782,90 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
 }
 
-// apart_resident_t32_s16, 17 to 24 tokens: measured on NVIDIA H200: 5.21 us at 24 tokens, next best
-// split_k_t32_e32_s8_w7_b2_r2 6.83.
+// apart_resident_t16_e32_s8, 9 to 16 tokens: in launches of their own the stages cost less than in one, at 16 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s16_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t16_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s16_sm90(args)) return error;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t16_e32_s8_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t32_s14, 25 to 32 tokens: measured on NVIDIA H200: 5.61 us at 32 tokens; apart_resident_t32_s16, 5.55,
-// saves too little.
+// apart_resident_t24_e32_s8, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 396 legal
+// variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_s14_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t24_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_s14_sm90(args)) return error;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t24_e32_s8_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t48_s14, 33 to 48 tokens: measured on NVIDIA H200: 6.70 us at 48 tokens, next best
-// apart_resident_t32_s16 7.63.
+// apart_resident_t32_e32_s8, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 431 legal
+// variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune);
+// cost model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_s14_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s14_sm90(args)) return error;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_e32_s8_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t64_s16, 49 to 64 tokens: measured on NVIDIA H200: 7.36 us at 64 tokens, next best
-// apart_resident_t48_s14 9.13; 97 to 128 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 8.59 us at 128 tokens, next best wgmma_t64_e64_s8_d11 8.81.
+// apart_resident_t48_e32_s8, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 561 legal
+// variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune);
+// cost model); 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 606 legal variants of
+// split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t64_s16_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_s16_sm90(args)) return error;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_e32_s8_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t48_s16, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 7.44 us at 96 tokens, next best resident_t48_s14 7.45.
+// apart_resident_t64_e32_s8, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of 605 legal
+// variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune);
+// cost model); 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of 598 legal variants of
+// split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_s16_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t64_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_s16_sm90(args)) return error;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_e32_s8_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e64_s8_d6, 129 to 256 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 12.29 us at 256 tokens, next best wgmma_t64_e64_s4_d10 12.75.
+// apart_wgmma_t96_e64_s8_d8, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of 569 legal
+// variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e64_s8_d8_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(args)) return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t128_e64_s8_d6, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of 561
+// legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t128_e64_s8_d6_sm90(
     const normgate_args& given) {
@@ -874,108 +877,116 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t112_e128_s8_d5, 257 to 512 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 19.36 us at 512 tokens, next best wgmma_t112_e128_s7_d5 20.44.
+// apart_wgmma_t80_e64_s4_d8, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of 553 legal
+// variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t112_e128_s8_d5_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t80_e64_s4_d8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t112_e128_s8_d5_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t80_e64_s4_d8_sm90(args)) return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t104_e64_s4_d7, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of 553
+// legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py
+// tune); cost model).
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t104_e64_s4_d7_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e64_s4_d7_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t96_e64_s2_d8, 513 to 1024 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 29.38 us at 1024 tokens, next best wgmma_t112_e128_s4_d5 30.63.
+// apart_wgmma_t104_e128_s4_d5, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest of 553
+// legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e64_s2_d8_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t104_e128_s4_d5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(args)) return error;
-  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t96_e128_s2_d6, 1025 to 2048 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 41.84 us at 2048 tokens, next best wgmma_t96_e64_s1_d8 48.46.
-cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e128_s2_d6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d6_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e128_s4_d5_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t96_e128_s1_d6, 2049 tokens and more: between launches of the other stages, the gate's: measured on
-// NVIDIA H200: 78.23 us at 4096 tokens, next best wgmma_t96_e128_s2_d6 85.90.
+// apart_wgmma_t96_e128_s2_d5, 1025 to 4096 tokens: between launches of the other stages, the gate's: cheapest of 553
+// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e128_s1_d6_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e128_s2_d5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d6_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d5_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t32_e32_s8_w7_b2_r2, 17 to 24 tokens: measured on NVIDIA H200.
+// apart_wgmma_t128_e128_s2_d5, 4097 tokens and more: between launches of the other stages, the gate's: cheapest of 553
+// legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python
+// build.py tune); cost model).
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t32_e32_s8_w7_b2_r2_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t128_e128_s2_d5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t32_e32_s8_w7_b2_r2_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s8_w124_k128_d3, 25 to 32 tokens: measured on NVIDIA H200.
+// apart_tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: between launches of the other stages, the gate's:
+// resident_t24_e32_s8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w124_k128_d3_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e32_s8_w412_k128_d3, 33 to 64 tokens: measured on NVIDIA H200.
+// apart_tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: between launches of the other stages, the gate's:
+// resident_t48_e32_s8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e32_s8_w412_k128_d3_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e96_s8_w124_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's:
-// resident_t48_s16 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e96_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's:
+// resident_t48_e32_s8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w124_k128_d3_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
 // apart_tiled_t64_e64_s8_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
-// resident_t64_s16 needs sm_90a; this is the best that later chips can run.
+// resident_t64_e32_s8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -987,7 +998,20 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e128_s8_w222_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's:
+// apart_tiled_t64_e96_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's:
+// wgmma_t96_e64_s8_d8 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s8_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(args))
+    return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e128_s8_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
 // wgmma_t128_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s8_w222_k128_d3_sm90(
@@ -1000,8 +1024,21 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e96_s2_w124_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's:
-// wgmma_t112_e128_s8_d5 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e128_s3_w124_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's:
+// wgmma_t80_e64_s4_d8 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e128_s3_w124_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm90(args))
+    return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e96_s2_w124_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's:
+// wgmma_t104_e64_s4_d7 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
@@ -1013,8 +1050,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e96_s2_w222_k128_d3, 513 to 2048 tokens: between launches of the other stages, the gate's:
-// wgmma_t96_e64_s2_d8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e96_s2_w222_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
+// wgmma_t104_e128_s4_d5 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -1026,14 +1063,27 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t128_e64_s2_w412_k128_d3, 2049 tokens and more: between launches of the other stages, the gate's:
-// wgmma_t96_e128_s1_d6 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e128_s2_w222_k128_d3, 1025 to 4096 tokens: between launches of the other stages, the gate's:
+// wgmma_t96_e128_s2_d5 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t128_e64_s2_w412_k128_d3_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(args))
+    return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: between launches of the other stages, the gate's:
+// wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s1_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
