@@ -689,59 +689,58 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w12_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
-struct GemvT1E2W12C1 {
+// gemv_t1_e4_w3_c4, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); measured on NVIDIA H200: 1.39 us at 1 token, next best gemv_t1_e4_w4_c3 1.39.
+struct GemvT1E4W3C4 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 4;           // experts that a CTA computes
+  static constexpr int kThreads = 96;          // threads of a CTA
+  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e2_w12_c1, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT2E2W12C1 {
+// gemv_t2_e4_w4_c3, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); measured on NVIDIA H200: 1.77 us at 2 tokens, next best gemv_t2_e4_w6_c2 1.79.
+struct GemvT2E4W4C3 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 4;           // experts that a CTA computes
+  static constexpr int kThreads = 128;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t4_e2_w12_c1, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 4 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT4E2W12C1 {
-  static constexpr int kTokens = 4;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
-  static constexpr int kGroup = 4;             // rows that a thread has on their way at once
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e16_s6_w4_b4, 5 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 57 legal variants of split_k and tiled and resident and wgmma at 8
-// tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT8E16S6W4B4 {
+// split_k_t8_e16_s5_w4_b5, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); measured on NVIDIA H200: 1.92 us at 4 tokens, next best
+// resident_t8_e64_s16 1.98.
+struct SplitKT8E16S5W4B5 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
   static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 5;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 137 legal variants of split_k and tiled and resident and wgmma at 16
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s4_w12_b2, 5 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); measured on NVIDIA H200: 2.02 us at 8 tokens, next best
+// resident_t8_e64_s16 2.03.
+struct SplitKT8E16S4W12B2 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
+  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: cheapest of 98 legal variants in one launch at 16 tokens (no tuned table
+// for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W4B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -753,37 +752,56 @@ struct SplitKT16E16S6W4B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
+// split_k_t16_e16_s4_w8_b3, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); resident_t16_e64_s16 needs sm_90a; this is the best that later chips can run.
+struct SplitKT16E16S4W8B3 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm90(
+extern "C" __global__ void __launch_bounds__(96, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w3_c4_sm90(
         const normgate_args args) {
-  gemv<GemvT1E2W12C1>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w12_c1_sm90(
-        const normgate_args args) {
-  gemv<GemvT2E2W12C1>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm90(
-        const normgate_args args) {
-  gemv<GemvT4E2W12C1>(args);
+  gemv<GemvT1E4W3C4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90(
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e4_w4_c3_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E16S6W4B4>(args);
+  gemv<GemvT2E4W4C3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(128, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s5_w4_b5_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E16S5W4B5>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s4_w12_b2_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E16S4W12B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
     add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90(
         const normgate_args args) {
   split_k<SplitKT16E16S6W4B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s4_w8_b3_sm90(
+        const normgate_args args) {
+  split_k<SplitKT16E16S4W8B3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -797,62 +815,65 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t24_e64_s16_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s12_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_e64_s16_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s8_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t64_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s6_d4_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t88_e64_s8_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t96_e64_s6_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t80_e64_s4_d7_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t120_e64_s3_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s2_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s1_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e32_s6_w8_b2_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s4_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s4_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s4_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w3_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm90>(
-      {128, 384, 0, 1, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w3_c4_sm90>(
+      {64, 96, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w12_c1_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e4_w4_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w12_c1_sm90>(
-      {128, 384, 0, 1, true}, args);
-}
-
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm90>(
-      {128, 384, 0, 1, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e4_w4_c3_sm90>(
+      {64, 128, 0, 1, true}, args);
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s5_w4_b5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 96, 128, 0, 6, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s5_w4_b5_sm90>(
+      {ceil_div(args.num_tokens, 8) * 80, 128, 0, 5, true}, args);
+}
+
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s4_w12_b2_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<
+      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s4_w12_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 384, 0, 4, true}, args);
 }
 
 cudaError_t
@@ -865,28 +886,18 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 16) * 96, 128, 0, 6, true}, args);
 }
 
-// apart_resident_t24_e64_s16, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 351 legal
-// variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t24_e64_s16_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s4_w8_b3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
-              {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t24_e64_s16_sm90(from_residual_out(args, 3072)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<
+      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s4_w8_b3_sm90>(
+      {ceil_div(args.num_tokens, 16) * 64, 256, 0, 4, true}, args);
 }
 
-// apart_resident_t32_e64_s16, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 380 legal
-// variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
+// apart_resident_t32_e64_s16, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 2.55 us at 24 tokens, next best resident_t24_e64_s12 2.56.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t32_e64_s16_sm90(
     const normgate_args& given) {
@@ -903,9 +914,26 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t48_e64_s16, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 480 legal
-// variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
+// apart_resident_t32_e64_s12, 25 to 32 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 2.71 us at 32 tokens, next best resident_t32_e64_s16 2.84.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t32_e64_s12_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s12_sm90(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_resident_t48_e64_s16, 33 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 3.33 us at 48 tokens, next best resident_t48_e64_s12 3.39.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t48_e64_s16_sm90(
     const normgate_args& given) {
@@ -922,12 +950,10 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s6_w124_k128_d3, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of
-// 512 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python
-// build.py tune); cost model); 33 to 64 tokens: between launches of the other stages, the gate's: resident_t48_e64_s16
-// needs sm_90a; this is the best that later chips can run.
+// apart_resident_t64_e64_s16, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 3.92 us at 64 tokens, next best resident_t64_e64_s12 4.22.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s6_w124_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t64_e64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -936,17 +962,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t64_e64_s16_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t32_e64_s8_d6, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 505 legal
-// variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
+// apart_wgmma_t32_e64_s8_d4, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 5.10 us at 96 tokens, next best wgmma_t48_e64_s8_d4 5.23.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t32_e64_s8_d6_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t32_e64_s8_d4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -955,17 +980,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d6_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d4_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t48_e64_s8_d6, 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of 502 legal
-// variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t48_e64_s8_d4, 97 to 128 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 5.56 us at 128 tokens, next best wgmma_t56_e64_s8_d4 5.96.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t48_e64_s8_d6_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t48_e64_s8_d4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -974,17 +998,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d6_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d4_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t64_e64_s8_d6, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of 466 legal
-// variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t48_e64_s6_d4, 129 to 192 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 6.69 us at 192 tokens, next best wgmma_t64_e64_s8_d6 6.89.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t64_e64_s8_d6_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t48_e64_s6_d4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -993,15 +1016,14 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s8_d6_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s6_d4_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t88_e64_s8_d6, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of 463 legal
-// variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t88_e64_s8_d6, 193 to 256 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 7.97 us at 256 tokens, next best wgmma_t112_e64_s8_d6 8.34.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t88_e64_s8_d6_sm90(
     const normgate_args& given) {
@@ -1018,11 +1040,10 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e64_s8_d6, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of 460
-// legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t96_e64_s6_d6, 257 to 384 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 9.40 us at 384 tokens, next best wgmma_t56_e64_s4_d8 9.44.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s8_d6_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t96_e64_s6_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1031,15 +1052,14 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s8_d6_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t96_e64_s6_d6_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t80_e64_s4_d7, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of 460 legal
-// variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t80_e64_s4_d7, 385 to 512 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 10.34 us at 512 tokens, next best wgmma_t104_e64_s4_d6 11.07.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t80_e64_s4_d7_sm90(
     const normgate_args& given) {
@@ -1056,9 +1076,8 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t120_e64_s3_d6, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest of 460
-// legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// apart_wgmma_t120_e64_s3_d6, 513 to 1024 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 15.80 us at 1024 tokens, next best wgmma_t64_e64_s2_d8 16.01.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t120_e64_s3_d6_sm90(
     const normgate_args& given) {
@@ -1075,9 +1094,8 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e64_s2_d6, 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest of 460
-// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// apart_wgmma_t128_e64_s2_d6, 1025 to 2048 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 24.77 us at 2048 tokens, next best wgmma_t64_e128_s2_d4 27.72.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s2_d6_sm90(
     const normgate_args& given) {
@@ -1094,9 +1112,8 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e64_s1_d6, 2049 tokens and more: between launches of the other stages, the gate's: cheapest of 460
-// legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// apart_wgmma_t128_e64_s1_d6, 2049 tokens and more: between launches of the other stages, the gate's: measured on
+// NVIDIA H200: 80.14 us at 8192 tokens, next best wgmma_t128_e64_s2_d6 89.76.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s1_d6_sm90(
     const normgate_args& given) {
@@ -1113,10 +1130,10 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t32_e16_s6_w8_b2, 17 to 24 tokens: between launches of the other stages, the gate's:
-// resident_t24_e64_s16 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t32_e16_s6_w16_b1, 17 to 32 tokens: between launches of the other stages, the gate's:
+// resident_t32_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w8_b2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w16_b1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1125,16 +1142,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e16_s6_w214_k128_d3, 25 to 32 tokens: between launches of the other stages, the gate's:
-// resident_t32_e64_s16 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t16_e32_s8_w6_b2, 33 to 48 tokens: between launches of the other stages, the gate's:
+// resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e16_s6_w214_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t16_e32_s8_w6_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1143,14 +1160,32 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90(from_residual_out(args, 3072)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_split_k_t32_e32_s6_w8_b2, 49 to 64 tokens: between launches of the other stages, the gate's:
+// resident_t64_e64_s16 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e32_s6_w8_b2_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error =
+          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
+              {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e32_s6_w8_b2_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
 // apart_tiled_t32_e64_s8_w124_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's:
-// wgmma_t32_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
+// wgmma_t32_e64_s8_d4 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e64_s8_w124_k128_d3_sm90(
     const normgate_args& given) {
@@ -1167,10 +1202,10 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e32_s6_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
-// wgmma_t48_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e32_s6_w124_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
+// wgmma_t48_e64_s8_d4 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s6_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s6_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1179,16 +1214,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e32_s4_w124_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's:
-// wgmma_t64_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e64_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's:
+// wgmma_t48_e64_s6_d4 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s4_w124_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1197,16 +1232,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s4_w124_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s2_w124_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
+// apart_tiled_t64_e64_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
 // wgmma_t88_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s2_w124_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e64_s6_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1215,16 +1250,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t128_e32_s4_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's:
-// wgmma_t128_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e64_s4_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's:
+// wgmma_t96_e64_s6_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s4_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e64_s4_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1233,16 +1268,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s4_w222_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s4_w222_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e32_s2_w124_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's:
+// apart_tiled_t64_e32_s2_w214_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's:
 // wgmma_t80_e64_s4_d7 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s2_w124_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s2_w214_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1251,16 +1286,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t128_e32_s2_w222_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
+// apart_tiled_t64_e64_s2_w222_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
 // wgmma_t120_e64_s3_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s2_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e64_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1269,16 +1304,16 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w222_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t128_e32_s1_w222_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
+// apart_tiled_t64_e64_s1_w214_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
 // wgmma_t128_e64_s2_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s1_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e64_s1_w214_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1287,7 +1322,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
               {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm90(from_residual_out(args, 3072)))
+          launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

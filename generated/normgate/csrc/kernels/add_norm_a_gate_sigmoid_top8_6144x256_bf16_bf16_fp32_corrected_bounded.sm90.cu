@@ -689,48 +689,44 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w12_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
-struct GemvT1E2W12C2 {
+// gemv_t1_e4_w8_c3, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); measured on NVIDIA H200: 1.43 us at 1 token, next best gemv_t1_e4_w6_c4 1.44.
+struct GemvT1E4W8C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 4;           // experts that a CTA computes
+  static constexpr int kThreads = 256;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e2_w12_c2, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 96 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT2E2W12C2 {
+// gemv_t2_e3_w12_c2, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); measured on NVIDIA H200: 1.83 us at 2 tokens, next best gemv_t2_e4_w8_c3 1.93.
+struct GemvT2E3W12C2 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
+  static constexpr int kExperts = 3;           // experts that a CTA computes
   static constexpr int kThreads = 384;         // threads of a CTA
   static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w8_b4, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT8E16S6W8B4 {
+// split_k_t8_e32_s8_w12_b2, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); measured on NVIDIA H200: 2.02 us at 8 tokens, next best
+// split_k_t8_e32_s7_w7_b4 2.04.
+struct SplitKT8E32S8W12B2 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 // split_k_t16_e16_s6_w8_b4, 9 to 16 tokens: cheapest of 124 legal variants in one launch at 16 tokens (no tuned table
-// for this SM (python build.py tune); cost model); 9 to 16 tokens: the gate's, with the other stages in its launch (no
-// tuned table for this SM (python build.py tune); cost model); resident_t16_e32_s8 needs sm_90a; this is the best that
-// later chips can run.
+// for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W8B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -742,31 +738,50 @@ struct SplitKT16E16S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
+// split_k_t8_e32_s6_w8_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); resident_t16_e64_s14 needs sm_90a; this is the best that later chips can run.
+struct SplitKT8E32S6W8B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w12_c2_sm90(
-        const normgate_args args) {
-  gemv<GemvT1E2W12C2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e2_w12_c2_sm90(
-        const normgate_args args) {
-  gemv<GemvT2E2W12C2>(args);
-}
-
 extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w8_b4_sm90(
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w8_c3_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E16S6W8B4>(args);
+  gemv<GemvT1E4W8C3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm90(
+        const normgate_args args) {
+  gemv<GemvT2E3W12C2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w12_b2_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E32S8W12B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
     add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm90(
         const normgate_args args) {
   split_k<SplitKT16E16S6W8B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E32S6W8B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -780,53 +795,51 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e32_s6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e32_s6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e32_s6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t88_e64_s8_d8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s8_d7_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d9_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d10_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e64_s12_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d7_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t88_e64_s8_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s6_d8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d9_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t72_e128_s4_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s1_d7_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w12_c2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w8_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w12_c2_sm90>(
-      {128, 384, 0, 1, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w8_c3_sm90>(
+      {64, 256, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e2_w12_c2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e2_w12_c2_sm90>(
-      {128, 384, 0, 1, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm90>(
+      {86, 384, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w8_b4_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w12_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w8_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 96, 256, 0, 6, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w12_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
 }
 
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm90(
@@ -837,210 +850,16 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_correcte
       {ceil_div(args.num_tokens, 16) * 96, 256, 0, 6, true}, args);
 }
 
-// apart_resident_t24_e32_s8, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 448 legal
-// variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t24_e32_s8_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s8_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 48, 256, 0, 6, true}, args);
 }
 
-// apart_resident_t16_e32_s6, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 491 legal
-// variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t16_e32_s6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e32_s6_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t24_e32_s6, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 606 legal
-// variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t24_e32_s6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s6_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t32_e32_s6, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of 650 legal
-// variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune);
-// cost model); 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of 624 legal variants of
-// split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost
-// model).
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_e32_s6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e32_s6_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t48_e32_s6, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 634 legal
-// variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune);
-// cost model); 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of 581 legal variants of
-// split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost
-// model).
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_e32_s6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e32_s6_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t88_e64_s8_d8, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of 571 legal
-// variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t88_e64_s8_d8_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t88_e64_s8_d8_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t128_e64_s8_d7, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of 562
-// legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e64_s8_d7_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s8_d7_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t80_e64_s4_d9, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of 562 legal
-// variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t80_e64_s4_d9_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d9_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t64_e64_s2_d10, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest of 562
-// legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t64_e64_s2_d10_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d10_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t128_e64_s2_d7, 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest of 562
-// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e64_s2_d7_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t128_e128_s2_d5, 2049 tokens and more: between launches of the other stages, the gate's: cheapest of 562
-// legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e128_s2_d5_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_split_k_t8_e32_s8_w6_b4, 17 to 24 tokens: between launches of the other stages, the gate's: resident_t24_e32_s8
-// needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t8_e32_s8_w6_b4, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 3.28 us at 24 tokens, next best resident_t24_e64_s16 3.34.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t8_e32_s8_w6_b4_sm90(
     const normgate_args& given) {
@@ -1056,8 +875,195 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
+// apart_resident_t32_e64_s12, 25 to 32 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 3.65 us at 32 tokens, next best resident_t32_e64_s14 3.67.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_e64_s12_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e64_s12_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_resident_t48_e64_s16, 33 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 4.32 us at 48 tokens, next best split_k_t16_e32_s8_w6_b4 4.39.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_e64_s16_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e64_s16_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_resident_t64_e64_s16, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 4.66 us at 64 tokens, next best wgmma_t32_e64_s8_d7 5.11.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_e64_s16_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_e64_s16_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t32_e64_s8_d7, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 5.52 us at 96 tokens, next best wgmma_t40_e64_s8_d5 5.74.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t32_e64_s8_d7_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d7_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t64_e64_s8_d4, 97 to 192 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 6.37 us at 192 tokens, next best wgmma_t64_e64_s8_d11 6.59.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t64_e64_s8_d4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t88_e64_s8_d8, 193 to 256 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 7.34 us at 256 tokens, next best wgmma_t96_e64_s8_d8 7.70.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t88_e64_s8_d8_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t88_e64_s8_d8_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t96_e64_s6_d8, 257 to 384 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 8.81 us at 384 tokens, next best wgmma_t56_e64_s4_d4 8.99.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e64_s6_d8_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s6_d8_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t80_e64_s4_d9, 385 to 512 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 11.58 us at 512 tokens, next best wgmma_t88_e128_s8_d6 11.75.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t80_e64_s4_d9_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d9_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t72_e128_s4_d6, 513 to 1024 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 19.03 us at 1024 tokens, next best wgmma_t64_e64_s2_d10 19.32.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t72_e128_s4_d6_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t72_e128_s4_d6_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t128_e64_s2_d7, 1025 to 2048 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 27.18 us at 2048 tokens, next best wgmma_t64_e128_s2_d7 28.74.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e64_s2_d7_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t128_e64_s1_d7, 2049 tokens and more: between launches of the other stages, the gate's: measured on
+// NVIDIA H200: 98.97 us at 8192 tokens, next best wgmma_t128_e128_s1_d5 99.20.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e64_s1_d7_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s1_d7_sm90(from_residual_out(args, 6144)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
 // apart_split_k_t16_e32_s6_w8_b4, 25 to 32 tokens: between launches of the other stages, the gate's:
-// resident_t16_e32_s6 needs sm_90a; this is the best that later chips can run.
+// resident_t32_e64_s12 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s6_w8_b4_sm90(
     const normgate_args& given) {
@@ -1074,7 +1080,7 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
 }
 
 // apart_split_k_t16_e32_s8_w6_b4, 33 to 48 tokens: between launches of the other stages, the gate's:
-// resident_t24_e32_s6 needs sm_90a; this is the best that later chips can run.
+// resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s8_w6_b4_sm90(
     const normgate_args& given) {
@@ -1090,10 +1096,10 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: between launches of the other stages, the gate's:
-// resident_t32_e32_s6 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t32_e32_s6_w8_b2_r2, 49 to 64 tokens: between launches of the other stages, the gate's:
+// resident_t64_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s6_w8_b2_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1101,16 +1107,16 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's:
-// resident_t48_e32_s6 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t32_e32_s8_w4_b3_r2, 65 to 96 tokens: between launches of the other stages, the gate's:
+// wgmma_t32_e64_s8_d7 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s8_w4_b3_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1118,31 +1124,14 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s6_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
-// resident_t32_e32_s6 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s6_w222_k128_d3_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_tiled_t64_e64_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's:
-// resident_t48_e32_s6 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e64_s8_w222_k128_d3, 97 to 192 tokens: between launches of the other stages, the gate's:
+// wgmma_t64_e64_s8_d4 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -1158,10 +1147,10 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e64_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
+// apart_tiled_t32_e128_s6_w124_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
 // wgmma_t88_e64_s8_d8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e128_s6_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1169,16 +1158,16 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e64_s4_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's:
-// wgmma_t128_e64_s8_d7 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e128_s8_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's:
+// wgmma_t96_e64_s6_d8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s4_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1186,7 +1175,7 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -1209,10 +1198,10 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e128_s2_w124_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
-// wgmma_t64_e64_s2_d10 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e64_s2_w214_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
+// wgmma_t72_e128_s4_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e128_s2_w124_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s2_w214_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1220,13 +1209,13 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(from_residual_out(args, 6144)))
+          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e128_s2_w222_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
+// apart_tiled_t64_e128_s2_w222_k128_d3, 1025 tokens and more: between launches of the other stages, the gate's:
 // wgmma_t128_e64_s2_d7 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
@@ -1238,23 +1227,6 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
     return error;
   if (const cudaError_t error =
           launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_tiled_t64_e128_s1_w222_k128_d3, 2049 tokens and more: between launches of the other stages, the gate's:
-// wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s1_w222_k128_d3_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(from_residual_out(args, 6144)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

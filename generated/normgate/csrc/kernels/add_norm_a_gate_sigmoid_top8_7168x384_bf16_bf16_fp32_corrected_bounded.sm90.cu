@@ -689,33 +689,20 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e3_w14_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
-struct GemvT1E3W14C2 {
+// gemv_t1_e4_w10_c3, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); measured on NVIDIA H200: 2.00 us at 1 token, next best gemv_t1_e2_w7_c4 2.06.
+struct GemvT1E4W10C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 448;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 4;           // experts that a CTA computes
+  static constexpr int kThreads = 320;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w14_c2, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT2E3W14C2 {
-  static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 448;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
-  static constexpr int kGroup = 2;             // rows that a thread has on their way at once
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e32_s8_w7_b4, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w7_b4, 2 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); measured on NVIDIA H200: 2.50 us at 2 tokens, next best
+// split_k_t8_e32_s7_w8_b4 2.52.
 struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -727,10 +714,9 @@ struct SplitKT8E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: cheapest of 92 legal variants in one launch at 16 tokens (no tuned table
-// for this SM (python build.py tune); cost model); 9 to 16 tokens: the gate's, with the other stages in its launch (no
-// tuned table for this SM (python build.py tune); cost model); resident_t16_e32_s8 needs sm_90a; this is the best that
-// later chips can run.
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); measured on NVIDIA H200: 3.51 us at 16 tokens, next best
+// resident_t16_e64_s16 3.56.
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -745,16 +731,10 @@ struct SplitKT16E32S8W7B4 {
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(448, 1)
-    add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w14_c2_sm90(
+extern "C" __global__ void __launch_bounds__(320, 1)
+    add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w10_c3_sm90(
         const normgate_args args) {
-  gemv<GemvT1E3W14C2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(448, 1)
-    add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w14_c2_sm90(
-        const normgate_args args) {
-  gemv<GemvT2E3W14C2>(args);
+  gemv<GemvT1E4W10C3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
@@ -780,43 +760,37 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t48_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t64_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t24_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t32_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t48_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t64_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t48_e64_s8_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t80_e64_s4_d8_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e64_s4_d7_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e128_s4_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d5_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w214_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w214_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s8_w412_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w14_c2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w10_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w14_c2_sm90>(
-      {128, 448, 0, 1, true}, args);
-}
-
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w14_c2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w14_c2_sm90>(
-      {128, 448, 0, 1, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w10_c3_sm90>(
+      {96, 320, 0, 1, true}, args);
 }
 
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w7_b4_sm90(
@@ -835,11 +809,10 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_correcte
       {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
 }
 
-// apart_resident_t24_e32_s8, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 396 legal
-// variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
+// apart_resident_t24_e64_s16, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 3.83 us at 24 tokens, next best resident_t32_e64_s16 3.84.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t24_e32_s8_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t24_e64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -847,17 +820,16 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t24_e32_s8_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t24_e64_s16_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t32_e32_s8, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 431 legal
-// variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
+// apart_resident_t32_e64_s16, 25 to 32 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 3.96 us at 32 tokens, next best resident_t32_e64_s14 4.10.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_e32_s8_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_e64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -865,19 +837,16 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t32_e32_s8_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t32_e64_s16_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t48_e32_s8, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 561 legal
-// variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune);
-// cost model); 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 606 legal variants of
-// split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost
-// model).
+// apart_resident_t48_e64_s16, 33 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 4.68 us at 48 tokens, next best resident_t64_e64_s16 4.83.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_e32_s8_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_e64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -885,19 +854,16 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t48_e32_s8_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t48_e64_s16_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t64_e32_s8, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of 605 legal
-// variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune);
-// cost model); 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of 598 legal variants of
-// split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost
-// model).
+// apart_resident_t64_e64_s16, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 5.30 us at 64 tokens, next best resident_t64_e64_s14 5.49.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_e32_s8_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_e64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -905,15 +871,48 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t64_e32_s8_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t64_e64_s16_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t96_e64_s8_d8, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of 569 legal
-// variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t48_e64_s8_d5, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 6.52 us at 96 tokens, next best wgmma_t56_e64_s8_d4 6.99.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t48_e64_s8_d5_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t48_e64_s8_d5_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t64_e64_s8_d4, 97 to 128 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 7.22 us at 128 tokens, next best wgmma_t64_e64_s8_d10 7.43.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t64_e64_s8_d4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t96_e64_s8_d8, 129 to 192 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 8.39 us at 192 tokens, next best wgmma_t104_e64_s8_d7 8.77.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e64_s8_d8_sm90(
     const normgate_args& given) {
@@ -929,9 +928,8 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e64_s8_d6, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of 561
-// legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t128_e64_s8_d6, 193 to 256 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 9.56 us at 256 tokens, next best wgmma_t56_e64_s4_d10 9.92.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e64_s8_d6_sm90(
     const normgate_args& given) {
@@ -947,9 +945,8 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t80_e64_s4_d8, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of 553 legal
-// variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t80_e64_s4_d8, 257 to 384 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 12.20 us at 384 tokens, next best wgmma_t88_e64_s4_d8 12.57.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t80_e64_s4_d8_sm90(
     const normgate_args& given) {
@@ -965,9 +962,8 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t104_e64_s4_d7, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of 553
-// legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t104_e64_s4_d7, 385 to 512 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 13.93 us at 512 tokens, next best wgmma_t112_e64_s4_d7 14.31.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t104_e64_s4_d7_sm90(
     const normgate_args& given) {
@@ -983,11 +979,10 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t104_e128_s4_d5, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest of 553
-// legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// apart_wgmma_t96_e64_s2_d8, 513 to 1024 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 24.05 us at 1024 tokens, next best wgmma_t104_e128_s4_d5 24.99.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t104_e128_s4_d5_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e64_s2_d8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -995,15 +990,14 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e128_s4_d5_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t96_e128_s2_d5, 1025 to 4096 tokens: between launches of the other stages, the gate's: cheapest of 553
-// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// apart_wgmma_t96_e128_s2_d5, 1025 to 2048 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 39.02 us at 2048 tokens, next best wgmma_t104_e128_s2_d5 40.72.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e128_s2_d5_sm90(
     const normgate_args& given) {
@@ -1019,11 +1013,10 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e128_s2_d5, 4097 tokens and more: between launches of the other stages, the gate's: cheapest of 553
-// legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// apart_wgmma_t96_e128_s1_d5, 2049 tokens and more: between launches of the other stages, the gate's: measured on
+// NVIDIA H200: 71.68 us at 4096 tokens, next best wgmma_t104_e128_s1_d5 74.33.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e128_s2_d5_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e128_s1_d5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1031,16 +1024,16 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d5_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: between launches of the other stages, the gate's:
-// resident_t24_e32_s8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e32_s8_w214_k128_d3, 17 to 24 tokens: between launches of the other stages, the gate's:
+// resident_t24_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w214_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1048,16 +1041,16 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w214_k128_d3_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: between launches of the other stages, the gate's:
-// resident_t48_e32_s8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e32_s8_w124_k128_d3, 25 to 32 tokens: between launches of the other stages, the gate's:
+// resident_t32_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1065,16 +1058,16 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e96_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's:
-// resident_t48_e32_s8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e32_s8_w412_k128_d3, 33 to 64 tokens: between launches of the other stages, the gate's:
+// resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s8_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e32_s8_w412_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1082,14 +1075,31 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(from_residual_out(args, 7168)))
+    return error;
+  return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e96_s8_w214_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's:
+// wgmma_t48_e64_s8_d5 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s8_w214_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w214_k128_d3_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
 // apart_tiled_t64_e64_s8_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
-// resident_t64_e32_s8 needs sm_90a; this is the best that later chips can run.
+// wgmma_t64_e64_s8_d4 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -1122,10 +1132,10 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e128_s8_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
+// apart_tiled_t128_e64_s8_w412_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
 // wgmma_t128_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s8_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t128_e64_s8_w412_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1133,7 +1143,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s8_w412_k128_d3_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -1173,8 +1183,8 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e96_s2_w222_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
-// wgmma_t104_e128_s4_d5 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e96_s2_w222_k128_d3, 513 to 2048 tokens: between launches of the other stages, the gate's:
+// wgmma_t96_e64_s2_d8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -1190,10 +1200,10 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e128_s2_w222_k128_d3, 1025 to 4096 tokens: between launches of the other stages, the gate's:
-// wgmma_t96_e128_s2_d5 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t128_e64_s1_w412_k128_d3, 2049 tokens and more: between launches of the other stages, the gate's:
+// wgmma_t96_e128_s1_d5 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t128_e64_s1_w412_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1201,24 +1211,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(from_residual_out(args, 7168)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: between launches of the other stages, the gate's:
-// wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s1_w222_k128_d3_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(from_residual_out(args, 7168)))
+          launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(from_residual_out(args, 7168)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

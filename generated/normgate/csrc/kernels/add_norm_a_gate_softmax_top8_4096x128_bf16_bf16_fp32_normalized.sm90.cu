@@ -675,54 +675,52 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e1_w16_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
-struct GemvT1E1W16C1 {
+// gemv_t1_e3_w6_c3, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); measured on NVIDIA H200: 1.04 us at 1 token, next best gemv_t1_e2_w6_c3 1.05.
+struct GemvT1E3W6C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 1;           // experts that a CTA computes
-  static constexpr int kThreads = 512;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 192;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e1_w16_c1, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT2E1W16C1 {
+// gemv_t2_e3_w4_c4, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); measured on NVIDIA H200: 1.34 us at 2 tokens, next best gemv_t2_e2_w4_c4 1.48.
+struct GemvT2E3W4C4 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 1;           // experts that a CTA computes
-  static constexpr int kThreads = 512;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 128;         // threads of a CTA
+  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s8_w4_b4, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT8E16S8W4B4 {
+// split_k_t8_e16_s7_w10_b2, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); measured on NVIDIA H200: 1.65 us at 8 tokens, next best
+// split_k_t8_e32_s7_w5_b4 1.66.
+struct SplitKT8E16S7W10B2 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kSplit = 7;     // CTAs that share hidden_size
+  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w4_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 152 legal variants of split_k and tiled and resident and wgmma at 16
-// tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT8E32S8W4B4 {
+// split_k_t8_e16_s5_w14_b2, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); measured on NVIDIA H200: 1.75 us at 16 tokens, next best
+// split_k_t8_e32_s7_w5_b4 1.77.
+struct SplitKT8E16S5W14B2 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 14;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
@@ -730,26 +728,26 @@ struct SplitKT8E32S8W4B4 {
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(512, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm90(const normgate_args args) {
-  gemv<GemvT1E1W16C1>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e1_w16_c1_sm90(const normgate_args args) {
-  gemv<GemvT2E1W16C1>(args);
+extern "C" __global__ void __launch_bounds__(192, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e3_w6_c3_sm90(const normgate_args args) {
+  gemv<GemvT1E3W6C3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w4_b4_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E16S8W4B4>(args);
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90(const normgate_args args) {
+  gemv<GemvT2E3W4C4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w4_b4_sm90(
+extern "C" __global__ void __launch_bounds__(320, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w10_b2_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E32S8W4B4>(args);
+  split_k<SplitKT8E16S7W10B2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(448, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E16S5W14B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -763,68 +761,64 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t48_e32_s6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t64_e32_s6_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s7_w10_b2_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e64_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t56_e64_s8_d8_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t80_e64_s8_d8_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t72_e64_s4_d10_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d11_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t72_e64_s4_d4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d4_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s1_d11_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e128_s1_d7_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e3_w6_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm90>(
-      {128, 512, 0, 1, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e3_w6_c3_sm90>(
+      {43, 192, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e1_w16_c1_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e1_w16_c1_sm90>(
-      {128, 512, 0, 1, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90>(
+      {43, 128, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w4_b4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w10_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w4_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 128, 0, 8, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w10_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 56, 320, 0, 7, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w4_b4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w4_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 32, 128, 0, 8, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 40, 448, 0, 5, true}, args);
 }
 
-// apart_split_k_t8_e32_s8_w4_b4, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 152
-// legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s8_w4_b4_sm90(
+// apart_split_k_t8_e32_s7_w10_b2, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 1.91 us at 24 tokens, next best split_k_t8_e32_s7_w5_b4 1.93.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s7_w10_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -832,16 +826,15 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s7_w10_b2_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t16_e32_s8, 25 to 48 tokens: between launches of the other stages, the gate's: cheapest of 446 legal
-// variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t16_e32_s8_sm90(
+// apart_split_k_t8_e32_s5_w7_b4, 25 to 32 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 2.00 us at 32 tokens, next best resident_t32_e32_s16 2.16.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s5_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -849,16 +842,15 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t16_e32_s8_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t24_e32_s8, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of 653 legal
-// variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t24_e32_s8_sm90(
+// apart_split_k_t16_e32_s8_w8_b2, 33 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 2.30 us at 48 tokens, next best resident_t16_e64_s16 2.31.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -866,200 +858,14 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t24_e32_s8_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t32_e32_s8, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 664 legal
-// variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_e32_s8_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s8_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t32_e32_s6, 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of 654 legal
-// variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_e32_s6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s6_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t48_e32_s6, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of 619 legal
-// variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t48_e32_s6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t48_e32_s6_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t64_e32_s6, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of 609 legal
-// variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t64_e32_s6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t64_e32_s6_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t56_e64_s8_d8, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of 599 legal
-// variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t56_e64_s8_d8_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t56_e64_s8_d8_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t80_e64_s8_d8, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of 599 legal
-// variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t80_e64_s8_d8_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t80_e64_s8_d8_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t72_e64_s4_d10, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest of 599
-// legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t72_e64_s4_d10_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t72_e64_s4_d10_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t64_e64_s2_d11, 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest of 599
-// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s2_d11_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d11_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t128_e64_s2_d7, 2049 to 4096 tokens: between launches of the other stages, the gate's: cheapest of 599
-// legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t128_e64_s2_d7_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t128_e128_s2_d5, 4097 tokens and more: between launches of the other stages, the gate's: cheapest of 599
-// legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t128_e128_s2_d5_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_split_k_t16_e32_s8_w4_b4, 25 to 48 tokens: between launches of the other stages, the gate's:
-// resident_t16_e32_s8 needs sm_90a; this is the best that later chips can run.
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w4_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: between launches of the other stages, the gate's:
-// resident_t24_e32_s8 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 2.83 us at 64 tokens, next best split_k_t16_e32_s4_w8_b4 2.86.
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s5_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
@@ -1074,8 +880,152 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
+// apart_resident_t32_e64_s16, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 3.23 us at 96 tokens, next best resident_t32_e32_s6 3.46.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_e64_s16_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e64_s16_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_resident_t32_e64_s8, 97 to 192 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 4.02 us at 192 tokens, next best resident_t64_e64_s16 4.21.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_e64_s8_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e64_s8_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t64_e64_s8_d4, 193 to 256 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 4.24 us at 256 tokens, next best wgmma_t64_e64_s8_d8 4.30.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s8_d4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t56_e64_s8_d8, 257 to 384 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 4.65 us at 384 tokens, next best wgmma_t56_e64_s7_d5 4.74.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t56_e64_s8_d8_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t56_e64_s8_d8_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t80_e64_s8_d8, 385 to 512 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 5.74 us at 512 tokens, next best wgmma_t80_e64_s8_d4 5.80.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t80_e64_s8_d8_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t80_e64_s8_d8_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t72_e64_s4_d4, 513 to 1024 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 8.89 us at 1024 tokens, next best wgmma_t80_e64_s4_d4 9.31.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t72_e64_s4_d4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t72_e64_s4_d4_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t64_e64_s2_d4, 1025 to 2048 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 15.07 us at 2048 tokens, next best wgmma_t64_e64_s2_d11 15.67.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s2_d4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d4_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t64_e64_s1_d11, 2049 to 4096 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 28.44 us at 4096 tokens, next best wgmma_t128_e64_s2_d7 29.16.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e64_s1_d11_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s1_d11_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t64_e128_s1_d7, 4097 tokens and more: between launches of the other stages, the gate's: measured on
+// NVIDIA H200: 56.75 us at 8192 tokens, next best wgmma_t128_e128_s2_d5 58.77.
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_wgmma_t64_e128_s1_d7_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e128_s1_d7_sm90(from_residual_out(args, 4096)))
+    return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
 // apart_split_k_t32_e32_s8_w8_b2, 65 to 96 tokens: between launches of the other stages, the gate's:
-// resident_t32_e32_s8 needs sm_90a; this is the best that later chips can run.
+// resident_t32_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s8_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
@@ -1090,25 +1040,8 @@ cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normaliz
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s6_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
-// resident_t32_e32_s6 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e32_s6_w222_k128_d3_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_tiled_t32_e64_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's:
-// resident_t48_e32_s6 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e64_s8_w222_k128_d3, 97 to 192 tokens: between launches of the other stages, the gate's:
+// resident_t32_e64_s8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -1124,10 +1057,10 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
-// resident_t64_e32_s6 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e32_s6_w412_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
+// wgmma_t64_e64_s8_d4 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s6_w222_k128_d3_sm90(
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e32_s6_w412_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1135,7 +1068,7 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -1158,10 +1091,10 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s2_w124_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's:
+// apart_tiled_t64_e64_s6_w222_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's:
 // wgmma_t80_e64_s8_d8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e32_s2_w124_k128_d3_sm90(
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s6_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1169,14 +1102,14 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
 // apart_tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
-// wgmma_t72_e64_s4_d10 needs sm_90a; this is the best that later chips can run.
+// wgmma_t72_e64_s4_d4 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
@@ -1192,10 +1125,10 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e128_s2_w124_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
-// wgmma_t64_e64_s2_d11 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e64_s2_w214_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
+// wgmma_t64_e64_s2_d4 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e128_s2_w124_k128_d3_sm90(
+launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s2_w214_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1203,14 +1136,14 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(from_residual_out(args, 4096)))
+          launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(from_residual_out(args, 4096)))
     return error;
   return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
 // apart_tiled_t64_e128_s2_w222_k128_d3, 2049 to 4096 tokens: between launches of the other stages, the gate's:
-// wgmma_t128_e64_s2_d7 needs sm_90a; this is the best that later chips can run.
+// wgmma_t64_e64_s1_d11 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -1227,7 +1160,7 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
 }
 
 // apart_tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: between launches of the other stages, the gate's:
-// wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later chips can run.
+// wgmma_t64_e128_s1_d7 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s1_w222_k128_d3_sm90(
     const normgate_args& given) {

@@ -682,66 +682,52 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e1_w12_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
-struct GemvT1E1W12C1 {
+// gemv_t1_e2_w12_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); measured on NVIDIA H200: 1.01 us at 1 token, next best gemv_t1_e3_w12_c1 1.02.
+struct GemvT1E2W12C1 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 1;           // experts that a CTA computes
+  static constexpr int kExperts = 2;           // experts that a CTA computes
   static constexpr int kThreads = 384;         // threads of a CTA
   static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e1_w12_c1, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 115 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT2E1W12C1 {
+// gemv_t2_e3_w4_c3, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); measured on NVIDIA H200: 1.37 us at 2 tokens, next best gemv_t2_e3_w6_c2 1.37.
+struct GemvT2E3W4C3 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 1;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 128;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t4_e1_w12_c1, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT4E1W12C1 {
-  static constexpr int kTokens = 4;            // tokens that a CTA serves
-  static constexpr int kExperts = 1;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
-  static constexpr int kGroup = 4;             // rows that a thread has on their way at once
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 89 legal variants of split_k and tiled and resident and wgmma at 8
-// tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT8E16S8W4B3 {
+// split_k_t8_e16_s8_w12_b1, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); measured on NVIDIA H200: 1.60 us at 4 tokens, next best
+// split_k_t8_e16_s8_w4_b3 1.62.
+struct SplitKT8E16S8W12B1 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 221 legal variants of split_k and tiled and resident and wgmma at 16
-// tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT8E16S6W5B3 {
+// split_k_t8_e16_s6_w16_b1, 5 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); measured on NVIDIA H200: 1.60 us at 8 tokens, next best
+// split_k_t8_e32_s8_w6_b2 1.60.
+struct SplitKT8E16S6W16B1 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
@@ -750,33 +736,27 @@ struct SplitKT8E16S6W5B3 {
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
 extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm90(
+    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90(
         const normgate_args args) {
-  gemv<GemvT1E1W12C1>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm90(
-        const normgate_args args) {
-  gemv<GemvT2E1W12C1>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm90(
-        const normgate_args args) {
-  gemv<GemvT4E1W12C1>(args);
+  gemv<GemvT1E2W12C1>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm90(
+    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w4_c3_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E16S8W4B3>(args);
+  gemv<GemvT2E3W4C3>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(160, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90(
+extern "C" __global__ void __launch_bounds__(384, 1)
+    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E16S6W5B3>(args);
+  split_k<SplitKT8E16S8W12B1>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1)
+    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E16S6W16B1>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -790,86 +770,65 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_e32_s6_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t24_e32_s6_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e32_s6_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t48_e32_s6_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_e32_s6_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t56_e64_s8_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t80_e64_s8_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t72_e64_s4_d11_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s2_d12_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t128_e64_s2_d8_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t128_e128_s2_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s8_w222_k128_d3_sm90(
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e64_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_e64_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t40_e64_s4_d6_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d7_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s2_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s8_w222_k128_d3_sm90(
     const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm90(
-    const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s4_w222_k128_d3_sm90(
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s8_w222_k128_d3_sm90(
     const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm90(
     const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm90(
     const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm90(
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s2_w124_k128_d3_sm90(
     const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm90(
-    const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s1_w222_k128_d3_sm90(
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s1_w222_k64_d4_sm90(
     const normgate_args& args);
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm90>(
-      {128, 384, 0, 1, true}, args);
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90>(
+      {64, 384, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w4_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm90>(
-      {128, 384, 0, 1, true}, args);
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w4_c3_sm90>(
+      {43, 128, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm90>(
-      {128, 384, 0, 1, true}, args);
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
 }
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 128, 0, 8, true}, args);
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90>(
+      {ceil_div(args.num_tokens, 8) * 48, 512, 0, 6, true}, args);
 }
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90>(
-      {ceil_div(args.num_tokens, 8) * 48, 160, 0, 6, true}, args);
-}
-
-// apart_split_k_t8_e32_s8_w4_b3, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 488
-// legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_split_k_t8_e32_s8_w12_b1, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 1.64 us at 24 tokens, next best split_k_t8_e16_s4_w12_b2 1.68.
 cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w4_b3_sm90(
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w12_b1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -877,17 +836,16 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm90(from_residual_out(args, 2880)))
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90(from_residual_out(args, 2880)))
     return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t16_e16_s6_w5_b3, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 536
-// legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_split_k_t8_e32_s6_w4_b4, 25 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 1.97 us at 48 tokens, next best split_k_t16_e32_s8_w12_b1 2.08.
 cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e16_s6_w5_b3_sm90(
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s6_w4_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -895,220 +853,17 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm90(from_residual_out(args, 2880)))
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90(from_residual_out(args, 2880)))
     return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t16_e32_s8, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 652 legal
-// variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t16_e32_s8_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_e32_s8_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t16_e32_s6, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of 711 legal
-// variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t16_e32_s6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_e32_s6_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t24_e32_s6, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 695 legal
-// variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t24_e32_s6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t24_e32_s6_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t32_e32_s6, 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of 685 legal
-// variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t32_e32_s6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e32_s6_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t48_e32_s6, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of 623 legal
-// variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t48_e32_s6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t48_e32_s6_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t64_e32_s6, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of 613 legal
-// variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t64_e32_s6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_e32_s6_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t56_e64_s8_d6, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of 603 legal
-// variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t56_e64_s8_d6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t56_e64_s8_d6_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t80_e64_s8_d6, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of 603 legal
-// variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t80_e64_s8_d6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t80_e64_s8_d6_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t72_e64_s4_d11, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest of 603
-// legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t72_e64_s4_d11_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t72_e64_s4_d11_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t64_e64_s2_d12, 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest of 603
-// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t64_e64_s2_d12_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s2_d12_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t128_e64_s2_d8, 2049 to 4096 tokens: between launches of the other stages, the gate's: cheapest of 603
-// legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t128_e64_s2_d8_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t128_e64_s2_d8_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_wgmma_t128_e128_s2_d6, 4097 tokens and more: between launches of the other stages, the gate's: cheapest of 603
-// legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t128_e128_s2_d6_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t128_e128_s2_d6_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_split_k_t16_e32_s8_w4_b3, 33 to 48 tokens: between launches of the other stages, the gate's:
-// resident_t16_e32_s8 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t16_e32_s6_w8_b2, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 2.28 us at 64 tokens, next best resident_t32_e32_s8 2.45; 49 to 96 tokens: between launches of the other
+// stages, the gate's: measured on NVIDIA H200: 2.28 us at 64 tokens, next best resident_t32_e32_s8 2.45.
 cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s8_w4_b3_sm90(
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1116,16 +871,15 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm90(from_residual_out(args, 2880)))
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(from_residual_out(args, 2880)))
     return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t16_e32_s6_w5_b3, 49 to 64 tokens: between launches of the other stages, the gate's:
-// resident_t16_e32_s6 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w5_b3_sm90(
+// apart_resident_t32_e32_s8, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 2.71 us at 96 tokens, next best resident_t32_e32_s7 2.77.
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t32_e32_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1133,16 +887,15 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm90(from_residual_out(args, 2880)))
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e32_s8_sm90(from_residual_out(args, 2880)))
     return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t32_e32_s8_w4_b3, 65 to 96 tokens: between launches of the other stages, the gate's:
-// resident_t24_e32_s6 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s8_w4_b3_sm90(
+// apart_resident_t32_e64_s8, 97 to 192 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 3.04 us at 128 tokens, next best resident_t32_e32_s6 3.20.
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t32_e64_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1150,16 +903,15 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm90(from_residual_out(args, 2880)))
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e64_s8_sm90(from_residual_out(args, 2880)))
     return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t32_e32_s6_w5_b3, 97 to 128 tokens: between launches of the other stages, the gate's:
-// resident_t32_e32_s6 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s6_w5_b3_sm90(
+// apart_resident_t64_e64_s8, 193 to 384 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 3.77 us at 384 tokens, next best wgmma_t56_e64_s8_d5 4.09.
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t64_e64_s8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
@@ -1167,57 +919,104 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
   if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm90(from_residual_out(args, 2880)))
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_e64_s8_sm90(from_residual_out(args, 2880)))
     return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's:
-// resident_t48_e32_s6 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s8_w222_k128_d3_sm90(
+// apart_wgmma_t40_e64_s4_d6, 385 to 512 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 5.05 us at 512 tokens, next best wgmma_t40_e64_s4_d12 5.36.
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t40_e64_s4_d6_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
-  if (const cudaError_t error = launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s8_w222_k128_d3_sm90(
+  if (const cudaError_t error =
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t40_e64_s4_d6_sm90(from_residual_out(args, 2880)))
+    return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t32_e64_s2_d7, 513 to 1024 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 7.80 us at 1024 tokens, next best wgmma_t32_e64_s2_d12 7.96.
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t32_e64_s2_d7_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d7_sm90(from_residual_out(args, 2880)))
+    return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t64_e64_s2_d5, 1025 to 2048 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 14.54 us at 2048 tokens, next best wgmma_t64_e64_s2_d12 15.79.
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t64_e64_s2_d5_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s2_d5_sm90(from_residual_out(args, 2880)))
+    return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t64_e64_s1_d5, 2049 tokens and more: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 49.01 us at 8192 tokens, next best wgmma_t128_e64_s1_d8 49.44.
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t64_e64_s1_d5_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d5_sm90(from_residual_out(args, 2880)))
+    return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_tiled_t32_e32_s8_w222_k128_d3, 97 to 192 tokens: between launches of the other stages, the gate's:
+// resident_t32_e64_s8 needs sm_90a; this is the best that later chips can run.
+cudaError_t
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e32_s8_w222_k128_d3_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error = launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s8_w222_k128_d3_sm90(
           from_residual_out(args, 2880)))
     return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's:
-// resident_t64_e32_s6 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e64_s8_w222_k128_d3, 193 to 384 tokens: between launches of the other stages, the gate's:
+// resident_t64_e64_s8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s6_w222_k128_d3_sm90(
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
-  if (const cudaError_t error = launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm90(
-          from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_tiled_t32_e64_s4_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's:
-// wgmma_t56_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s4_w222_k128_d3_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error = launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s4_w222_k128_d3_sm90(
+  if (const cudaError_t error = launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s8_w222_k128_d3_sm90(
           from_residual_out(args, 2880)))
     return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
@@ -1225,7 +1024,7 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_tiled_t64_e64_s6_w222_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's:
-// wgmma_t80_e64_s8_d6 needs sm_90a; this is the best that later chips can run.
+// wgmma_t40_e64_s4_d6 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s6_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -1242,7 +1041,7 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
-// wgmma_t72_e64_s4_d11 needs sm_90a; this is the best that later chips can run.
+// wgmma_t32_e64_s2_d7 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
@@ -1258,51 +1057,34 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e64_s2_w222_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
-// wgmma_t64_e64_s2_d12 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e128_s2_w124_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's:
+// wgmma_t64_e64_s2_d5 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s2_w222_k128_d3_sm90(
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e128_s2_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
-  if (const cudaError_t error = launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm90(
+  if (const cudaError_t error = launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s2_w124_k128_d3_sm90(
           from_residual_out(args, 2880)))
     return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e128_s1_w124_k128_d3, 2049 to 4096 tokens: between launches of the other stages, the gate's:
-// wgmma_t128_e64_s2_d8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e128_s1_w222_k64_d4, 2049 tokens and more: between launches of the other stages, the gate's:
+// wgmma_t64_e64_s1_d5 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e128_s1_w124_k128_d3_sm90(
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e128_s1_w222_k64_d4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
   if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
           {args.num_tokens, 256, 0, 1, true}, args))
     return error;
-  if (const cudaError_t error = launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm90(
-          from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: between launches of the other stages, the gate's:
-// wgmma_t128_e128_s2_d6 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e128_s1_w222_k128_d3_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error = launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s1_w222_k128_d3_sm90(
+  if (const cudaError_t error = launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s1_w222_k64_d4_sm90(
           from_residual_out(args, 2880)))
     return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(

@@ -41,16 +41,15 @@ __device__ __forceinline__ void store_logits(const normgate_args& args, int64_t 
   if (expert < kNumExperts) store4(row + expert, logits);
 }
 
-// d[64 x 24] (+)= a[64 x 16] * b[16 x 24], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[12], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+// d[64 x 16] (+)= a[64 x 16] * b[16 x 16], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[8], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                              uint64_t b, int add) {
   asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %17, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, "
-      "{%12, %13, %14, %15}, %16, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11])
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7}, "
+      "{%8, %9, %10, %11}, %12, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
@@ -132,6 +131,25 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[44], uint32_t a0, uint32
         "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
         "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
         "+f"(d[41]), "+f"(d[42]), "+f"(d[43])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+// d[64 x 96] (+)= a[64 x 16] * b[16 x 96], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[48], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "
+      "{%48, %49, %50, %51}, %52, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
@@ -1563,81 +1581,68 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   }
 }
 
-// gemv_t1_e2_w12_c1, 1 token: cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
-struct GemvT1E2W12C1 {
+// gemv_t1_e4_w3_c4, 1 token: measured on NVIDIA H200: 1.39 us at 1 token, next best gemv_t1_e4_w4_c3 1.39.
+struct GemvT1E4W3C4 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 4;           // experts that a CTA computes
+  static constexpr int kThreads = 96;          // threads of a CTA
+  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e2_w12_c1, 2 tokens: cheapest of 90 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT2E2W12C1 {
+// gemv_t2_e4_w4_c3, 2 tokens: measured on NVIDIA H200: 1.77 us at 2 tokens, next best gemv_t2_e4_w6_c2 1.79.
+struct GemvT2E4W4C3 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 4;           // experts that a CTA computes
+  static constexpr int kThreads = 128;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t4_e2_w12_c1, 3 to 4 tokens: cheapest of 90 legal variants of gemv and split_k at 4 tokens (no tuned table for
-// this SM (python build.py tune); cost model).
-struct GemvT4E2W12C1 {
-  static constexpr int kTokens = 4;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
-  static constexpr int kGroup = 4;             // rows that a thread has on their way at once
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e16_s6_w4_b4, 5 to 8 tokens: cheapest of 57 legal variants of split_k and tiled and resident and wgmma at
-// 8 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT8E16S6W4B4 {
+// split_k_t8_e16_s5_w4_b5, 3 to 4 tokens: measured on NVIDIA H200: 1.92 us at 4 tokens, next best
+// resident_t8_e64_s16 1.98.
+struct SplitKT8E16S5W4B5 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
   static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 5;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: cheapest of 137 legal variants of split_k and tiled and resident and wgmma
-// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT16E16S6W4B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
+// split_k_t8_e16_s4_w12_b2, 5 to 8 tokens: measured on NVIDIA H200: 2.02 us at 8 tokens, next best
+// resident_t8_e64_s16 2.03.
+struct SplitKT8E16S4W12B2 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
+  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t24_e64_s16, 17 to 24 tokens: cheapest of 351 legal variants of split_k and tiled and resident and wgmma at
-// 24 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT24E64S16 {
-  static constexpr int kTokens = 24;           // tokens that a CTA serves
+// resident_t16_e64_s16, 9 to 16 tokens: measured on NVIDIA H200: 2.27 us at 16 tokens, next best
+// split_k_t16_e16_s4_w8_b3 2.39.
+struct ResidentT16E64S16 {
+  static constexpr int kTokens = 16;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 16;            // CTAs that share hidden_size
   static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
   static constexpr int kSumRegisters = 128;    // registers of a thread that multiplies
   static constexpr int kNormRegisters = 128;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 108216;    // dynamic shared memory
+  static constexpr int kSmemBytes = 95864;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t32_e64_s16, 25 to 32 tokens: cheapest of 380 legal variants of split_k and tiled and resident and wgmma at
-// 32 tokens (no tuned table for this SM (python build.py tune); cost model).
+// resident_t32_e64_s16, 17 to 24 tokens: measured on NVIDIA H200: 2.55 us at 24 tokens, next best
+// resident_t24_e64_s12 2.56.
 struct ResidentT32E64S16 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1650,8 +1655,22 @@ struct ResidentT32E64S16 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t48_e64_s16, 33 to 48 tokens: cheapest of 480 legal variants of split_k and tiled and resident and wgmma at
-// 48 tokens (no tuned table for this SM (python build.py tune); cost model).
+// resident_t32_e64_s12, 25 to 32 tokens: measured on NVIDIA H200: 2.71 us at 32 tokens, next best
+// resident_t32_e64_s16 2.84.
+struct ResidentT32E64S12 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 12;            // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 152;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 123912;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// resident_t48_e64_s16, 33 to 48 tokens: measured on NVIDIA H200: 3.33 us at 48 tokens, next best
+// resident_t48_e64_s12 3.39.
 struct ResidentT48E64S16 {
   static constexpr int kTokens = 48;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1664,77 +1683,73 @@ struct ResidentT48E64S16 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e32_s6_w124_k128_d3, 49 to 64 tokens: cheapest of 512 legal variants of split_k and tiled and resident and
-// wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model); 33 to 64 tokens:
-// resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run.
-struct TiledT32E32S6W124K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 4;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 78880;     // dynamic shared memory
+// resident_t64_e64_s16, 49 to 64 tokens: measured on NVIDIA H200: 3.92 us at 64 tokens, next best
+// resident_t64_e64_s12 4.22.
+struct ResidentT64E64S16 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 144;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 171000;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// wgmma_t32_e64_s8_d6, 65 to 96 tokens: cheapest of 505 legal variants of split_k and tiled and resident and wgmma at
-// 96 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT32E64S8D6 {
+// wgmma_t32_e64_s8_d4, 65 to 96 tokens: measured on NVIDIA H200: 5.10 us at 96 tokens, next best
+// wgmma_t48_e64_s8_d4 5.23.
+struct WgmmaT32E64S8D4 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 6;            // steps in shared memory at a time
+  static constexpr int kStages = 4;            // steps in shared memory at a time
   static constexpr int kChainSteps = 2;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 1;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
   static constexpr int kNormRegisters = 96;    // of one that norms rows
   static constexpr int kSumRegisters = 128;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 135348;    // dynamic shared memory
+  static constexpr int kSmemBytes = 94356;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t48_e64_s8_d6, 97 to 128 tokens: cheapest of 502 legal variants of split_k and tiled and resident and wgmma at
-// 128 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT48E64S8D6 {
+// wgmma_t48_e64_s8_d4, 97 to 128 tokens: measured on NVIDIA H200: 5.56 us at 128 tokens, next best
+// wgmma_t56_e64_s8_d4 5.96.
+struct WgmmaT48E64S8D4 {
   static constexpr int kTokens = 48;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 6;            // steps in shared memory at a time
+  static constexpr int kStages = 4;            // steps in shared memory at a time
   static constexpr int kChainSteps = 2;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 2;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
   static constexpr int kNormRegisters = 80;    // of one that norms rows
   static constexpr int kSumRegisters = 144;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 153808;    // dynamic shared memory
+  static constexpr int kSmemBytes = 108720;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t64_e64_s8_d6, 129 to 192 tokens: cheapest of 466 legal variants of split_k and tiled and resident and wgmma at
-// 192 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT64E64S8D6 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
+// wgmma_t48_e64_s6_d4, 129 to 192 tokens: measured on NVIDIA H200: 6.69 us at 192 tokens, next best
+// wgmma_t64_e64_s8_d6 6.89.
+struct WgmmaT48E64S6D4 {
+  static constexpr int kTokens = 48;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 6;            // steps in shared memory at a time
+  static constexpr int kSplit = 6;             // CTAs that share hidden_size
+  static constexpr int kStages = 4;            // steps in shared memory at a time
   static constexpr int kChainSteps = 2;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 2;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 64;    // of one that norms rows
-  static constexpr int kSumRegisters = 160;    // of one that multiplies
+  static constexpr int kNormRegisters = 80;    // of one that norms rows
+  static constexpr int kSumRegisters = 144;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 166104;    // dynamic shared memory
+  static constexpr int kSmemBytes = 108728;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t88_e64_s8_d6, 193 to 256 tokens: cheapest of 463 legal variants of split_k and tiled and resident and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t88_e64_s8_d6, 193 to 256 tokens: measured on NVIDIA H200: 7.97 us at 256 tokens, next best
+// wgmma_t112_e64_s8_d6 8.34.
 struct WgmmaT88E64S8D6 {
   static constexpr int kTokens = 88;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1750,25 +1765,25 @@ struct WgmmaT88E64S8D6 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e64_s8_d6, 257 to 384 tokens: cheapest of 460 legal variants of split_k and tiled and resident and wgmma
-// at 384 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT128E64S8D6 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
+// wgmma_t96_e64_s6_d6, 257 to 384 tokens: measured on NVIDIA H200: 9.40 us at 384 tokens, next best
+// wgmma_t56_e64_s4_d8 9.44.
+struct WgmmaT96E64S6D6 {
+  static constexpr int kTokens = 96;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kSplit = 6;             // CTAs that share hidden_size
   static constexpr int kStages = 6;            // steps in shared memory at a time
   static constexpr int kChainSteps = 2;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 72;    // of one that norms rows
-  static constexpr int kSumRegisters = 224;    // of one that multiplies
-  static constexpr int kStartRegisters = 112;  // that each begins with
-  static constexpr int kSmemBytes = 221452;    // dynamic shared memory
+  static constexpr int kNormRegisters = 80;    // of one that norms rows
+  static constexpr int kSumRegisters = 192;    // of one that multiplies
+  static constexpr int kStartRegisters = 104;  // that each begins with
+  static constexpr int kSmemBytes = 196876;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t80_e64_s4_d7, 385 to 512 tokens: cheapest of 460 legal variants of split_k and tiled and resident and wgmma at
-// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t80_e64_s4_d7, 385 to 512 tokens: measured on NVIDIA H200: 10.34 us at 512 tokens, next best
+// wgmma_t104_e64_s4_d6 11.07.
 struct WgmmaT80E64S4D7 {
   static constexpr int kTokens = 80;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1784,8 +1799,8 @@ struct WgmmaT80E64S4D7 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t120_e64_s3_d6, 513 to 1024 tokens: cheapest of 460 legal variants of split_k and tiled and resident and wgmma
-// at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t120_e64_s3_d6, 513 to 1024 tokens: measured on NVIDIA H200: 15.80 us at 1024 tokens, next best
+// wgmma_t64_e64_s2_d8 16.01.
 struct WgmmaT120E64S3D6 {
   static constexpr int kTokens = 120;          // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1801,8 +1816,8 @@ struct WgmmaT120E64S3D6 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e64_s2_d6, 1025 to 2048 tokens: cheapest of 460 legal variants of split_k and tiled and resident and wgmma
-// at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t128_e64_s2_d6, 1025 to 2048 tokens: measured on NVIDIA H200: 24.77 us at 2048 tokens, next best
+// wgmma_t64_e128_s2_d4 27.72.
 struct WgmmaT128E64S2D6 {
   static constexpr int kTokens = 128;          // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1818,8 +1833,8 @@ struct WgmmaT128E64S2D6 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e64_s1_d6, 2049 tokens and more: cheapest of 460 legal variants of split_k and tiled and resident and
-// wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t128_e64_s1_d6, 2049 tokens and more: measured on NVIDIA H200: 80.14 us at 8192 tokens, next best
+// wgmma_t128_e64_s2_d6 89.76.
 struct WgmmaT128E64S1D6 {
   static constexpr int kTokens = 128;          // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1835,11 +1850,50 @@ struct WgmmaT128E64S1D6 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t32_e16_s6_w8_b2, 17 to 24 tokens: resident_t24_e64_s16 needs sm_90a; this is the best that later chips can
+// split_k_t16_e16_s4_w8_b3, 9 to 16 tokens: resident_t16_e64_s16 needs sm_90a; this is the best that later chips can
 // run.
-struct SplitKT32E16S6W8B2 {
+struct SplitKT16E16S4W8B3 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t32_e16_s6_w16_b1, 17 to 32 tokens: resident_t32_e64_s16 needs sm_90a; this is the best that later chips can
+// run.
+struct SplitKT32E16S6W16B1 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t16_e32_s8_w6_b2, 33 to 48 tokens: resident_t48_e64_s16 needs sm_90a; this is the best that later chips can
+// run.
+struct SplitKT16E32S8W6B2 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 6;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t32_e32_s6_w8_b2, 49 to 64 tokens: resident_t64_e64_s16 needs sm_90a; this is the best that later chips can
+// run.
+struct SplitKT32E32S6W8B2 {
+  static constexpr int kTokens = 32;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
   static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
@@ -1848,24 +1902,7 @@ struct SplitKT32E16S6W8B2 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e16_s6_w214_k128_d3, 25 to 32 tokens: resident_t32_e64_s16 needs sm_90a; this is the best that later chips
-// can run.
-struct TiledT32E16S6W214K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 16;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 4;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 52288;     // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
-};
-
-// tiled_t32_e64_s8_w124_k128_d3, 65 to 96 tokens: wgmma_t32_e64_s8_d6 needs sm_90a; this is the best that later chips
+// tiled_t32_e64_s8_w124_k128_d3, 65 to 96 tokens: wgmma_t32_e64_s8_d4 needs sm_90a; this is the best that later chips
 // can run.
 struct TiledT32E64S8W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
@@ -1882,62 +1919,62 @@ struct TiledT32E64S8W124K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e32_s6_w222_k128_d3, 97 to 128 tokens: wgmma_t48_e64_s8_d6 needs sm_90a; this is the best that later chips
+// tiled_t64_e32_s6_w124_k128_d3, 97 to 128 tokens: wgmma_t48_e64_s8_d4 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT64E32S6W222K128D3 {
+struct TiledT64E32S6W124K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
+  static constexpr int kSplit = 6;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 4;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 107584;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t64_e64_s8_w222_k128_d3, 129 to 192 tokens: wgmma_t48_e64_s6_d4 needs sm_90a; this is the best that later chips
+// can run.
+struct TiledT64E64S8W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 164608;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t64_e64_s6_w222_k128_d3, 193 to 256 tokens: wgmma_t88_e64_s8_d6 needs sm_90a; this is the best that later chips
+// can run.
+struct TiledT64E64S6W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 6;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
   static constexpr int kExpertWarps = 2;       // warps side by side over the experts
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 107584;    // dynamic shared memory
+  static constexpr int kSmemBytes = 164896;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e32_s4_w124_k128_d3, 129 to 192 tokens: wgmma_t64_e64_s8_d6 needs sm_90a; this is the best that later chips
+// tiled_t64_e64_s4_w222_k128_d3, 257 to 384 tokens: wgmma_t96_e64_s6_d6 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT64E32S4W124K128D3 {
+struct TiledT64E64S4W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 4;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 4;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 108032;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
-};
-
-// tiled_t32_e32_s2_w124_k128_d3, 193 to 256 tokens: wgmma_t88_e64_s8_d6 needs sm_90a; this is the best that later chips
-// can run.
-struct TiledT32E32S2W124K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 4;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 80896;     // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
-};
-
-// tiled_t128_e32_s4_w222_k128_d3, 257 to 384 tokens: wgmma_t128_e64_s8_d6 needs sm_90a; this is the best that later
-// chips can run.
-struct TiledT128E32S4W222K128D3 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
+  static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 4;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
   static constexpr int kExpertWarps = 2;       // warps side by side over the experts
@@ -1950,14 +1987,14 @@ struct TiledT128E32S4W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e32_s2_w124_k128_d3, 385 to 512 tokens: wgmma_t80_e64_s4_d7 needs sm_90a; this is the best that later chips
+// tiled_t64_e32_s2_w214_k128_d3, 385 to 512 tokens: wgmma_t80_e64_s4_d7 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT64E32S2W124K128D3 {
+struct TiledT64E32S2W214K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
   static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
@@ -1967,11 +2004,11 @@ struct TiledT64E32S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t128_e32_s2_w222_k128_d3, 513 to 1024 tokens: wgmma_t120_e64_s3_d6 needs sm_90a; this is the best that later
+// tiled_t64_e64_s2_w222_k128_d3, 513 to 1024 tokens: wgmma_t120_e64_s3_d6 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT128E32S2W222K128D3 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
+struct TiledT64E64S2W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 2;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
   static constexpr int kExpertWarps = 2;       // warps side by side over the experts
@@ -1984,15 +2021,15 @@ struct TiledT128E32S2W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t128_e32_s1_w222_k128_d3, 1025 to 2048 tokens: wgmma_t128_e64_s2_d6 needs sm_90a; this is the best that later
+// tiled_t64_e64_s1_w214_k128_d3, 1025 to 2048 tokens: wgmma_t128_e64_s2_d6 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT128E32S1W222K128D3 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
+struct TiledT64E64S1W214K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 1;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
   static constexpr int kSmemBytes = 153600;    // dynamic shared memory
@@ -2021,36 +2058,31 @@ struct TiledT128E64S1W412K128D3 {
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(384, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm90(const normgate_args args) {
-  gemv<GemvT1E2W12C1>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm90(const normgate_args args) {
-  gemv<GemvT2E2W12C1>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w12_c1_sm90(const normgate_args args) {
-  gemv<GemvT4E2W12C1>(args);
+extern "C" __global__ void __launch_bounds__(96, 1)
+    norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e4_w3_c4_sm90(const normgate_args args) {
+  gemv<GemvT1E4W3C4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm90(const normgate_args args) {
-  split_k<SplitKT8E16S6W4B4>(args);
+    norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e4_w4_c3_sm90(const normgate_args args) {
+  gemv<GemvT2E4W4C3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm90(const normgate_args args) {
-  split_k<SplitKT16E16S6W4B4>(args);
+    norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s5_w4_b5_sm90(const normgate_args args) {
+  split_k<SplitKT8E16S5W4B5>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s4_w12_b2_sm90(const normgate_args args) {
+  split_k<SplitKT8E16S4W12B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_resident_t24_e64_s16_sm90(const normgate_args args,
+    norm_a_gate_3072x256_bf16_fp32_fp32_resident_t16_e64_s16_sm90(const normgate_args args,
                                                                   const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT24E64S16>(args, x_map);
+  resident<ResidentT16E64S16>(args, x_map);
 #endif
 }
 
@@ -2063,6 +2095,14 @@ extern "C" __global__ void __launch_bounds__(512, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s12_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  resident<ResidentT32E64S12>(args, x_map);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1)
     norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_e64_s16_sm90(const normgate_args args,
                                                                   const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
@@ -2070,35 +2110,38 @@ extern "C" __global__ void __launch_bounds__(512, 1)
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E32S6W124K128D3>(args);
-}
-
-extern "C" __global__ void __maxnreg__(88)
-    norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d6_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map,
-                                                                 const __grid_constant__ CUtensorMap gate_map) {
+extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_a_gate_3072x256_bf16_fp32_fp32_resident_t64_e64_s16_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT32E64S8D6>(args, x_map, gate_map);
+  resident<ResidentT64E64S16>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __maxnreg__(88)
-    norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d6_sm90(const normgate_args args,
+    norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d4_sm90(const normgate_args args,
                                                                  const __grid_constant__ CUtensorMap x_map,
                                                                  const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT48E64S8D6>(args, x_map, gate_map);
+  wgmma<WgmmaT32E64S8D4>(args, x_map, gate_map);
 #endif
 }
 
 extern "C" __global__ void __maxnreg__(88)
-    norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s8_d6_sm90(const normgate_args args,
+    norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d4_sm90(const normgate_args args,
                                                                  const __grid_constant__ CUtensorMap x_map,
                                                                  const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT64E64S8D6>(args, x_map, gate_map);
+  wgmma<WgmmaT48E64S8D4>(args, x_map, gate_map);
+#endif
+}
+
+extern "C" __global__ void __maxnreg__(88)
+    norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s6_d4_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT48E64S6D4>(args, x_map, gate_map);
 #endif
 }
 
@@ -2111,12 +2154,12 @@ extern "C" __global__ void __maxnreg__(96)
 #endif
 }
 
-extern "C" __global__ void __maxnreg__(112)
-    norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args args,
-                                                                  const __grid_constant__ CUtensorMap x_map,
-                                                                  const __grid_constant__ CUtensorMap gate_map) {
+extern "C" __global__ void __maxnreg__(104)
+    norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t96_e64_s6_d6_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT128E64S8D6>(args, x_map, gate_map);
+  wgmma<WgmmaT96E64S6D6>(args, x_map, gate_map);
 #endif
 }
 
@@ -2157,13 +2200,23 @@ extern "C" __global__ void __maxnreg__(112)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm90(const normgate_args args) {
-  split_k<SplitKT32E16S6W8B2>(args);
+    norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s4_w8_b3_sm90(const normgate_args args) {
+  split_k<SplitKT16E16S4W8B3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90(const normgate_args args) {
+  split_k<SplitKT32E16S6W16B1>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(192, 1)
+    norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90(const normgate_args args) {
+  split_k<SplitKT16E32S8W6B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E16S6W214K128D3>(args);
+    norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e32_s6_w8_b2_sm90(const normgate_args args) {
+  split_k<SplitKT32E32S6W8B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2172,38 +2225,38 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E32S6W222K128D3>(args);
+    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E32S6W124K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s4_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E32S4W124K128D3>(args);
+    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E64S8W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E32S2W124K128D3>(args);
+    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E64S6W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s4_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT128E32S4W222K128D3>(args);
+    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s4_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E64S4W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E32S2W124K128D3>(args);
+    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E32S2W214K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT128E32S2W222K128D3>(args);
+    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E64S2W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT128E32S1W222K128D3>(args);
+    norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E64S1W214K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2211,32 +2264,28 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   tiled<TiledT128E64S1W412K128D3>(args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e2_w12_c1_sm90>({128, 384, 0, 1, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e4_w3_c4_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t1_e4_w3_c4_sm90>({64, 96, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e2_w12_c1_sm90>({128, 384, 0, 1, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e4_w4_c3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t2_e4_w4_c3_sm90>({64, 128, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w12_c1_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_gemv_t4_e2_w12_c1_sm90>({128, 384, 0, 1, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s5_w4_b5_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s5_w4_b5_sm90>(
+      {ceil_div(args.num_tokens, 8) * 80, 128, 0, 5, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 96, 128, 0, 6, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s4_w12_b2_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s4_w12_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 384, 0, 4, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 96, 128, 0, 6, true}, args);
-}
-
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t24_e64_s16_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_3072x256_bf16_fp32_fp32_resident_t24_e64_s16_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 24), 1) * 64, 512, ResidentT24E64S16::kSmemBytes, 16, true}, args,
-      kHiddenSize, ResidentT24E64S16::kTokens);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t16_e64_s16_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_3072x256_bf16_fp32_fp32_resident_t16_e64_s16_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 16), 1) * 64, 512, ResidentT16E64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT16E64S16::kTokens);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s16_sm90(const normgate_args& args) {
@@ -2245,42 +2294,49 @@ cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s16_sm90
       kHiddenSize, ResidentT32E64S16::kTokens);
 }
 
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s12_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s12_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 48, 512, ResidentT32E64S12::kSmemBytes, 12, true}, args,
+      kHiddenSize, ResidentT32E64S12::kTokens);
+}
+
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_e64_s16_sm90(const normgate_args& args) {
   return launch_with_map_of_x<Activation, norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_e64_s16_sm90>(
       {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 64, 512, ResidentT48E64S16::kSmemBytes, 16, true}, args,
       kHiddenSize, ResidentT48E64S16::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W124K128D3::kSmemBytes, 6, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t64_e64_s16_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_3072x256_bf16_fp32_fp32_resident_t64_e64_s16_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 64, 512, ResidentT64E64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT64E64S16::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d6_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d4_sm90(const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 32), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d6_sm90>(
-      {ceil_div(args.num_tokens, 32) * 32, 384, WgmmaT32E64S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT32E64S8D6::kTokens, WgmmaT32E64S8D6::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d4_sm90>(
+      {ceil_div(args.num_tokens, 32) * 32, 384, WgmmaT32E64S8D4::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT32E64S8D4::kTokens, WgmmaT32E64S8D4::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d6_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d4_sm90(const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 48), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d6_sm90>(
-      {ceil_div(args.num_tokens, 48) * 32, 384, WgmmaT48E64S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT48E64S8D6::kTokens, WgmmaT48E64S8D6::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d4_sm90>(
+      {ceil_div(args.num_tokens, 48) * 32, 384, WgmmaT48E64S8D4::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT48E64S8D4::kTokens, WgmmaT48E64S8D4::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s8_d6_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s6_d4_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 64), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 48), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t64_e64_s8_d6_sm90>(
-      {ceil_div(args.num_tokens, 64) * 32, 384, WgmmaT64E64S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT64E64S8D6::kTokens, WgmmaT64E64S8D6::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s6_d4_sm90>(
+      {ceil_div(args.num_tokens, 48) * 24, 384, WgmmaT48E64S6D4::kSmemBytes, 6, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT48E64S6D4::kTokens, WgmmaT48E64S6D4::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t88_e64_s8_d6_sm90(const normgate_args& given) {
@@ -2292,13 +2348,13 @@ cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t88_e64_s8_d6_sm90(
       WgmmaT88E64S8D6::kTokens, WgmmaT88E64S8D6::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t96_e64_s6_d6_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 128), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 96), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s8_d6_sm90>(
-      {ceil_div(args.num_tokens, 128) * 32, 384, WgmmaT128E64S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT128E64S8D6::kTokens, WgmmaT128E64S8D6::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t96_e64_s6_d6_sm90>(
+      {ceil_div(args.num_tokens, 96) * 24, 384, WgmmaT96E64S6D6::kSmemBytes, 6, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT96E64S6D6::kTokens, WgmmaT96E64S6D6::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t80_e64_s4_d7_sm90(const normgate_args& given) {
@@ -2337,14 +2393,24 @@ cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s1_d6_sm90
       WgmmaT128E64S1D6::kTokens, WgmmaT128E64S1D6::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm90>(
-      {ceil_div(args.num_tokens, 32) * 96, 256, 0, 6, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s4_w8_b3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s4_w8_b3_sm90>(
+      {ceil_div(args.num_tokens, 16) * 64, 256, 0, 4, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E16S6W214K128D3::kSmemBytes, 6, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90>(
+      {ceil_div(args.num_tokens, 32) * 96, 512, 0, 6, true}, args);
+}
+
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 64, 192, 0, 8, true}, args);
+}
+
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e32_s6_w8_b2_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e32_s6_w8_b2_sm90>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90(const normgate_args& args) {
@@ -2352,39 +2418,39 @@ cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k12
       {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W124K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E32S6W222K128D3::kSmemBytes, 6, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 48, 256, TiledT64E32S6W124K128D3::kSmemBytes, 6, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s4_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s4_w124_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 32, 256, TiledT64E32S4W124K128D3::kSmemBytes, 4, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 32, 256, TiledT64E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 16, 256, TiledT32E32S2W124K128D3::kSmemBytes, 2, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E64S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s4_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s4_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 128) * 32, 256, TiledT128E32S4W222K128D3::kSmemBytes, 4, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s4_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s4_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E64S4W222K128D3::kSmemBytes, 4, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E32S2W124K128D3::kSmemBytes, 2, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E32S2W214K128D3::kSmemBytes, 2, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 128) * 16, 256, TiledT128E32S2W222K128D3::kSmemBytes, 2, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E64S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 128) * 8, 256, TiledT128E32S1W222K128D3::kSmemBytes, 1, true}, args);
+cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E64S1W214K128D3::kSmemBytes, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(const normgate_args& args) {

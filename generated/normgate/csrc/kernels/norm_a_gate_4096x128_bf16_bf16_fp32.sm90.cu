@@ -41,31 +41,6 @@ __device__ __forceinline__ void store_logits(const normgate_args& args, int64_t 
   if (expert < kNumExperts) store4(row + expert, logits);
 }
 
-// d[64 x 16] (+)= a[64 x 16] * b[16 x 16], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[8], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "{%8, %9, %10, %11}, %12, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
-// d[64 x 24] (+)= a[64 x 16] * b[16 x 24], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[12], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %17, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, "
-      "{%12, %13, %14, %15}, %16, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
 // d[64 x 32] (+)= a[64 x 16] * b[16 x 32], a from registers, b from shared memory; d starts anew where add is 0.
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[16], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                              uint64_t b, int add) {
@@ -76,21 +51,6 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[16], uint32_t a0, uint32
       "{%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
         "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
-// d[64 x 48] (+)= a[64 x 16] * b[16 x 48], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[24], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %29, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23}, "
-      "{%24, %25, %26, %27}, %28, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
@@ -159,28 +119,6 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[40], uint32_t a0, uint32
         "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
         "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
         "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
-// d[64 x 128] (+)= a[64 x 16] * b[16 x 128], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
@@ -1564,140 +1502,151 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   }
 }
 
-// gemv_t1_e1_w16_c1, 1 token: cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
-struct GemvT1E1W16C1 {
+// gemv_t1_e3_w6_c3, 1 token: measured on NVIDIA H200: 1.04 us at 1 token, next best gemv_t1_e2_w6_c3 1.05.
+struct GemvT1E3W6C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 1;           // experts that a CTA computes
-  static constexpr int kThreads = 512;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 192;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e1_w16_c1, 2 tokens: cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT2E1W16C1 {
+// gemv_t2_e3_w4_c4, 2 tokens: measured on NVIDIA H200: 1.34 us at 2 tokens, next best gemv_t2_e2_w4_c4 1.48.
+struct GemvT2E3W4C4 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 1;           // experts that a CTA computes
-  static constexpr int kThreads = 512;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 128;         // threads of a CTA
+  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s8_w4_b4, 3 to 8 tokens: cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT8E16S8W4B4 {
+// split_k_t8_e16_s7_w10_b2, 3 to 8 tokens: measured on NVIDIA H200: 1.65 us at 8 tokens, next best
+// split_k_t8_e32_s7_w5_b4 1.66.
+struct SplitKT8E16S7W10B2 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kSplit = 7;     // CTAs that share hidden_size
+  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w4_b4, 9 to 24 tokens: cheapest of 152 legal variants of split_k and tiled and resident and wgmma
-// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT8E32S8W4B4 {
+// split_k_t8_e16_s5_w14_b2, 9 to 16 tokens: measured on NVIDIA H200: 1.75 us at 16 tokens, next best
+// split_k_t8_e32_s7_w5_b4 1.77.
+struct SplitKT8E16S5W14B2 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 14;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e32_s7_w10_b2, 17 to 24 tokens: measured on NVIDIA H200: 1.91 us at 24 tokens, next best
+// split_k_t8_e32_s7_w5_b4 1.93.
+struct SplitKT8E32S7W10B2 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kSplit = 7;     // CTAs that share hidden_size
+  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e32_s5_w7_b4, 25 to 32 tokens: measured on NVIDIA H200: 2.00 us at 32 tokens, next best
+// resident_t32_e32_s16 2.16.
+struct SplitKT8E32S5W7B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t16_e32_s8, 25 to 48 tokens: cheapest of 446 legal variants of split_k and tiled and resident and wgmma at
-// 32 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT16E32S8 {
-  static constexpr int kTokens = 16;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 128;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 65864;     // dynamic shared memory
+// split_k_t16_e32_s8_w8_b2, 33 to 48 tokens: measured on NVIDIA H200: 2.30 us at 48 tokens, next best
+// resident_t16_e64_s16 2.31.
+struct SplitKT16E32S8W8B2 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t24_e32_s8, 49 to 64 tokens: cheapest of 653 legal variants of split_k and tiled and resident and wgmma at
-// 64 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT24E32S8 {
-  static constexpr int kTokens = 24;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 128;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 81800;     // dynamic shared memory
+// split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: measured on NVIDIA H200: 2.83 us at 64 tokens, next best
+// split_k_t16_e32_s4_w8_b4 2.86.
+struct SplitKT16E32S5W7B4 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t32_e32_s8, 65 to 96 tokens: cheapest of 664 legal variants of split_k and tiled and resident and wgmma at
-// 96 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT32E32S8 {
+// resident_t32_e64_s16, 65 to 96 tokens: measured on NVIDIA H200: 3.23 us at 96 tokens, next best
+// resident_t32_e32_s6 3.46.
+struct ResidentT32E64S16 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
   static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
   static constexpr int kSumRegisters = 128;    // registers of a thread that multiplies
   static constexpr int kNormRegisters = 128;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 96712;     // dynamic shared memory
+  static constexpr int kSmemBytes = 89992;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t32_e32_s6, 97 to 128 tokens: cheapest of 654 legal variants of split_k and tiled and resident and wgmma at
-// 128 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT32E32S6 {
+// resident_t32_e64_s8, 97 to 192 tokens: measured on NVIDIA H200: 4.02 us at 192 tokens, next best
+// resident_t64_e64_s16 4.21.
+struct ResidentT32E64S8 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
   static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 160;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kSumRegisters = 184;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 104;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 125368;    // dynamic shared memory
+  static constexpr int kSmemBytes = 137672;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t48_e32_s6, 129 to 192 tokens: cheapest of 619 legal variants of split_k and tiled and resident and wgmma at
-// 192 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT48E32S6 {
-  static constexpr int kTokens = 48;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 168;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 179448;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t64_e32_s6, 193 to 256 tokens: cheapest of 609 legal variants of split_k and tiled and resident and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT64E32S6 {
+// wgmma_t64_e64_s8_d4, 193 to 256 tokens: measured on NVIDIA H200: 4.24 us at 256 tokens, next best
+// wgmma_t64_e64_s8_d8 4.30.
+struct WgmmaT64E64S8D4 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 1;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 176;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 120;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 161952;    // dynamic shared memory
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kStages = 4;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 88;    // of one that norms rows
+  static constexpr int kSumRegisters = 136;    // of one that multiplies
+  static constexpr int kStartRegisters = 88;   // that each begins with
+  static constexpr int kSmemBytes = 98508;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t56_e64_s8_d8, 257 to 384 tokens: cheapest of 599 legal variants of split_k and tiled and resident and wgmma at
-// 384 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t56_e64_s8_d8, 257 to 384 tokens: measured on NVIDIA H200: 4.65 us at 384 tokens, next best
+// wgmma_t56_e64_s7_d5 4.74.
 struct WgmmaT56E64S8D8 {
   static constexpr int kTokens = 56;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1713,8 +1662,8 @@ struct WgmmaT56E64S8D8 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t80_e64_s8_d8, 385 to 512 tokens: cheapest of 599 legal variants of split_k and tiled and resident and wgmma at
-// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t80_e64_s8_d8, 385 to 512 tokens: measured on NVIDIA H200: 5.74 us at 512 tokens, next best
+// wgmma_t80_e64_s8_d4 5.80.
 struct WgmmaT80E64S8D8 {
   static constexpr int kTokens = 80;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1730,29 +1679,46 @@ struct WgmmaT80E64S8D8 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t72_e64_s4_d10, 513 to 1024 tokens: cheapest of 599 legal variants of split_k and tiled and resident and wgmma
-// at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT72E64S4D10 {
+// wgmma_t72_e64_s4_d4, 513 to 1024 tokens: measured on NVIDIA H200: 8.89 us at 1024 tokens, next best
+// wgmma_t80_e64_s4_d4 9.31.
+struct WgmmaT72E64S4D4 {
   static constexpr int kTokens = 72;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 4;             // CTAs that share hidden_size
-  static constexpr int kStages = 10;           // steps in shared memory at a time
+  static constexpr int kStages = 4;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
   static constexpr int kNormRegisters = 80;    // of one that norms rows
   static constexpr int kSumRegisters = 144;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 207188;    // dynamic shared memory
+  static constexpr int kSmemBytes = 102644;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t64_e64_s2_d11, 1025 to 2048 tokens: cheapest of 599 legal variants of split_k and tiled and resident and wgmma
-// at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT64E64S2D11 {
+// wgmma_t64_e64_s2_d4, 1025 to 2048 tokens: measured on NVIDIA H200: 15.07 us at 2048 tokens, next best
+// wgmma_t64_e64_s2_d11 15.67.
+struct WgmmaT64E64S2D4 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 2;             // CTAs that share hidden_size
+  static constexpr int kStages = 4;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 88;    // of one that norms rows
+  static constexpr int kSumRegisters = 136;    // of one that multiplies
+  static constexpr int kStartRegisters = 88;   // that each begins with
+  static constexpr int kSmemBytes = 98604;     // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t64_e64_s1_d11, 2049 to 4096 tokens: measured on NVIDIA H200: 28.44 us at 4096 tokens, next best
+// wgmma_t128_e64_s2_d7 29.16.
+struct WgmmaT64E64S1D11 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 1;             // CTAs that share hidden_size
   static constexpr int kStages = 11;           // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
@@ -1760,71 +1726,28 @@ struct WgmmaT64E64S2D11 {
   static constexpr int kNormRegisters = 88;    // of one that norms rows
   static constexpr int kSumRegisters = 136;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 213404;    // dynamic shared memory
+  static constexpr int kSmemBytes = 213532;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e64_s2_d7, 2049 to 4096 tokens: cheapest of 599 legal variants of split_k and tiled and resident and wgmma
-// at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT128E64S2D7 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
+// wgmma_t64_e128_s1_d7, 4097 tokens and more: measured on NVIDIA H200: 56.75 us at 8192 tokens, next best
+// wgmma_t128_e128_s2_d5 58.77.
+struct WgmmaT64E128S1D7 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 1;             // CTAs that share hidden_size
   static constexpr int kStages = 7;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
   static constexpr int kNormRegisters = 72;    // of one that norms rows
-  static constexpr int kSumRegisters = 200;    // of one that multiplies
-  static constexpr int kStartRegisters = 104;  // that each begins with
+  static constexpr int kSumRegisters = 136;    // of one that multiplies
+  static constexpr int kStartRegisters = 96;   // that each begins with
   static constexpr int kSmemBytes = 205276;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e128_s2_d5, 4097 tokens and more: cheapest of 599 legal variants of split_k and tiled and resident and
-// wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT128E128S2D5 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kStages = 5;            // steps in shared memory at a time
-  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
-  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 72;    // of one that norms rows
-  static constexpr int kSumRegisters = 200;    // of one that multiplies
-  static constexpr int kStartRegisters = 128;  // that each begins with
-  static constexpr int kSmemBytes = 197052;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s8_w4_b4, 25 to 48 tokens: resident_t16_e32_s8 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT16E32S8W4B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: resident_t24_e32_s8 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT16E32S5W7B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 5;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t32_e32_s8_w8_b2, 65 to 96 tokens: resident_t32_e32_s8 needs sm_90a; this is the best that later chips can
+// split_k_t32_e32_s8_w8_b2, 65 to 96 tokens: resident_t32_e64_s16 needs sm_90a; this is the best that later chips can
 // run.
 struct SplitKT32E32S8W8B2 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
@@ -1837,24 +1760,7 @@ struct SplitKT32E32S8W8B2 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 97 to 128 tokens: resident_t32_e32_s6 needs sm_90a; this is the best that later chips
-// can run.
-struct TiledT32E32S6W222K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 54816;     // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
-};
-
-// tiled_t32_e64_s8_w222_k128_d3, 129 to 192 tokens: resident_t48_e32_s6 needs sm_90a; this is the best that later chips
+// tiled_t32_e64_s8_w222_k128_d3, 97 to 192 tokens: resident_t32_e64_s8 needs sm_90a; this is the best that later chips
 // can run.
 struct TiledT32E64S8W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
@@ -1871,14 +1777,14 @@ struct TiledT32E64S8W222K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 193 to 256 tokens: resident_t64_e32_s6 needs sm_90a; this is the best that later chips
+// tiled_t64_e32_s6_w412_k128_d3, 193 to 256 tokens: wgmma_t64_e64_s8_d4 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT32E64S6W222K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
+struct TiledT64E32S6W412K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 32;          // experts that a CTA computes
   static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kTokenWarps = 4;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
@@ -1905,24 +1811,24 @@ struct TiledT64E64S8W222K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e32_s2_w124_k128_d3, 385 to 512 tokens: wgmma_t80_e64_s8_d8 needs sm_90a; this is the best that later chips
+// tiled_t64_e64_s6_w222_k128_d3, 385 to 512 tokens: wgmma_t80_e64_s8_d8 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT32E32S2W124K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
+struct TiledT64E64S6W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 6;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
   static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 4;        // warps that share a step
+  static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 57344;     // dynamic shared memory
+  static constexpr int kSmemBytes = 116256;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: wgmma_t72_e64_s4_d10 needs sm_90a; this is the best that later
+// tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: wgmma_t72_e64_s4_d4 needs sm_90a; this is the best that later
 // chips can run.
 struct TiledT32E64S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
@@ -1939,24 +1845,24 @@ struct TiledT32E64S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e128_s2_w124_k128_d3, 1025 to 2048 tokens: wgmma_t64_e64_s2_d11 needs sm_90a; this is the best that later
+// tiled_t64_e64_s2_w214_k128_d3, 1025 to 2048 tokens: wgmma_t64_e64_s2_d4 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT32E128S2W124K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
+struct TiledT64E64S2W214K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 143360;    // dynamic shared memory
+  static constexpr int kSmemBytes = 118784;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s2_w222_k128_d3, 2049 to 4096 tokens: wgmma_t128_e64_s2_d7 needs sm_90a; this is the best that later
+// tiled_t64_e128_s2_w222_k128_d3, 2049 to 4096 tokens: wgmma_t64_e64_s1_d11 needs sm_90a; this is the best that later
 // chips can run.
 struct TiledT64E128S2W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
@@ -1973,7 +1879,7 @@ struct TiledT64E128S2W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later
+// tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: wgmma_t64_e128_s1_d7 needs sm_90a; this is the best that later
 // chips can run.
 struct TiledT64E128S1W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
@@ -1993,71 +1899,68 @@ struct TiledT64E128S1W222K128D3 {
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e1_w16_c1_sm90(const normgate_args args) {
-  gemv<GemvT1E1W16C1>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm90(const normgate_args args) {
-  gemv<GemvT2E1W16C1>(args);
+extern "C" __global__ void __launch_bounds__(192, 1)
+    norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e3_w6_c3_sm90(const normgate_args args) {
+  gemv<GemvT1E3W6C3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm90(const normgate_args args) {
-  split_k<SplitKT8E16S8W4B4>(args);
+    norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e3_w4_c4_sm90(const normgate_args args) {
+  gemv<GemvT2E3W4C4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm90(const normgate_args args) {
-  split_k<SplitKT8E32S8W4B4>(args);
+extern "C" __global__ void __launch_bounds__(320, 1)
+    norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s7_w10_b2_sm90(const normgate_args args) {
+  split_k<SplitKT8E16S7W10B2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(448, 1)
+    norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s5_w14_b2_sm90(const normgate_args args) {
+  split_k<SplitKT8E16S5W14B2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(320, 1)
+    norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s7_w10_b2_sm90(const normgate_args args) {
+  split_k<SplitKT8E32S7W10B2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(224, 1)
+    norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90(const normgate_args args) {
+  split_k<SplitKT8E32S5W7B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(const normgate_args args) {
+  split_k<SplitKT16E32S8W8B2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(224, 1)
+    norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90(const normgate_args args) {
+  split_k<SplitKT16E32S5W7B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+    norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e64_s16_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT16E32S8>(args, x_map);
+  resident<ResidentT32E64S16>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args args,
+    norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e64_s8_sm90(const normgate_args args,
                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT24E32S8>(args, x_map);
+  resident<ResidentT32E64S8>(args, x_map);
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+extern "C" __global__ void __maxnreg__(88)
+    norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT32E32S8>(args, x_map);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s6_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT32E32S6>(args, x_map);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_resident_t48_e32_s6_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT48E32S6>(args, x_map);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_resident_t64_e32_s6_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT64E32S6>(args, x_map);
+  wgmma<WgmmaT64E64S8D4>(args, x_map, gate_map);
 #endif
 }
 
@@ -2080,49 +1983,39 @@ extern "C" __global__ void __maxnreg__(88)
 }
 
 extern "C" __global__ void __maxnreg__(88)
-    norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t72_e64_s4_d10_sm90(const normgate_args args,
-                                                                  const __grid_constant__ CUtensorMap x_map,
-                                                                  const __grid_constant__ CUtensorMap gate_map) {
+    norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t72_e64_s4_d4_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT72E64S4D10>(args, x_map, gate_map);
+  wgmma<WgmmaT72E64S4D4>(args, x_map, gate_map);
 #endif
 }
 
 extern "C" __global__ void __maxnreg__(88)
-    norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d11_sm90(const normgate_args args,
+    norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d4_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  wgmma<WgmmaT64E64S2D4>(args, x_map, gate_map);
+#endif
+}
+
+extern "C" __global__ void __maxnreg__(88)
+    norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s1_d11_sm90(const normgate_args args,
                                                                   const __grid_constant__ CUtensorMap x_map,
                                                                   const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT64E64S2D11>(args, x_map, gate_map);
+  wgmma<WgmmaT64E64S1D11>(args, x_map, gate_map);
 #endif
 }
 
-extern "C" __global__ void __maxnreg__(104)
-    norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(const normgate_args args,
+extern "C" __global__ void __maxnreg__(96)
+    norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e128_s1_d7_sm90(const normgate_args args,
                                                                   const __grid_constant__ CUtensorMap x_map,
                                                                   const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT128E64S2D7>(args, x_map, gate_map);
+  wgmma<WgmmaT64E128S1D7>(args, x_map, gate_map);
 #endif
-}
-
-extern "C" __global__ void __maxnreg__(128)
-    norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args args,
-                                                                   const __grid_constant__ CUtensorMap x_map,
-                                                                   const __grid_constant__ CUtensorMap gate_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT128E128S2D5>(args, x_map, gate_map);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(128, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90(const normgate_args args) {
-  split_k<SplitKT16E32S8W4B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90(const normgate_args args) {
-  split_k<SplitKT16E32S5W7B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2131,18 +2024,13 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E32S6W222K128D3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
     norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args args) {
   tiled<TiledT32E64S8W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E64S6W222K128D3>(args);
+    norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E32S6W412K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2151,8 +2039,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E32S2W124K128D3>(args);
+    norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E64S6W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2161,8 +2049,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E128S2W124K128D3>(args);
+    norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E64S2W214K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2175,58 +2063,63 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   tiled<TiledT64E128S1W222K128D3>(args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e1_w16_c1_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e1_w16_c1_sm90>({128, 512, 0, 1, true}, args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e3_w6_c3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t1_e3_w6_c3_sm90>({43, 192, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e1_w16_c1_sm90>({128, 512, 0, 1, true}, args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e3_w4_c4_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_gemv_t2_e3_w4_c4_sm90>({43, 128, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 128, 0, 8, true}, args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s7_w10_b2_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s7_w10_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 56, 320, 0, 7, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 32, 128, 0, 8, true}, args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s5_w14_b2_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s5_w14_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 40, 448, 0, 5, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_4096x128_bf16_bf16_fp32_resident_t16_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 16), 3) * 32, 512, ResidentT16E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT16E32S8::kTokens);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s7_w10_b2_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s7_w10_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 28, 320, 0, 7, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_4096x128_bf16_bf16_fp32_resident_t24_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 24), 3) * 32, 512, ResidentT24E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT24E32S8::kTokens);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 20, 224, 0, 5, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 3) * 32, 512, ResidentT32E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT32E32S8::kTokens);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 32, 256, 0, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s6_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e32_s6_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 4) * 24, 512, ResidentT32E32S6::kSmemBytes, 6, true}, args,
-      kHiddenSize, ResidentT32E32S6::kTokens);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 20, 224, 0, 5, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t48_e32_s6_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_4096x128_bf16_bf16_fp32_resident_t48_e32_s6_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 4) * 24, 512, ResidentT48E32S6::kSmemBytes, 6, true}, args,
-      kHiddenSize, ResidentT48E32S6::kTokens);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e64_s16_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e64_s16_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 3) * 32, 512, ResidentT32E64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT32E64S16::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t64_e32_s6_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_4096x128_bf16_bf16_fp32_resident_t64_e32_s6_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 64), 4) * 24, 512, ResidentT64E32S6::kSmemBytes, 6, true}, args,
-      kHiddenSize, ResidentT64E32S6::kTokens);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e64_s8_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e64_s8_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 7) * 16, 512, ResidentT32E64S8::kSmemBytes, 8, true}, args,
+      kHiddenSize, ResidentT32E64S8::kTokens);
+}
+
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 64), &args))
+    return error;
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90>(
+      {ceil_div(args.num_tokens, 64) * 16, 384, WgmmaT64E64S8D4::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT64E64S8D4::kTokens, WgmmaT64E64S8D4::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t56_e64_s8_d8_sm90(const normgate_args& given) {
@@ -2247,50 +2140,40 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t80_e64_s8_d8_sm90(
       WgmmaT80E64S8D8::kTokens, WgmmaT80E64S8D8::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t72_e64_s4_d10_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t72_e64_s4_d4_sm90(const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 72), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t72_e64_s4_d10_sm90>(
-      {ceil_div(args.num_tokens, 72) * 8, 384, WgmmaT72E64S4D10::kSmemBytes, 4, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT72E64S4D10::kTokens, WgmmaT72E64S4D10::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t72_e64_s4_d4_sm90>(
+      {ceil_div(args.num_tokens, 72) * 8, 384, WgmmaT72E64S4D4::kSmemBytes, 4, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT72E64S4D4::kTokens, WgmmaT72E64S4D4::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d11_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d4_sm90(const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 64), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d11_sm90>(
-      {ceil_div(args.num_tokens, 64) * 4, 384, WgmmaT64E64S2D11::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT64E64S2D11::kTokens, WgmmaT64E64S2D11::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s2_d4_sm90>(
+      {ceil_div(args.num_tokens, 64) * 4, 384, WgmmaT64E64S2D4::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT64E64S2D4::kTokens, WgmmaT64E64S2D4::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s1_d11_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 128), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 64), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90>(
-      {ceil_div(args.num_tokens, 128) * 4, 384, WgmmaT128E64S2D7::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT128E64S2D7::kTokens, WgmmaT128E64S2D7::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s1_d11_sm90>(
+      {ceil_div(args.num_tokens, 64) * 2, 384, WgmmaT64E64S1D11::kSmemBytes, 1, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT64E64S1D11::kTokens, WgmmaT64E64S1D11::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e128_s1_d7_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 1 + ceil_div(args.num_tokens, 128), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 1 + ceil_div(args.num_tokens, 64), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90>(
-      {ceil_div(args.num_tokens, 128) * 2, 512, WgmmaT128E128S2D5::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT128E128S2D5::kTokens, WgmmaT128E128S2D5::kExperts);
-}
-
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 32, 128, 0, 8, true}, args);
-}
-
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 20, 224, 0, 5, true}, args);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e128_s1_d7_sm90>(
+      {ceil_div(args.num_tokens, 64) * 1, 512, WgmmaT64E128S1D7::kSmemBytes, 1, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT64E128S1D7::kTokens, WgmmaT64E128S1D7::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm90(const normgate_args& args) {
@@ -2298,19 +2181,14 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_
       {ceil_div(args.num_tokens, 32) * 32, 256, 0, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E32S6W222K128D3::kSmemBytes, 6, true}, args);
-}
-
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args) {
   return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90>(
       {ceil_div(args.num_tokens, 32) * 16, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S6W222K128D3::kSmemBytes, 6, true}, args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e32_s6_w412_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E32S6W412K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args) {
@@ -2318,9 +2196,9 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k12
       {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E32S2W124K128D3::kSmemBytes, 2, true}, args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 12, 256, TiledT64E64S6W222K128D3::kSmemBytes, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args) {
@@ -2328,9 +2206,9 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k12
       {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 2, 256, TiledT32E128S2W124K128D3::kSmemBytes, 2, true}, args);
+cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E64S2W214K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args) {

@@ -53,19 +53,6 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[8], uint32_t a0, uint32_
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
-// d[64 x 24] (+)= a[64 x 16] * b[16 x 24], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[12], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %17, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, "
-      "{%12, %13, %14, %15}, %16, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
 // d[64 x 32] (+)= a[64 x 16] * b[16 x 32], a from registers, b from shared memory; d starts anew where add is 0.
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[16], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                              uint64_t b, int add) {
@@ -110,6 +97,24 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[32], uint32_t a0, uint32
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
+// d[64 x 72] (+)= a[64 x 16] * b[16 x 72], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[36], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %41, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35}, "
+      "{%36, %37, %38, %39}, %40, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
 // d[64 x 80] (+)= a[64 x 16] * b[16 x 80], a from registers, b from shared memory; d starts anew where add is 0.
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[40], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                              uint64_t b, int add) {
@@ -144,6 +149,25 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[44], uint32_t a0, uint32
         "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
         "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
         "+f"(d[41]), "+f"(d[42]), "+f"(d[43])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+// d[64 x 96] (+)= a[64 x 16] * b[16 x 96], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[48], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "
+      "{%48, %49, %50, %51}, %52, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
@@ -1549,131 +1573,144 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   }
 }
 
-// gemv_t1_e2_w12_c2, 1 token: cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
-struct GemvT1E2W12C2 {
+// gemv_t1_e4_w8_c3, 1 token: measured on NVIDIA H200: 1.43 us at 1 token, next best gemv_t1_e4_w6_c4 1.44.
+struct GemvT1E4W8C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 4;           // experts that a CTA computes
+  static constexpr int kThreads = 256;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e2_w12_c2, 2 tokens: cheapest of 96 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT2E2W12C2 {
+// gemv_t2_e3_w12_c2, 2 tokens: measured on NVIDIA H200: 1.83 us at 2 tokens, next best gemv_t2_e4_w8_c3 1.93.
+struct GemvT2E3W12C2 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
+  static constexpr int kExperts = 3;           // experts that a CTA computes
   static constexpr int kThreads = 384;         // threads of a CTA
   static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w8_b4, 3 to 8 tokens: cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT8E16S6W8B4 {
+// split_k_t8_e32_s8_w12_b2, 3 to 8 tokens: measured on NVIDIA H200: 2.02 us at 8 tokens, next best
+// split_k_t8_e32_s7_w7_b4 2.04.
+struct SplitKT8E32S8W12B2 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// resident_t16_e64_s14, 9 to 16 tokens: measured on NVIDIA H200: 2.81 us at 16 tokens, next best
+// split_k_t8_e32_s6_w8_b4 2.92.
+struct ResidentT16E64S14 {
+  static constexpr int kTokens = 16;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 14;            // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 168;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 102648;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e32_s8_w6_b4, 17 to 24 tokens: measured on NVIDIA H200: 3.28 us at 24 tokens, next best
+// resident_t24_e64_s16 3.34.
+struct SplitKT8E32S8W6B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 6;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t16_e32_s8, 9 to 16 tokens: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 16
-// tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT16E32S8 {
-  static constexpr int kTokens = 16;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 152;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 91016;     // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t24_e32_s8, 17 to 24 tokens: cheapest of 448 legal variants of split_k and tiled and resident and wgmma at
-// 24 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT24E32S8 {
-  static constexpr int kTokens = 24;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 152;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 111048;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t16_e32_s6, 25 to 32 tokens: cheapest of 491 legal variants of split_k and tiled and resident and wgmma at
-// 32 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT16E32S6 {
-  static constexpr int kTokens = 16;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 184;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 104;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 116040;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t24_e32_s6, 33 to 48 tokens: cheapest of 606 legal variants of split_k and tiled and resident and wgmma at
-// 48 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT24E32S6 {
-  static constexpr int kTokens = 24;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 184;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 104;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 139912;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t32_e32_s6, 49 to 64 tokens: cheapest of 650 legal variants of split_k and tiled and resident and wgmma at
-// 64 tokens (no tuned table for this SM (python build.py tune); cost model); 97 to 128 tokens: cheapest of 624 legal
-// variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-struct ResidentT32E32S6 {
+// resident_t32_e64_s12, 25 to 32 tokens: measured on NVIDIA H200: 3.65 us at 32 tokens, next best
+// resident_t32_e64_s14 3.67.
+struct ResidentT32E64S12 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 12;            // CTAs that share hidden_size
   static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 192;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 88;    // of one that norms rows
+  static constexpr int kSumRegisters = 184;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 104;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 162952;    // dynamic shared memory
+  static constexpr int kSmemBytes = 138824;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t48_e32_s6, 65 to 96 tokens: cheapest of 634 legal variants of split_k and tiled and resident and wgmma at
-// 96 tokens (no tuned table for this SM (python build.py tune); cost model); 129 to 192 tokens: cheapest of 581 legal
-// variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-struct ResidentT48E32S6 {
+// resident_t48_e64_s16, 33 to 48 tokens: measured on NVIDIA H200: 4.32 us at 48 tokens, next best
+// split_k_t16_e32_s8_w6_b4 4.39.
+struct ResidentT48E64S16 {
   static constexpr int kTokens = 48;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 1;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 200;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 72;    // of one that norms rows
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 160;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 128;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 182088;    // dynamic shared memory
+  static constexpr int kSmemBytes = 146728;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t88_e64_s8_d8, 193 to 256 tokens: cheapest of 571 legal variants of split_k and tiled and resident and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// resident_t64_e64_s16, 49 to 64 tokens: measured on NVIDIA H200: 4.66 us at 64 tokens, next best
+// wgmma_t32_e64_s8_d7 5.11.
+struct ResidentT64E64S16 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 168;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 177576;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t32_e64_s8_d7, 65 to 96 tokens: measured on NVIDIA H200: 5.52 us at 96 tokens, next best
+// wgmma_t40_e64_s8_d5 5.74.
+struct WgmmaT32E64S8D7 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kStages = 7;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 1;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 120;   // of one that norms rows
+  static constexpr int kSumRegisters = 104;    // of one that multiplies
+  static constexpr int kStartRegisters = 88;   // that each begins with
+  static constexpr int kSmemBytes = 110788;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t64_e64_s8_d4, 97 to 192 tokens: measured on NVIDIA H200: 6.37 us at 192 tokens, next best
+// wgmma_t64_e64_s8_d11 6.59.
+struct WgmmaT64E64S8D4 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kStages = 4;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 2;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 88;    // of one that norms rows
+  static constexpr int kSumRegisters = 136;    // of one that multiplies
+  static constexpr int kStartRegisters = 88;   // that each begins with
+  static constexpr int kSmemBytes = 102584;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t88_e64_s8_d8, 193 to 256 tokens: measured on NVIDIA H200: 7.34 us at 256 tokens, next best
+// wgmma_t96_e64_s8_d8 7.70.
 struct WgmmaT88E64S8D8 {
   static constexpr int kTokens = 88;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1689,25 +1726,25 @@ struct WgmmaT88E64S8D8 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e64_s8_d7, 257 to 384 tokens: cheapest of 562 legal variants of split_k and tiled and resident and wgmma
-// at 384 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT128E64S8D7 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
+// wgmma_t96_e64_s6_d8, 257 to 384 tokens: measured on NVIDIA H200: 8.81 us at 384 tokens, next best
+// wgmma_t56_e64_s4_d4 8.99.
+struct WgmmaT96E64S6D8 {
+  static constexpr int kTokens = 96;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 7;            // steps in shared memory at a time
+  static constexpr int kSplit = 6;             // CTAs that share hidden_size
+  static constexpr int kStages = 8;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 72;    // of one that norms rows
-  static constexpr int kSumRegisters = 200;    // of one that multiplies
-  static constexpr int kStartRegisters = 104;  // that each begins with
-  static constexpr int kSmemBytes = 221468;    // dynamic shared memory
+  static constexpr int kNormRegisters = 80;    // of one that norms rows
+  static constexpr int kSumRegisters = 168;    // of one that multiplies
+  static constexpr int kStartRegisters = 96;   // that each begins with
+  static constexpr int kSmemBytes = 213292;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t80_e64_s4_d9, 385 to 512 tokens: cheapest of 562 legal variants of split_k and tiled and resident and wgmma at
-// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t80_e64_s4_d9, 385 to 512 tokens: measured on NVIDIA H200: 11.58 us at 512 tokens, next best
+// wgmma_t88_e128_s8_d6 11.75.
 struct WgmmaT80E64S4D9 {
   static constexpr int kTokens = 80;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1723,25 +1760,25 @@ struct WgmmaT80E64S4D9 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t64_e64_s2_d10, 513 to 1024 tokens: cheapest of 562 legal variants of split_k and tiled and resident and wgmma
-// at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT64E64S2D10 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kStages = 10;           // steps in shared memory at a time
+// wgmma_t72_e128_s4_d6, 513 to 1024 tokens: measured on NVIDIA H200: 19.03 us at 1024 tokens, next best
+// wgmma_t64_e64_s2_d10 19.32.
+struct WgmmaT72E128S4D6 {
+  static constexpr int kTokens = 72;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 4;             // CTAs that share hidden_size
+  static constexpr int kStages = 6;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
   static constexpr int kNormRegisters = 88;    // of one that norms rows
-  static constexpr int kSumRegisters = 136;    // of one that multiplies
-  static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 213388;    // dynamic shared memory
+  static constexpr int kSumRegisters = 144;    // of one that multiplies
+  static constexpr int kStartRegisters = 104;  // that each begins with
+  static constexpr int kSmemBytes = 203028;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e64_s2_d7, 1025 to 2048 tokens: cheapest of 562 legal variants of split_k and tiled and resident and wgmma
-// at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t128_e64_s2_d7, 1025 to 2048 tokens: measured on NVIDIA H200: 27.18 us at 2048 tokens, next best
+// wgmma_t64_e128_s2_d7 28.74.
 struct WgmmaT128E64S2D7 {
   static constexpr int kTokens = 128;          // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1757,28 +1794,28 @@ struct WgmmaT128E64S2D7 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e128_s2_d5, 2049 tokens and more: cheapest of 562 legal variants of split_k and tiled and resident and
-// wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT128E128S2D5 {
+// wgmma_t128_e64_s1_d7, 2049 tokens and more: measured on NVIDIA H200: 98.97 us at 8192 tokens, next best
+// wgmma_t128_e128_s1_d5 99.20.
+struct WgmmaT128E64S1D7 {
   static constexpr int kTokens = 128;          // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kStages = 5;            // steps in shared memory at a time
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 1;             // CTAs that share hidden_size
+  static constexpr int kStages = 7;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 200;    // of one that multiplies
-  static constexpr int kStartRegisters = 128;  // that each begins with
-  static constexpr int kSmemBytes = 213436;    // dynamic shared memory
+  static constexpr int kStartRegisters = 104;  // that each begins with
+  static constexpr int kSmemBytes = 221916;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w8_b4, 9 to 16 tokens: resident_t16_e32_s8 needs sm_90a; this is the best that later chips can
+// split_k_t8_e32_s6_w8_b4, 9 to 16 tokens: resident_t16_e64_s14 needs sm_90a; this is the best that later chips can
 // run.
-struct SplitKT16E16S6W8B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
+struct SplitKT8E32S6W8B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
   static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
@@ -1787,20 +1824,7 @@ struct SplitKT16E16S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w6_b4, 17 to 24 tokens: resident_t24_e32_s8 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT8E32S8W6B4 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 6;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s6_w8_b4, 25 to 32 tokens: resident_t16_e32_s6 needs sm_90a; this is the best that later chips can
+// split_k_t16_e32_s6_w8_b4, 25 to 32 tokens: resident_t32_e64_s12 needs sm_90a; this is the best that later chips can
 // run.
 struct SplitKT16E32S6W8B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
@@ -1813,7 +1837,7 @@ struct SplitKT16E32S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w6_b4, 33 to 48 tokens: resident_t24_e32_s6 needs sm_90a; this is the best that later chips can
+// split_k_t16_e32_s8_w6_b4, 33 to 48 tokens: resident_t48_e64_s16 needs sm_90a; this is the best that later chips can
 // run.
 struct SplitKT16E32S8W6B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
@@ -1826,58 +1850,33 @@ struct SplitKT16E32S8W6B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: resident_t32_e32_s6 needs sm_90a; this is the best that later chips
+// split_k_t32_e32_s6_w8_b2_r2, 49 to 64 tokens: resident_t64_e64_s16 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT32E32S6W222K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 55328;     // dynamic shared memory
+struct SplitKT32E32S6W8B2R2 {
+  static constexpr int kTokens = 32;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: resident_t48_e32_s6 needs sm_90a; this is the best that later chips
-// can run.
-struct TiledT32E64S8W222K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 83456;     // dynamic shared memory
+// split_k_t32_e32_s8_w4_b3_r2, 65 to 96 tokens: wgmma_t32_e64_s8_d7 needs sm_90a; this is the best that later chips can
+// run.
+struct SplitKT32E32S8W4B3R2 {
+  static constexpr int kTokens = 32;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 97 to 128 tokens: resident_t32_e32_s6 needs sm_90a; this is the best that later chips
-// can run.
-struct TiledT32E64S6W222K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 84032;     // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
-};
-
-// tiled_t64_e64_s8_w222_k128_d3, 129 to 192 tokens: resident_t48_e32_s6 needs sm_90a; this is the best that later chips
+// tiled_t64_e64_s8_w222_k128_d3, 97 to 192 tokens: wgmma_t64_e64_s8_d4 needs sm_90a; this is the best that later chips
 // can run.
 struct TiledT64E64S8W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
@@ -1894,35 +1893,35 @@ struct TiledT64E64S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s6_w222_k128_d3, 193 to 256 tokens: wgmma_t88_e64_s8_d8 needs sm_90a; this is the best that later chips
-// can run.
-struct TiledT64E64S6W222K128D3 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
+// tiled_t32_e128_s6_w124_k128_d3, 193 to 256 tokens: wgmma_t88_e64_s8_d8 needs sm_90a; this is the best that later
+// chips can run.
+struct TiledT32E128S6W124K128D3 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
   static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
   static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 116768;    // dynamic shared memory
+  static constexpr int kSmemBytes = 141344;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s4_w222_k128_d3, 257 to 384 tokens: wgmma_t128_e64_s8_d7 needs sm_90a; this is the best that later
+// tiled_t64_e128_s8_w222_k128_d3, 257 to 384 tokens: wgmma_t96_e64_s6_d8 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT64E64S4W222K128D3 {
+struct TiledT64E128S8W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 4;             // CTAs that share hidden_size
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
   static constexpr int kExpertWarps = 2;       // warps side by side over the experts
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 117760;    // dynamic shared memory
+  static constexpr int kSmemBytes = 181760;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
@@ -1945,24 +1944,24 @@ struct TiledT32E64S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e128_s2_w124_k128_d3, 513 to 1024 tokens: wgmma_t64_e64_s2_d10 needs sm_90a; this is the best that later
+// tiled_t64_e64_s2_w214_k128_d3, 513 to 1024 tokens: wgmma_t72_e128_s4_d6 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT32E128S2W124K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
+struct TiledT64E64S2W214K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 145408;    // dynamic shared memory
+  static constexpr int kSmemBytes = 120832;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s2_w222_k128_d3, 1025 to 2048 tokens: wgmma_t128_e64_s2_d7 needs sm_90a; this is the best that later
+// tiled_t64_e128_s2_w222_k128_d3, 1025 tokens and more: wgmma_t128_e64_s2_d7 needs sm_90a; this is the best that later
 // chips can run.
 struct TiledT64E128S2W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
@@ -1979,86 +1978,76 @@ struct TiledT64E128S2W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s1_w222_k128_d3, 2049 tokens and more: wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later
-// chips can run.
-struct TiledT64E128S1W222K128D3 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 1;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 159744;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
-};
-
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(384, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm90(const normgate_args args) {
-  gemv<GemvT1E2W12C2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e2_w12_c2_sm90(const normgate_args args) {
-  gemv<GemvT2E2W12C2>(args);
-}
-
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm90(const normgate_args args) {
-  split_k<SplitKT8E16S6W8B4>(args);
+    norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e4_w8_c3_sm90(const normgate_args args) {
+  gemv<GemvT1E4W8C3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w12_c2_sm90(const normgate_args args) {
+  gemv<GemvT2E3W12C2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w12_b2_sm90(const normgate_args args) {
+  split_k<SplitKT8E32S8W12B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+    norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e64_s14_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT16E32S8>(args, x_map);
+  resident<ResidentT16E64S14>(args, x_map);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(192, 1)
+    norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90(const normgate_args args) {
+  split_k<SplitKT8E32S8W6B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e64_s12_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
+  resident<ResidentT32E64S12>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+    norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e64_s16_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT24E32S8>(args, x_map);
+  resident<ResidentT48E64S16>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e32_s6_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+    norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_e64_s16_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT16E32S6>(args, x_map);
+  resident<ResidentT64E64S16>(args, x_map);
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s6_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+extern "C" __global__ void __maxnreg__(88)
+    norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d7_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT24E32S6>(args, x_map);
+  wgmma<WgmmaT32E64S8D7>(args, x_map, gate_map);
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e32_s6_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+extern "C" __global__ void __maxnreg__(88)
+    norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT32E32S6>(args, x_map);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e32_s6_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT48E32S6>(args, x_map);
+  wgmma<WgmmaT64E64S8D4>(args, x_map, gate_map);
 #endif
 }
 
@@ -2071,12 +2060,12 @@ extern "C" __global__ void __maxnreg__(88)
 #endif
 }
 
-extern "C" __global__ void __maxnreg__(104)
-    norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s8_d7_sm90(const normgate_args args,
-                                                                  const __grid_constant__ CUtensorMap x_map,
-                                                                  const __grid_constant__ CUtensorMap gate_map) {
+extern "C" __global__ void __maxnreg__(96)
+    norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s6_d8_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT128E64S8D7>(args, x_map, gate_map);
+  wgmma<WgmmaT96E64S6D8>(args, x_map, gate_map);
 #endif
 }
 
@@ -2089,12 +2078,12 @@ extern "C" __global__ void __maxnreg__(88)
 #endif
 }
 
-extern "C" __global__ void __maxnreg__(88)
-    norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d10_sm90(const normgate_args args,
+extern "C" __global__ void __maxnreg__(104)
+    norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t72_e128_s4_d6_sm90(const normgate_args args,
                                                                   const __grid_constant__ CUtensorMap x_map,
                                                                   const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT64E64S2D10>(args, x_map, gate_map);
+  wgmma<WgmmaT72E128S4D6>(args, x_map, gate_map);
 #endif
 }
 
@@ -2107,23 +2096,18 @@ extern "C" __global__ void __maxnreg__(104)
 #endif
 }
 
-extern "C" __global__ void __maxnreg__(128)
-    norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args args,
-                                                                   const __grid_constant__ CUtensorMap x_map,
-                                                                   const __grid_constant__ CUtensorMap gate_map) {
+extern "C" __global__ void __maxnreg__(104)
+    norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s1_d7_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map,
+                                                                  const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT128E128S2D5>(args, x_map, gate_map);
+  wgmma<WgmmaT128E64S1D7>(args, x_map, gate_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm90(const normgate_args args) {
-  split_k<SplitKT16E16S6W8B4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(192, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90(const normgate_args args) {
-  split_k<SplitKT8E32S8W6B4>(args);
+    norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s6_w8_b4_sm90(const normgate_args args) {
+  split_k<SplitKT8E32S6W8B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2137,18 +2121,13 @@ extern "C" __global__ void __launch_bounds__(192, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E32S6W222K128D3>(args);
+    norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90(const normgate_args args) {
+  split_k<SplitKT32E32S6W8B2R2>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E64S8W222K128D3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E64S6W222K128D3>(args);
+extern "C" __global__ void __launch_bounds__(128, 1)
+    norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90(const normgate_args args) {
+  split_k<SplitKT32E32S8W4B3R2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2157,13 +2136,13 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E64S6W222K128D3>(args);
+    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E128S6W124K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E64S4W222K128D3>(args);
+    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E128S8W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2172,8 +2151,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E128S2W124K128D3>(args);
+    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E64S2W214K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2181,58 +2160,64 @@ extern "C" __global__ void __launch_bounds__(256, 1)
   tiled<TiledT64E128S2W222K128D3>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E128S1W222K128D3>(args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e4_w8_c3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e4_w8_c3_sm90>({64, 256, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t1_e2_w12_c2_sm90>({128, 384, 0, 1, true}, args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w12_c2_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e3_w12_c2_sm90>({86, 384, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e2_w12_c2_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_gemv_t2_e2_w12_c2_sm90>({128, 384, 0, 1, true}, args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w12_b2_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w12_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 96, 256, 0, 6, true}, args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e64_s14_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e64_s14_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 16), 1) * 56, 512, ResidentT16E64S14::kSmemBytes, 14, true}, args,
+      kHiddenSize, ResidentT16E64S14::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 16), 1) * 64, 512, ResidentT16E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT16E32S8::kTokens);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 192, 0, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 24), 1) * 64, 512, ResidentT24E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT24E32S8::kTokens);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e64_s12_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e64_s12_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 48, 512, ResidentT32E64S12::kSmemBytes, 12, true}, args,
+      kHiddenSize, ResidentT32E64S12::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e32_s6_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t16_e32_s6_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 16), 2) * 48, 512, ResidentT16E32S6::kSmemBytes, 6, true}, args,
-      kHiddenSize, ResidentT16E32S6::kTokens);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e64_s16_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e64_s16_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 64, 512, ResidentT48E64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT48E64S16::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s6_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t24_e32_s6_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 24), 2) * 48, 512, ResidentT24E32S6::kSmemBytes, 6, true}, args,
-      kHiddenSize, ResidentT24E32S6::kTokens);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_e64_s16_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_e64_s16_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 64, 512, ResidentT64E64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT64E64S16::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e32_s6_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e32_s6_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 2) * 48, 512, ResidentT32E32S6::kSmemBytes, 6, true}, args,
-      kHiddenSize, ResidentT32E32S6::kTokens);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d7_sm90(const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 32), &args))
+    return error;
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d7_sm90>(
+      {ceil_div(args.num_tokens, 32) * 32, 384, WgmmaT32E64S8D7::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT32E64S8D7::kTokens, WgmmaT32E64S8D7::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e32_s6_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e32_s6_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 2) * 48, 512, ResidentT48E32S6::kSmemBytes, 6, true}, args,
-      kHiddenSize, ResidentT48E32S6::kTokens);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 64), &args))
+    return error;
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90>(
+      {ceil_div(args.num_tokens, 64) * 32, 384, WgmmaT64E64S8D4::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT64E64S8D4::kTokens, WgmmaT64E64S8D4::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t88_e64_s8_d8_sm90(const normgate_args& given) {
@@ -2244,13 +2229,13 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t88_e64_s8_d8_sm90(
       WgmmaT88E64S8D8::kTokens, WgmmaT88E64S8D8::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s8_d7_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s6_d8_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 128), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 96), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s8_d7_sm90>(
-      {ceil_div(args.num_tokens, 128) * 32, 384, WgmmaT128E64S8D7::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT128E64S8D7::kTokens, WgmmaT128E64S8D7::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t96_e64_s6_d8_sm90>(
+      {ceil_div(args.num_tokens, 96) * 24, 384, WgmmaT96E64S6D8::kSmemBytes, 6, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT96E64S6D8::kTokens, WgmmaT96E64S6D8::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d9_sm90(const normgate_args& given) {
@@ -2262,13 +2247,13 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d9_sm90(
       WgmmaT80E64S4D9::kTokens, WgmmaT80E64S4D9::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d10_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t72_e128_s4_d6_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 64), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 72), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d10_sm90>(
-      {ceil_div(args.num_tokens, 64) * 8, 384, WgmmaT64E64S2D10::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT64E64S2D10::kTokens, WgmmaT64E64S2D10::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t72_e128_s4_d6_sm90>(
+      {ceil_div(args.num_tokens, 72) * 8, 512, WgmmaT72E128S4D6::kSmemBytes, 4, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT72E128S4D6::kTokens, WgmmaT72E128S4D6::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(const normgate_args& given) {
@@ -2280,23 +2265,18 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90
       WgmmaT128E64S2D7::kTokens, WgmmaT128E64S2D7::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s1_d7_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 128), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 128), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90>(
-      {ceil_div(args.num_tokens, 128) * 4, 512, WgmmaT128E128S2D5::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT128E128S2D5::kTokens, WgmmaT128E128S2D5::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s1_d7_sm90>(
+      {ceil_div(args.num_tokens, 128) * 4, 384, WgmmaT128E64S1D7::kSmemBytes, 1, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT128E64S1D7::kTokens, WgmmaT128E64S1D7::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 96, 256, 0, 6, true}, args);
-}
-
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 192, 0, 8, true}, args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s6_w8_b4_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s6_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 48, 256, 0, 6, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90(const normgate_args& args) {
@@ -2309,19 +2289,14 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_
       {ceil_div(args.num_tokens, 16) * 64, 192, 0, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W222K128D3::kSmemBytes, 6, true}, args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, 0, 6, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
-}
-
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E64S6W222K128D3::kSmemBytes, 6, true}, args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90>(
+      {ceil_div(args.num_tokens, 32) * 64, 128, 0, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args) {
@@ -2329,14 +2304,14 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k12
       {ceil_div(args.num_tokens, 64) * 32, 256, TiledT64E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E64S6W222K128D3::kSmemBytes, 6, true}, args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s6_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E128S6W124K128D3::kSmemBytes, 6, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E64S4W222K128D3::kSmemBytes, 4, true}, args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E128S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args) {
@@ -2344,19 +2319,14 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k12
       {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E128S2W124K128D3::kSmemBytes, 2, true}, args);
+cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E64S2W214K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args) {
   return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90>(
       {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
-}
-
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 2, 256, TiledT64E128S1W222K128D3::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

@@ -41,18 +41,6 @@ __device__ __forceinline__ void store_logits(const normgate_args& args, int64_t 
   if (expert < kNumExperts) store4(row + expert, logits);
 }
 
-// d[64 x 16] (+)= a[64 x 16] * b[16 x 16], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[8], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "{%8, %9, %10, %11}, %12, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
 // d[64 x 24] (+)= a[64 x 16] * b[16 x 24], a from registers, b from shared memory; d starts anew where add is 0.
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[12], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                              uint64_t b, int add) {
@@ -91,6 +79,22 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[24], uint32_t a0, uint32
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
         "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
         "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+// d[64 x 56] (+)= a[64 x 16] * b[16 x 56], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[28], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %33, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n56k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27}, "
+      "{%28, %29, %30, %31}, %32, p, 1, 1, 0;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
@@ -1567,163 +1571,145 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   }
 }
 
-// gemv_t1_e2_w14_c2, 1 token: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
-struct GemvT1E2W14C2 {
+// gemv_t1_e4_w7_c4, 1 token: measured on NVIDIA H200: 1.60 us at 1 token, next best gemv_t1_e3_w10_c3 1.66.
+struct GemvT1E4W7C4 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 448;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 4;           // experts that a CTA computes
+  static constexpr int kThreads = 224;         // threads of a CTA
+  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e2_w14_c2, 2 tokens: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT2E2W14C2 {
+// gemv_t2_e3_w7_c4, 2 tokens: measured on NVIDIA H200: 1.88 us at 2 tokens, next best gemv_t2_e3_w10_c3 1.92.
+struct GemvT2E3W7C4 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 448;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 224;         // threads of a CTA
+  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w8_b5, 3 to 4 tokens: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT8E16S6W8B5 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 5;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e32_s8_w7_b4, 5 to 8 tokens: cheapest of 60 legal variants of split_k and tiled and resident and wgmma at
-// 8 tokens (no tuned table for this SM (python build.py tune); cost model); 17 to 24 tokens: resident_t24_e32_s8 needs
-// sm_90a; this is the best that later chips can run.
-struct SplitKT8E32S8W7B4 {
+// split_k_t8_e32_s7_w8_b4, 3 to 8 tokens: measured on NVIDIA H200: 2.07 us at 4 tokens, next best
+// split_k_t8_e32_s8_w7_b4 2.09.
+struct SplitKT8E32S7W8B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kSplit = 7;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t16_e32_s8, 9 to 16 tokens: cheapest of 150 legal variants of split_k and tiled and resident and wgmma at 16
-// tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT16E32S8 {
-  static constexpr int kTokens = 16;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 168;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 103592;    // dynamic shared memory
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 2.82 us at 16 tokens, next best
+// split_k_t16_e32_s7_w8_b4 2.96; 33 to 48 tokens: resident_t48_e64_s16 needs sm_90a; this is the best that later chips
+// can run.
+struct SplitKT16E32S8W7B4 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t24_e32_s8, 17 to 24 tokens: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at
-// 24 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT24E32S8 {
+// resident_t24_e64_s16, 17 to 24 tokens: measured on NVIDIA H200: 3.67 us at 24 tokens, next best
+// resident_t24_e64_s14 3.72.
+struct ResidentT24E64S16 {
   static constexpr int kTokens = 24;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
   static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 168;    // registers of a thread that multiplies
+  static constexpr int kSumRegisters = 160;    // registers of a thread that multiplies
   static constexpr int kNormRegisters = 128;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 125672;    // dynamic shared memory
+  static constexpr int kSmemBytes = 119032;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t32_e32_s8, 25 to 32 tokens: cheapest of 429 legal variants of split_k and tiled and resident and wgmma at
-// 32 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT32E32S8 {
+// resident_t32_e64_s14, 25 to 32 tokens: measured on NVIDIA H200: 4.18 us at 32 tokens, next best
+// resident_t32_e64_s16 4.34.
+struct ResidentT32E64S14 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 176;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 120;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 146728;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t48_e32_s8, 33 to 48 tokens: cheapest of 557 legal variants of split_k and tiled and resident and wgmma at
-// 48 tokens (no tuned table for this SM (python build.py tune); cost model); 65 to 96 tokens: cheapest of 602 legal
-// variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
-struct ResidentT48E32S8 {
-  static constexpr int kTokens = 48;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 14;            // CTAs that share hidden_size
   static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
   static constexpr int kSumRegisters = 184;    // registers of a thread that multiplies
   static constexpr int kNormRegisters = 104;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 217512;    // dynamic shared memory
+  static constexpr int kSmemBytes = 139400;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t64_e32_s8, 49 to 64 tokens: cheapest of 601 legal variants of split_k and tiled and resident and wgmma at
-// 64 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT64E32S8 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 1;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 192;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 88;    // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 196024;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// wgmma_t48_e64_s8_d12, 97 to 128 tokens: cheapest of 594 legal variants of split_k and tiled and resident and wgmma at
-// 128 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT48E64S8D12 {
+// resident_t48_e64_s16, 33 to 48 tokens: measured on NVIDIA H200: 4.98 us at 48 tokens, next best
+// resident_t48_e64_s14 5.05.
+struct ResidentT48E64S16 {
   static constexpr int kTokens = 48;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 12;           // steps in shared memory at a time
-  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
-  static constexpr int kRowPlaces = 2;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 104;   // of one that norms rows
-  static constexpr int kSumRegisters = 120;    // of one that multiplies
-  static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 215344;    // dynamic shared memory
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 176;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 120;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 169400;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t64_e64_s8_d10, 129 to 192 tokens: cheapest of 565 legal variants of split_k and tiled and resident and wgmma
-// at 192 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT64E64S8D10 {
+// resident_t64_e64_s16, 49 to 64 tokens: measured on NVIDIA H200: 5.35 us at 64 tokens, next best
+// wgmma_t32_e64_s8_d6 5.37.
+struct ResidentT64E64S16 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 184;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 104;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 202296;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t32_e64_s8_d6, 65 to 96 tokens: measured on NVIDIA H200: 5.97 us at 96 tokens, next best
+// wgmma_t48_e64_s8_d4 6.20.
+struct WgmmaT32E64S8D6 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kStages = 6;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 1;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 120;   // of one that norms rows
+  static constexpr int kSumRegisters = 104;    // of one that multiplies
+  static constexpr int kStartRegisters = 88;   // that each begins with
+  static constexpr int kSmemBytes = 102580;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t64_e64_s8_d4, 97 to 192 tokens: measured on NVIDIA H200: 6.94 us at 192 tokens, next best
+// wgmma_t64_e64_s8_d10 7.01.
+struct WgmmaT64E64S8D4 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 10;           // steps in shared memory at a time
+  static constexpr int kStages = 4;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 2;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
   static constexpr int kNormRegisters = 88;    // of one that norms rows
   static constexpr int kSumRegisters = 136;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 207128;    // dynamic shared memory
+  static constexpr int kSmemBytes = 108728;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t88_e64_s8_d8, 193 to 256 tokens: cheapest of 557 legal variants of split_k and tiled and resident and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t88_e64_s8_d8, 193 to 256 tokens: measured on NVIDIA H200: 8.09 us at 256 tokens, next best
+// wgmma_t96_e64_s8_d8 8.39.
 struct WgmmaT88E64S8D8 {
   static constexpr int kTokens = 88;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1739,42 +1725,42 @@ struct WgmmaT88E64S8D8 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e64_s8_d6, 257 to 384 tokens: cheapest of 549 legal variants of split_k and tiled and resident and wgmma
-// at 384 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT128E64S8D6 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
+// wgmma_t56_e128_s8_d7, 257 to 384 tokens: measured on NVIDIA H200: 10.63 us at 384 tokens, next best
+// wgmma_t128_e64_s8_d6 10.73.
+struct WgmmaT56E128S8D7 {
+  static constexpr int kTokens = 56;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 6;            // steps in shared memory at a time
+  static constexpr int kStages = 7;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 72;    // of one that norms rows
-  static constexpr int kSumRegisters = 200;    // of one that multiplies
-  static constexpr int kStartRegisters = 104;  // that each begins with
-  static constexpr int kSmemBytes = 205068;    // dynamic shared memory
+  static constexpr int kNormRegisters = 88;    // of one that norms rows
+  static constexpr int kSumRegisters = 128;    // of one that multiplies
+  static constexpr int kStartRegisters = 96;   // that each begins with
+  static constexpr int kSmemBytes = 222456;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t80_e128_s8_d6, 385 to 512 tokens: cheapest of 549 legal variants of split_k and tiled and resident and wgmma
-// at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT80E128S8D6 {
+// wgmma_t80_e64_s4_d8, 385 to 512 tokens: measured on NVIDIA H200: 12.19 us at 512 tokens, next best
+// wgmma_t88_e64_s4_d8 13.07.
+struct WgmmaT80E64S4D8 {
   static constexpr int kTokens = 80;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 6;            // steps in shared memory at a time
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 4;             // CTAs that share hidden_size
+  static constexpr int kStages = 8;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 152;    // of one that multiplies
-  static constexpr int kStartRegisters = 104;  // that each begins with
-  static constexpr int kSmemBytes = 217332;    // dynamic shared memory
+  static constexpr int kStartRegisters = 88;   // that each begins with
+  static constexpr int kSmemBytes = 205116;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t72_e128_s4_d6, 513 to 1024 tokens: cheapest of 549 legal variants of split_k and tiled and resident and wgmma
-// at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t72_e128_s4_d6, 513 to 1024 tokens: measured on NVIDIA H200: 20.88 us at 1024 tokens, next best
+// wgmma_t64_e64_s2_d10 21.00.
 struct WgmmaT72E128S4D6 {
   static constexpr int kTokens = 72;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes
@@ -1790,8 +1776,8 @@ struct WgmmaT72E128S4D6 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e64_s2_d6, 1025 to 2048 tokens: cheapest of 549 legal variants of split_k and tiled and resident and wgmma
-// at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t128_e64_s2_d6, 1025 to 2048 tokens: measured on NVIDIA H200: 29.23 us at 2048 tokens, next best
+// wgmma_t64_e128_s2_d6 31.28.
 struct WgmmaT128E64S2D6 {
   static constexpr int kTokens = 128;          // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1807,71 +1793,62 @@ struct WgmmaT128E64S2D6 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e128_s2_d5, 2049 tokens and more: cheapest of 549 legal variants of split_k and tiled and resident and
-// wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT128E128S2D5 {
+// wgmma_t128_e64_s1_d6, 2049 tokens and more: measured on NVIDIA H200: 53.81 us at 4096 tokens, next best
+// wgmma_t128_e128_s2_d5 56.15.
+struct WgmmaT128E64S1D6 {
   static constexpr int kTokens = 128;          // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kStages = 5;            // steps in shared memory at a time
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 1;             // CTAs that share hidden_size
+  static constexpr int kStages = 6;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 200;    // of one that multiplies
-  static constexpr int kStartRegisters = 128;  // that each begins with
-  static constexpr int kSmemBytes = 221628;    // dynamic shared memory
+  static constexpr int kStartRegisters = 104;  // that each begins with
+  static constexpr int kSmemBytes = 205516;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w8_b5, 9 to 16 tokens: resident_t16_e32_s8 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT16E16S6W8B5 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 5;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+// tiled_t32_e32_s8_w214_k128_d3, 17 to 24 tokens: resident_t24_e64_s16 needs sm_90a; this is the best that later chips
+// can run.
+struct TiledT32E32S8W214K128D3 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 32;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 4;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 55040;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// split_k_t32_e16_s6_w8_b5, 25 to 32 tokens: resident_t32_e32_s8 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT32E16S6W8B5 {
-  static constexpr int kTokens = 32;   // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 5;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s8_w7_b4, 33 to 48 tokens: resident_t48_e32_s8 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT16E32S8W7B4 {
+// split_k_t16_e32_s6_w5_b4_r2, 25 to 32 tokens: resident_t32_e64_s14 needs sm_90a; this is the best that later chips
+// can run.
+struct SplitKT16E32S6W5B4R2 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: resident_t64_e32_s8 needs sm_90a; this is the best that later chips
+// tiled_t32_e32_s6_w124_k128_d3, 49 to 64 tokens: resident_t64_e64_s16 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT32E32S6W222K128D3 {
+struct TiledT32E32S6W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
   static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
   static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
   static constexpr int kSmemBytes = 55840;     // dynamic shared memory
@@ -1880,27 +1857,44 @@ struct TiledT32E32S6W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: resident_t48_e32_s8 needs sm_90a; this is the best that later chips
+// tiled_t32_e64_s8_w214_k128_d3, 65 to 96 tokens: wgmma_t32_e64_s8_d6 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT32E64S8W222K128D3 {
+struct TiledT32E64S8W214K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
   static constexpr int kSmemBytes = 83712;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e96_s8_w222_k128_d3, 97 to 128 tokens: wgmma_t48_e64_s8_d12 needs sm_90a; this is the best that later chips
+// tiled_t32_e128_s8_w124_k128_d3, 97 to 192 tokens: wgmma_t64_e64_s8_d4 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT32E96S8W222K128D3 {
+struct TiledT32E128S8W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 128;         // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 4;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 141056;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t64_e96_s8_w222_k128_d3, 193 to 256 tokens: wgmma_t88_e64_s8_d8 needs sm_90a; this is the best that later chips
+// can run.
+struct TiledT64E96S8W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 96;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
@@ -1908,47 +1902,13 @@ struct TiledT32E96S8W222K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 112384;    // dynamic shared memory
+  static constexpr int kSmemBytes = 149248;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s8_w222_k128_d3, 129 to 192 tokens: wgmma_t64_e64_s8_d10 needs sm_90a; this is the best that later
-// chips can run.
-struct TiledT64E64S8W222K128D3 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 116480;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
-};
-
-// tiled_t64_e64_s6_w222_k128_d3, 193 to 256 tokens: wgmma_t88_e64_s8_d8 needs sm_90a; this is the best that later chips
-// can run.
-struct TiledT64E64S6W222K128D3 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 117280;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
-};
-
-// tiled_t64_e128_s8_w222_k128_d3, 257 to 384 tokens: wgmma_t128_e64_s8_d6 needs sm_90a; this is the best that later
+// tiled_t64_e128_s8_w222_k128_d3, 257 to 384 tokens: wgmma_t56_e128_s8_d7 needs sm_90a; this is the best that later
 // chips can run.
 struct TiledT64E128S8W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
@@ -1965,14 +1925,14 @@ struct TiledT64E128S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s2_w124_k128_d3, 385 to 512 tokens: wgmma_t80_e128_s8_d6 needs sm_90a; this is the best that later
-// chips can run.
-struct TiledT32E64S2W124K128D3 {
+// tiled_t32_e64_s2_w214_k128_d3, 385 to 512 tokens: wgmma_t80_e64_s4_d8 needs sm_90a; this is the best that later chips
+// can run.
+struct TiledT32E64S2W214K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
@@ -1982,18 +1942,18 @@ struct TiledT32E64S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e128_s2_w124_k128_d3, 513 to 1024 tokens: wgmma_t72_e128_s4_d6 needs sm_90a; this is the best that later
+// tiled_t64_e64_s2_w214_k128_d3, 513 to 1024 tokens: wgmma_t72_e128_s4_d6 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT32E128S2W124K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
+struct TiledT64E64S2W214K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 146432;    // dynamic shared memory
+  static constexpr int kSmemBytes = 121856;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
@@ -2016,18 +1976,18 @@ struct TiledT64E128S2W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s1_w222_k128_d3, 2049 tokens and more: wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later
+// tiled_t128_e64_s2_w412_k128_d3, 2049 tokens and more: wgmma_t128_e64_s1_d6 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT64E128S1W222K128D3 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 1;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+struct TiledT128E64S2W412K128D3 {
+  static constexpr int kTokens = 128;          // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 2;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 4;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 161792;    // dynamic shared memory
+  static constexpr int kSmemBytes = 187392;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
@@ -2036,81 +1996,73 @@ struct TiledT64E128S1W222K128D3 {
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(448, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90(const normgate_args args) {
-  gemv<GemvT1E2W14C2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(448, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e2_w14_c2_sm90(const normgate_args args) {
-  gemv<GemvT2E2W14C2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b5_sm90(const normgate_args args) {
-  split_k<SplitKT8E16S6W8B5>(args);
+extern "C" __global__ void __launch_bounds__(224, 1)
+    norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e4_w7_c4_sm90(const normgate_args args) {
+  gemv<GemvT1E4W7C4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm90(const normgate_args args) {
-  split_k<SplitKT8E32S8W7B4>(args);
+    norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w7_c4_sm90(const normgate_args args) {
+  gemv<GemvT2E3W7C4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90(const normgate_args args) {
+  split_k<SplitKT8E32S7W8B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(224, 1)
+    norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args args) {
+  split_k<SplitKT16E32S8W7B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+    norm_a_gate_7168x256_bf16_bf16_fp32_resident_t24_e64_s16_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT16E32S8>(args, x_map);
+  resident<ResidentT24E64S16>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+    norm_a_gate_7168x256_bf16_bf16_fp32_resident_t32_e64_s14_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT24E32S8>(args, x_map);
+  resident<ResidentT32E64S14>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+    norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_e64_s16_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT32E32S8>(args, x_map);
+  resident<ResidentT48E64S16>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+    norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_e64_s16_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT48E32S8>(args, x_map);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT64E32S8>(args, x_map);
+  resident<ResidentT64E64S16>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __maxnreg__(88)
-    norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e64_s8_d12_sm90(const normgate_args args,
-                                                                  const __grid_constant__ CUtensorMap x_map,
-                                                                  const __grid_constant__ CUtensorMap gate_map) {
+    norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d6_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT48E64S8D12>(args, x_map, gate_map);
+  wgmma<WgmmaT32E64S8D6>(args, x_map, gate_map);
 #endif
 }
 
 extern "C" __global__ void __maxnreg__(88)
-    norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d10_sm90(const normgate_args args,
-                                                                  const __grid_constant__ CUtensorMap x_map,
-                                                                  const __grid_constant__ CUtensorMap gate_map) {
+    norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT64E64S8D10>(args, x_map, gate_map);
+  wgmma<WgmmaT64E64S8D4>(args, x_map, gate_map);
 #endif
 }
 
@@ -2123,21 +2075,21 @@ extern "C" __global__ void __maxnreg__(88)
 #endif
 }
 
-extern "C" __global__ void __maxnreg__(104)
-    norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args args,
+extern "C" __global__ void __maxnreg__(96)
+    norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t56_e128_s8_d7_sm90(const normgate_args args,
                                                                   const __grid_constant__ CUtensorMap x_map,
                                                                   const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT128E64S8D6>(args, x_map, gate_map);
+  wgmma<WgmmaT56E128S8D7>(args, x_map, gate_map);
 #endif
 }
 
-extern "C" __global__ void __maxnreg__(104)
-    norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t80_e128_s8_d6_sm90(const normgate_args args,
-                                                                  const __grid_constant__ CUtensorMap x_map,
-                                                                  const __grid_constant__ CUtensorMap gate_map) {
+extern "C" __global__ void __maxnreg__(88)
+    norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d8_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT80E128S8D6>(args, x_map, gate_map);
+  wgmma<WgmmaT80E64S4D8>(args, x_map, gate_map);
 #endif
 }
 
@@ -2159,53 +2111,43 @@ extern "C" __global__ void __maxnreg__(104)
 #endif
 }
 
-extern "C" __global__ void __maxnreg__(128)
-    norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args args,
-                                                                   const __grid_constant__ CUtensorMap x_map,
-                                                                   const __grid_constant__ CUtensorMap gate_map) {
+extern "C" __global__ void __maxnreg__(104)
+    norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s1_d6_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map,
+                                                                  const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT128E128S2D5>(args, x_map, gate_map);
+  wgmma<WgmmaT128E64S1D6>(args, x_map, gate_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm90(const normgate_args args) {
-  split_k<SplitKT16E16S6W8B5>(args);
+    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s8_w214_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E32S8W214K128D3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(160, 1)
+    norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s6_w5_b4_r2_sm90(const normgate_args args) {
+  split_k<SplitKT16E32S6W5B4R2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm90(const normgate_args args) {
-  split_k<SplitKT32E16S6W8B5>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args args) {
-  split_k<SplitKT16E32S8W7B4>(args);
+    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E32S6W124K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E32S6W222K128D3>(args);
+    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w214_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E64S8W214K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E64S8W222K128D3>(args);
+    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s8_w124_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E128S8W124K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E96S8W222K128D3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E64S8W222K128D3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E64S6W222K128D3>(args);
+    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E96S8W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2214,13 +2156,13 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E64S2W124K128D3>(args);
+    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w214_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E64S2W214K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E128S2W124K128D3>(args);
+    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E64S2W214K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2229,74 +2171,68 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E128S1W222K128D3>(args);
+    norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT128E64S2W412K128D3>(args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e2_w14_c2_sm90>({128, 448, 0, 1, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e4_w7_c4_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t1_e4_w7_c4_sm90>({64, 224, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e2_w14_c2_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e2_w14_c2_sm90>({128, 448, 0, 1, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w7_c4_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_gemv_t2_e3_w7_c4_sm90>({86, 224, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b5_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b5_sm90>(
-      {ceil_div(args.num_tokens, 8) * 96, 256, 0, 6, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s7_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 56, 256, 0, 7, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 224, 0, 8, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 64, 224, 0, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_7168x256_bf16_bf16_fp32_resident_t16_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 16), 1) * 64, 512, ResidentT16E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT16E32S8::kTokens);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t24_e64_s16_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_7168x256_bf16_bf16_fp32_resident_t24_e64_s16_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 24), 1) * 64, 512, ResidentT24E64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT24E64S16::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_7168x256_bf16_bf16_fp32_resident_t24_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 24), 1) * 64, 512, ResidentT24E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT24E32S8::kTokens);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t32_e64_s14_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_7168x256_bf16_bf16_fp32_resident_t32_e64_s14_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 56, 512, ResidentT32E64S14::kSmemBytes, 14, true}, args,
+      kHiddenSize, ResidentT32E64S14::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_7168x256_bf16_bf16_fp32_resident_t32_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 64, 512, ResidentT32E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT32E32S8::kTokens);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_e64_s16_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_e64_s16_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 64, 512, ResidentT48E64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT48E64S16::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 64, 512, ResidentT48E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT48E32S8::kTokens);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_e64_s16_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_e64_s16_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 64, 512, ResidentT64E64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT64E64S16::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 64, 512, ResidentT64E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT64E32S8::kTokens);
-}
-
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e64_s8_d12_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d6_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 48), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 32), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t48_e64_s8_d12_sm90>(
-      {ceil_div(args.num_tokens, 48) * 32, 384, WgmmaT48E64S8D12::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT48E64S8D12::kTokens, WgmmaT48E64S8D12::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d6_sm90>(
+      {ceil_div(args.num_tokens, 32) * 32, 384, WgmmaT32E64S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT32E64S8D6::kTokens, WgmmaT32E64S8D6::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d10_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 64), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d10_sm90>(
-      {ceil_div(args.num_tokens, 64) * 32, 384, WgmmaT64E64S8D10::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT64E64S8D10::kTokens, WgmmaT64E64S8D10::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90>(
+      {ceil_div(args.num_tokens, 64) * 32, 384, WgmmaT64E64S8D4::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT64E64S8D4::kTokens, WgmmaT64E64S8D4::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t88_e64_s8_d8_sm90(const normgate_args& given) {
@@ -2308,22 +2244,22 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t88_e64_s8_d8_sm90(
       WgmmaT88E64S8D8::kTokens, WgmmaT88E64S8D8::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t56_e128_s8_d7_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 128), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 56), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90>(
-      {ceil_div(args.num_tokens, 128) * 32, 384, WgmmaT128E64S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT128E64S8D6::kTokens, WgmmaT128E64S8D6::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t56_e128_s8_d7_sm90>(
+      {ceil_div(args.num_tokens, 56) * 16, 512, WgmmaT56E128S8D7::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT56E128S8D7::kTokens, WgmmaT56E128S8D7::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t80_e128_s8_d6_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d8_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 80), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 80), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t80_e128_s8_d6_sm90>(
-      {ceil_div(args.num_tokens, 80) * 16, 512, WgmmaT80E128S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT80E128S8D6::kTokens, WgmmaT80E128S8D6::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d8_sm90>(
+      {ceil_div(args.num_tokens, 80) * 16, 384, WgmmaT80E64S4D8::kSmemBytes, 4, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT80E64S4D8::kTokens, WgmmaT80E64S4D8::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t72_e128_s4_d6_sm90(const normgate_args& given) {
@@ -2344,53 +2280,43 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d6_sm90
       WgmmaT128E64S2D6::kTokens, WgmmaT128E64S2D6::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s1_d6_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 128), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 4 + ceil_div(args.num_tokens, 128), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90>(
-      {ceil_div(args.num_tokens, 128) * 4, 512, WgmmaT128E128S2D5::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT128E128S2D5::kTokens, WgmmaT128E128S2D5::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s1_d6_sm90>(
+      {ceil_div(args.num_tokens, 128) * 4, 384, WgmmaT128E64S1D6::kSmemBytes, 1, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT128E64S1D6::kTokens, WgmmaT128E64S1D6::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm90>(
-      {ceil_div(args.num_tokens, 16) * 96, 256, 0, 6, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s8_w214_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s8_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 64, 256, TiledT32E32S8W214K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm90>(
-      {ceil_div(args.num_tokens, 32) * 96, 256, 0, 6, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s6_w5_b4_r2_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s6_w5_b4_r2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 48, 160, 0, 6, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 64, 224, 0, 8, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W124K128D3::kSmemBytes, 6, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E32S6W222K128D3::kSmemBytes, 6, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w214_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W214K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s8_w124_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s8_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 16, 256, TiledT32E128S8W124K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 24, 256, TiledT32E96S8W222K128D3::kSmemBytes, 8, true}, args);
-}
-
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 32, 256, TiledT64E64S8W222K128D3::kSmemBytes, 8, true}, args);
-}
-
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E64S6W222K128D3::kSmemBytes, 6, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E96S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args) {
@@ -2398,14 +2324,14 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k1
       {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E128S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w214_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S2W214K128D3::kSmemBytes, 2, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E128S2W124K128D3::kSmemBytes, 2, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E64S2W214K128D3::kSmemBytes, 2, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args) {
@@ -2413,9 +2339,9 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k1
       {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 2, 256, TiledT64E128S1W222K128D3::kSmemBytes, 1, true}, args);
+cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 128) * 8, 256, TiledT128E64S2W412K128D3::kSmemBytes, 2, true}, args);
 }
 
 }  // namespace normgate

@@ -41,30 +41,6 @@ __device__ __forceinline__ void store_logits(const normgate_args& args, int64_t 
   if (expert < kNumExperts) store4(row + expert, logits);
 }
 
-// d[64 x 8] (+)= a[64 x 16] * b[16 x 8], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3}, "
-      "{%4, %5, %6, %7}, %8, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
-// d[64 x 16] (+)= a[64 x 16] * b[16 x 16], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[8], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "{%8, %9, %10, %11}, %12, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
 // d[64 x 24] (+)= a[64 x 16] * b[16 x 24], a from registers, b from shared memory; d starts anew where add is 0.
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[12], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                              uint64_t b, int add) {
@@ -1582,31 +1558,18 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   }
 }
 
-// gemv_t1_e3_w14_c2, 1 token: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
-struct GemvT1E3W14C2 {
+// gemv_t1_e4_w10_c3, 1 token: measured on NVIDIA H200: 2.00 us at 1 token, next best gemv_t1_e2_w7_c4 2.06.
+struct GemvT1E4W10C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 448;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 4;           // experts that a CTA computes
+  static constexpr int kThreads = 320;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w14_c2, 2 tokens: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT2E3W14C2 {
-  static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 448;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
-  static constexpr int kGroup = 2;             // rows that a thread has on their way at once
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e32_s8_w7_b4, 3 to 4 tokens: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table
-// for this SM (python build.py tune); cost model); 3 to 8 tokens: cheapest of 72 legal variants of gemv and split_k at
-// 4 tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w7_b4, 2 to 8 tokens: measured on NVIDIA H200: 2.50 us at 2 tokens, next best
+// split_k_t8_e32_s7_w8_b4 2.52.
 struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -1618,96 +1581,111 @@ struct SplitKT8E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t8_e32_s8, 5 to 8 tokens: cheapest of 60 legal variants of split_k and tiled and resident and wgmma at 8
-// tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT8E32S8 {
-  static constexpr int kTokens = 8;            // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 3.51 us at 16 tokens, next best
+// resident_t16_e64_s16 3.56.
+struct SplitKT16E32S8W7B4 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// resident_t24_e64_s16, 17 to 24 tokens: measured on NVIDIA H200: 3.83 us at 24 tokens, next best
+// resident_t32_e64_s16 3.84.
+struct ResidentT24E64S16 {
+  static constexpr int kTokens = 24;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
   static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
   static constexpr int kSumRegisters = 160;    // registers of a thread that multiplies
   static constexpr int kNormRegisters = 128;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 82536;     // dynamic shared memory
+  static constexpr int kSmemBytes = 119032;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t16_e32_s8, 9 to 16 tokens: cheapest of 151 legal variants of split_k and tiled and resident and wgmma at 16
-// tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT16E32S8 {
-  static constexpr int kTokens = 16;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 168;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 103592;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t24_e32_s8, 17 to 24 tokens: cheapest of 396 legal variants of split_k and tiled and resident and wgmma at
-// 24 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT24E32S8 {
-  static constexpr int kTokens = 24;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 168;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 125672;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t32_e32_s8, 25 to 32 tokens: cheapest of 431 legal variants of split_k and tiled and resident and wgmma at
-// 32 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT32E32S8 {
+// resident_t32_e64_s16, 25 to 32 tokens: measured on NVIDIA H200: 3.96 us at 32 tokens, next best
+// resident_t32_e64_s14 4.10.
+struct ResidentT32E64S16 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
+  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
+  static constexpr int kSumRegisters = 168;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kCopyRegisters = 40;    // of one that copies
+  static constexpr int kSmemBytes = 135480;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// resident_t48_e64_s16, 33 to 48 tokens: measured on NVIDIA H200: 4.68 us at 48 tokens, next best
+// resident_t64_e64_s16 4.83.
+struct ResidentT48E64S16 {
+  static constexpr int kTokens = 48;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
   static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
   static constexpr int kSumRegisters = 176;    // registers of a thread that multiplies
   static constexpr int kNormRegisters = 120;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 146728;    // dynamic shared memory
+  static constexpr int kSmemBytes = 169400;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t48_e32_s8, 33 to 48 tokens: cheapest of 561 legal variants of split_k and tiled and resident and wgmma at
-// 48 tokens (no tuned table for this SM (python build.py tune); cost model); 65 to 96 tokens: cheapest of 606 legal
-// variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
-struct ResidentT48E32S8 {
-  static constexpr int kTokens = 48;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+// resident_t64_e64_s16, 49 to 64 tokens: measured on NVIDIA H200: 5.30 us at 64 tokens, next best
+// resident_t64_e64_s14 5.49.
+struct ResidentT64E64S16 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 16;            // CTAs that share hidden_size
   static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
   static constexpr int kSumRegisters = 184;    // registers of a thread that multiplies
   static constexpr int kNormRegisters = 104;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 217512;    // dynamic shared memory
+  static constexpr int kSmemBytes = 202296;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t64_e32_s8, 49 to 64 tokens: cheapest of 605 legal variants of split_k and tiled and resident and wgmma at
-// 64 tokens (no tuned table for this SM (python build.py tune); cost model); 97 to 128 tokens: cheapest of 598 legal
-// variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
-struct ResidentT64E32S8 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
+// wgmma_t48_e64_s8_d5, 65 to 96 tokens: measured on NVIDIA H200: 6.52 us at 96 tokens, next best
+// wgmma_t56_e64_s8_d4 6.99.
+struct WgmmaT48E64S8D5 {
+  static constexpr int kTokens = 48;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 1;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 192;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 88;    // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 196024;    // dynamic shared memory
+  static constexpr int kStages = 5;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 1;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 104;   // of one that norms rows
+  static constexpr int kSumRegisters = 120;    // of one that multiplies
+  static constexpr int kStartRegisters = 88;   // that each begins with
+  static constexpr int kSmemBytes = 100524;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t96_e64_s8_d8, 129 to 192 tokens: cheapest of 569 legal variants of split_k and tiled and resident and wgmma at
-// 192 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t64_e64_s8_d4, 97 to 128 tokens: measured on NVIDIA H200: 7.22 us at 128 tokens, next best
+// wgmma_t64_e64_s8_d10 7.43.
+struct WgmmaT64E64S8D4 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kStages = 4;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 2;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 88;    // of one that norms rows
+  static constexpr int kSumRegisters = 136;    // of one that multiplies
+  static constexpr int kStartRegisters = 88;   // that each begins with
+  static constexpr int kSmemBytes = 108728;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t96_e64_s8_d8, 129 to 192 tokens: measured on NVIDIA H200: 8.39 us at 192 tokens, next best
+// wgmma_t104_e64_s8_d7 8.77.
 struct WgmmaT96E64S8D8 {
   static constexpr int kTokens = 96;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1723,8 +1701,8 @@ struct WgmmaT96E64S8D8 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e64_s8_d6, 193 to 256 tokens: cheapest of 561 legal variants of split_k and tiled and resident and wgmma
-// at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t128_e64_s8_d6, 193 to 256 tokens: measured on NVIDIA H200: 9.56 us at 256 tokens, next best
+// wgmma_t56_e64_s4_d10 9.92.
 struct WgmmaT128E64S8D6 {
   static constexpr int kTokens = 128;          // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1740,8 +1718,8 @@ struct WgmmaT128E64S8D6 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t80_e64_s4_d8, 257 to 384 tokens: cheapest of 553 legal variants of split_k and tiled and resident and wgmma at
-// 384 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t80_e64_s4_d8, 257 to 384 tokens: measured on NVIDIA H200: 12.20 us at 384 tokens, next best
+// wgmma_t88_e64_s4_d8 12.57.
 struct WgmmaT80E64S4D8 {
   static constexpr int kTokens = 80;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1757,8 +1735,8 @@ struct WgmmaT80E64S4D8 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t104_e64_s4_d7, 385 to 512 tokens: cheapest of 553 legal variants of split_k and tiled and resident and wgmma
-// at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t104_e64_s4_d7, 385 to 512 tokens: measured on NVIDIA H200: 13.93 us at 512 tokens, next best
+// wgmma_t112_e64_s4_d7 14.31.
 struct WgmmaT104E64S4D7 {
   static constexpr int kTokens = 104;          // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -1774,25 +1752,25 @@ struct WgmmaT104E64S4D7 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t104_e128_s4_d5, 513 to 1024 tokens: cheapest of 553 legal variants of split_k and tiled and resident and wgmma
-// at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT104E128S4D5 {
-  static constexpr int kTokens = 104;          // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 4;             // CTAs that share hidden_size
-  static constexpr int kStages = 5;            // steps in shared memory at a time
+// wgmma_t96_e64_s2_d8, 513 to 1024 tokens: measured on NVIDIA H200: 24.05 us at 1024 tokens, next best
+// wgmma_t104_e128_s4_d5 24.99.
+struct WgmmaT96E64S2D8 {
+  static constexpr int kTokens = 96;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 2;             // CTAs that share hidden_size
+  static constexpr int kStages = 8;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 88;    // of one that norms rows
-  static constexpr int kSumRegisters = 176;    // of one that multiplies
-  static constexpr int kStartRegisters = 120;  // that each begins with
-  static constexpr int kSmemBytes = 206116;    // dynamic shared memory
+  static constexpr int kNormRegisters = 80;    // of one that norms rows
+  static constexpr int kSumRegisters = 168;    // of one that multiplies
+  static constexpr int kStartRegisters = 96;   // that each begins with
+  static constexpr int kSmemBytes = 221612;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t96_e128_s2_d5, 1025 to 4096 tokens: cheapest of 553 legal variants of split_k and tiled and resident and wgmma
-// at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+// wgmma_t96_e128_s2_d5, 1025 to 2048 tokens: measured on NVIDIA H200: 39.02 us at 2048 tokens, next best
+// wgmma_t104_e128_s2_d5 40.72.
 struct WgmmaT96E128S2D5 {
   static constexpr int kTokens = 96;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes
@@ -1808,61 +1786,65 @@ struct WgmmaT96E128S2D5 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e128_s2_d5, 4097 tokens and more: cheapest of 553 legal variants of split_k and tiled and resident and
-// wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT128E128S2D5 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
+// wgmma_t96_e128_s1_d5, 2049 tokens and more: measured on NVIDIA H200: 71.68 us at 4096 tokens, next best
+// wgmma_t104_e128_s1_d5 74.33.
+struct WgmmaT96E128S1D5 {
+  static constexpr int kTokens = 96;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
+  static constexpr int kSplit = 1;             // CTAs that share hidden_size
   static constexpr int kStages = 5;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
   static constexpr int kNormRegisters = 72;    // of one that norms rows
-  static constexpr int kSumRegisters = 200;    // of one that multiplies
-  static constexpr int kStartRegisters = 128;  // that each begins with
-  static constexpr int kSmemBytes = 221628;    // dynamic shared memory
+  static constexpr int kSumRegisters = 168;    // of one that multiplies
+  static constexpr int kStartRegisters = 112;  // that each begins with
+  static constexpr int kSmemBytes = 201276;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: resident_t16_e32_s8 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT16E32S8W7B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: resident_t24_e32_s8 needs sm_90a; this is the best that later chips
+// tiled_t32_e32_s8_w214_k128_d3, 17 to 24 tokens: resident_t24_e64_s16 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT32E32S8W222K128D3 {
+struct TiledT32E32S8W214K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
   static constexpr int kSmemBytes = 55040;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: resident_t48_e32_s8 needs sm_90a; this is the best that later chips
+// tiled_t32_e32_s8_w124_k128_d3, 25 to 32 tokens: resident_t32_e64_s16 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT32E64S8W222K128D3 {
+struct TiledT32E32S8W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kExperts = 32;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
   static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 4;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 55040;     // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t64_e32_s8_w412_k128_d3, 33 to 64 tokens: resident_t48_e64_s16 needs sm_90a; this is the best that later chips
+// can run.
+struct TiledT64E32S8W412K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
+  static constexpr int kExperts = 32;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 4;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
@@ -1872,24 +1854,24 @@ struct TiledT32E64S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e96_s8_w222_k128_d3, 65 to 96 tokens: resident_t48_e32_s8 needs sm_90a; this is the best that later chips
+// tiled_t32_e96_s8_w214_k128_d3, 65 to 96 tokens: wgmma_t48_e64_s8_d5 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT32E96S8W222K128D3 {
+struct TiledT32E96S8W214K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 96;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
   static constexpr int kSmemBytes = 112384;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s8_w222_k128_d3, 97 to 128 tokens: resident_t64_e32_s8 needs sm_90a; this is the best that later chips
+// tiled_t64_e64_s8_w222_k128_d3, 97 to 128 tokens: wgmma_t64_e64_s8_d4 needs sm_90a; this is the best that later chips
 // can run.
 struct TiledT64E64S8W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
@@ -1923,14 +1905,14 @@ struct TiledT64E96S8W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s8_w222_k128_d3, 193 to 256 tokens: wgmma_t128_e64_s8_d6 needs sm_90a; this is the best that later
+// tiled_t128_e64_s8_w412_k128_d3, 193 to 256 tokens: wgmma_t128_e64_s8_d6 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT64E128S8W222K128D3 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
+struct TiledT128E64S8W412K128D3 {
+  static constexpr int kTokens = 128;          // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kTokenWarps = 4;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
@@ -1974,7 +1956,7 @@ struct TiledT32E96S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e96_s2_w222_k128_d3, 513 to 1024 tokens: wgmma_t104_e128_s4_d5 needs sm_90a; this is the best that later
+// tiled_t64_e96_s2_w222_k128_d3, 513 to 2048 tokens: wgmma_t96_e64_s2_d8 needs sm_90a; this is the best that later
 // chips can run.
 struct TiledT64E96S2W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
@@ -1991,31 +1973,14 @@ struct TiledT64E96S2W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s2_w222_k128_d3, 1025 to 4096 tokens: wgmma_t96_e128_s2_d5 needs sm_90a; this is the best that later
+// tiled_t128_e64_s1_w412_k128_d3, 2049 tokens and more: wgmma_t96_e128_s1_d5 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT64E128S2W222K128D3 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 187392;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
-};
-
-// tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later
-// chips can run.
-struct TiledT64E128S1W222K128D3 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
+struct TiledT128E64S1W412K128D3 {
+  static constexpr int kTokens = 128;          // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 1;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kTokenWarps = 4;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 1;       // warps side by side over the experts
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
@@ -2028,14 +1993,9 @@ struct TiledT64E128S1W222K128D3 {
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(448, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm90(const normgate_args args) {
-  gemv<GemvT1E3W14C2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(448, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm90(const normgate_args args) {
-  gemv<GemvT2E3W14C2>(args);
+extern "C" __global__ void __launch_bounds__(320, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w10_c3_sm90(const normgate_args args) {
+  gemv<GemvT1E4W10C3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
@@ -2043,51 +2003,58 @@ extern "C" __global__ void __launch_bounds__(224, 1)
   split_k<SplitKT8E32S8W7B4>(args);
 }
 
+extern "C" __global__ void __launch_bounds__(224, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args args) {
+  split_k<SplitKT16E32S8W7B4>(args);
+}
+
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_resident_t8_e32_s8_sm90(const normgate_args args,
-                                                                const __grid_constant__ CUtensorMap x_map) {
+    norm_a_gate_7168x384_bf16_bf16_fp32_resident_t24_e64_s16_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT8E32S8>(args, x_map);
+  resident<ResidentT24E64S16>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+    norm_a_gate_7168x384_bf16_bf16_fp32_resident_t32_e64_s16_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT16E32S8>(args, x_map);
+  resident<ResidentT32E64S16>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+    norm_a_gate_7168x384_bf16_bf16_fp32_resident_t48_e64_s16_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT24E32S8>(args, x_map);
+  resident<ResidentT48E64S16>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+    norm_a_gate_7168x384_bf16_bf16_fp32_resident_t64_e64_s16_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT32E32S8>(args, x_map);
+  resident<ResidentT64E64S16>(args, x_map);
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_resident_t48_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+extern "C" __global__ void __maxnreg__(88)
+    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t48_e64_s8_d5_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT48E32S8>(args, x_map);
+  wgmma<WgmmaT48E64S8D5>(args, x_map, gate_map);
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_resident_t64_e32_s8_sm90(const normgate_args args,
-                                                                 const __grid_constant__ CUtensorMap x_map) {
+extern "C" __global__ void __maxnreg__(88)
+    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT64E32S8>(args, x_map);
+  wgmma<WgmmaT64E64S8D4>(args, x_map, gate_map);
 #endif
 }
 
@@ -2127,12 +2094,12 @@ extern "C" __global__ void __maxnreg__(96)
 #endif
 }
 
-extern "C" __global__ void __maxnreg__(120)
-    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e128_s4_d5_sm90(const normgate_args args,
-                                                                   const __grid_constant__ CUtensorMap x_map,
-                                                                   const __grid_constant__ CUtensorMap gate_map) {
+extern "C" __global__ void __maxnreg__(96)
+    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args args,
+                                                                 const __grid_constant__ CUtensorMap x_map,
+                                                                 const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT104E128S4D5>(args, x_map, gate_map);
+  wgmma<WgmmaT96E64S2D8>(args, x_map, gate_map);
 #endif
 }
 
@@ -2145,33 +2112,33 @@ extern "C" __global__ void __maxnreg__(112)
 #endif
 }
 
-extern "C" __global__ void __maxnreg__(128)
-    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args args,
-                                                                   const __grid_constant__ CUtensorMap x_map,
-                                                                   const __grid_constant__ CUtensorMap gate_map) {
+extern "C" __global__ void __maxnreg__(112)
+    norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d5_sm90(const normgate_args args,
+                                                                  const __grid_constant__ CUtensorMap x_map,
+                                                                  const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT128E128S2D5>(args, x_map, gate_map);
+  wgmma<WgmmaT96E128S1D5>(args, x_map, gate_map);
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args args) {
-  split_k<SplitKT16E32S8W7B4>(args);
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w214_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E32S8W214K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E32S8W222K128D3>(args);
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E32S8W124K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E64S8W222K128D3>(args);
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E32S8W412K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E96S8W222K128D3>(args);
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w214_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E96S8W214K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2185,8 +2152,8 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E128S8W222K128D3>(args);
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s8_w412_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT128E64S8W412K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2205,21 +2172,12 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E128S2W222K128D3>(args);
+    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT128E64S1W412K128D3>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E128S1W222K128D3>(args);
-}
-
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e3_w14_c2_sm90>({128, 448, 0, 1, true}, args);
-}
-
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t2_e3_w14_c2_sm90>({128, 448, 0, 1, true}, args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w10_c3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_gemv_t1_e4_w10_c3_sm90>({96, 320, 0, 1, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm90(const normgate_args& args) {
@@ -2227,40 +2185,51 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_s
       {ceil_div(args.num_tokens, 8) * 96, 224, 0, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t8_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_7168x384_bf16_bf16_fp32_resident_t8_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 8), 1) * 96, 512, ResidentT8E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT8E32S8::kTokens);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_7168x384_bf16_bf16_fp32_resident_t16_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 16), 1) * 96, 512, ResidentT16E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT16E32S8::kTokens);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t24_e64_s16_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_7168x384_bf16_bf16_fp32_resident_t24_e64_s16_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 24), 1) * 96, 512, ResidentT24E64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT24E64S16::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_7168x384_bf16_bf16_fp32_resident_t24_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 24), 1) * 96, 512, ResidentT24E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT24E32S8::kTokens);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t32_e64_s16_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_7168x384_bf16_bf16_fp32_resident_t32_e64_s16_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 96, 512, ResidentT32E64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT32E64S16::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_7168x384_bf16_bf16_fp32_resident_t32_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 1) * 96, 512, ResidentT32E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT32E32S8::kTokens);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t48_e64_s16_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_7168x384_bf16_bf16_fp32_resident_t48_e64_s16_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 96, 512, ResidentT48E64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT48E64S16::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t48_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_7168x384_bf16_bf16_fp32_resident_t48_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 1) * 96, 512, ResidentT48E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT48E32S8::kTokens);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t64_e64_s16_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_a_gate_7168x384_bf16_bf16_fp32_resident_t64_e64_s16_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 96, 512, ResidentT64E64S16::kSmemBytes, 16, true}, args,
+      kHiddenSize, ResidentT64E64S16::kTokens);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_resident_t64_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_a_gate_7168x384_bf16_bf16_fp32_resident_t64_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 64), 1) * 96, 512, ResidentT64E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT64E32S8::kTokens);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t48_e64_s8_d5_sm90(const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 6 + ceil_div(args.num_tokens, 48), &args))
+    return error;
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t48_e64_s8_d5_sm90>(
+      {ceil_div(args.num_tokens, 48) * 48, 384, WgmmaT48E64S8D5::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT48E64S8D5::kTokens, WgmmaT48E64S8D5::kExperts);
+}
+
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 6 + ceil_div(args.num_tokens, 64), &args))
+    return error;
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90>(
+      {ceil_div(args.num_tokens, 64) * 48, 384, WgmmaT64E64S8D4::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT64E64S8D4::kTokens, WgmmaT64E64S8D4::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(const normgate_args& given) {
@@ -2299,13 +2268,13 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e64_s4_d7_sm90
       WgmmaT104E64S4D7::kTokens, WgmmaT104E64S4D7::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e128_s4_d5_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 3 + ceil_div(args.num_tokens, 104), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 6 + ceil_div(args.num_tokens, 96), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e128_s4_d5_sm90>(
-      {ceil_div(args.num_tokens, 104) * 12, 512, WgmmaT104E128S4D5::kSmemBytes, 4, true}, args, kHiddenSize,
-      kNumExperts, WgmmaT104E128S4D5::kTokens, WgmmaT104E128S4D5::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90>(
+      {ceil_div(args.num_tokens, 96) * 12, 384, WgmmaT96E64S2D8::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT96E64S2D8::kTokens, WgmmaT96E64S2D8::kExperts);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d5_sm90(const normgate_args& given) {
@@ -2317,33 +2286,33 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d5_sm90
       WgmmaT96E128S2D5::kTokens, WgmmaT96E128S2D5::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& given) {
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d5_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 3 + ceil_div(args.num_tokens, 128), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 3 + ceil_div(args.num_tokens, 96), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90>(
-      {ceil_div(args.num_tokens, 128) * 6, 512, WgmmaT128E128S2D5::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT128E128S2D5::kTokens, WgmmaT128E128S2D5::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_a_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d5_sm90>(
+      {ceil_div(args.num_tokens, 96) * 3, 512, WgmmaT96E128S1D5::kSmemBytes, 1, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT96E128S1D5::kTokens, WgmmaT96E128S1D5::kExperts);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w214_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W214K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W222K128D3::kSmemBytes, 8, true}, args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 96, 256, TiledT32E32S8W124K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 48, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 96, 256, TiledT64E32S8W412K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E96S8W222K128D3::kSmemBytes, 8, true}, args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w214_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w214_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E96S8W214K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args) {
@@ -2356,9 +2325,9 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k12
       {ceil_div(args.num_tokens, 64) * 32, 256, TiledT64E96S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 24, 256, TiledT64E128S8W222K128D3::kSmemBytes, 8, true}, args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s8_w412_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s8_w412_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 128) * 48, 256, TiledT128E64S8W412K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm90(const normgate_args& args) {
@@ -2376,14 +2345,9 @@ cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k12
       {ceil_div(args.num_tokens, 64) * 8, 256, TiledT64E96S2W222K128D3::kSmemBytes, 2, true}, args);
 }
 
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 6, 256, TiledT64E128S2W222K128D3::kSmemBytes, 2, true}, args);
-}
-
-cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args) {
-  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 3, 256, TiledT64E128S1W222K128D3::kSmemBytes, 1, true}, args);
+cudaError_t launch_norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(const normgate_args& args) {
+  return launch<norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 128) * 6, 256, TiledT128E64S1W412K128D3::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

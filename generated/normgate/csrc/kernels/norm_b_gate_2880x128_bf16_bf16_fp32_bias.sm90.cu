@@ -41,31 +41,6 @@ __device__ __forceinline__ void store_logits(const normgate_args& args, int64_t 
   if (expert < kNumExperts) store4(row + expert, logits);
 }
 
-// d[64 x 16] (+)= a[64 x 16] * b[16 x 16], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[8], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "{%8, %9, %10, %11}, %12, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
-// d[64 x 24] (+)= a[64 x 16] * b[16 x 24], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[12], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %17, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, "
-      "{%12, %13, %14, %15}, %16, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
 // d[64 x 32] (+)= a[64 x 16] * b[16 x 32], a from registers, b from shared memory; d starts anew where add is 0.
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[16], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                              uint64_t b, int add) {
@@ -79,34 +54,18 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[16], uint32_t a0, uint32
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
-// d[64 x 48] (+)= a[64 x 16] * b[16 x 48], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[24], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+// d[64 x 40] (+)= a[64 x 16] * b[16 x 40], a from registers, b from shared memory; d starts anew where add is 0.
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[20], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                              uint64_t b, int add) {
   asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %29, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %25, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n40k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23}, "
-      "{%24, %25, %26, %27}, %28, p, 1, 1, 0;\n}"
+      "%16, %17, %18, %19}, "
+      "{%20, %21, %22, %23}, %24, p, 1, 1, 0;\n}"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
         "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
-// d[64 x 56] (+)= a[64 x 16] * b[16 x 56], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[28], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %33, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n56k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27}, "
-      "{%28, %29, %30, %31}, %32, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27])
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
@@ -123,64 +82,6 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[32], uint32_t a0, uint32
         "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
         "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
         "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
-// d[64 x 72] (+)= a[64 x 16] * b[16 x 72], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[36], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %41, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35}, "
-      "{%36, %37, %38, %39}, %40, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
-// d[64 x 80] (+)= a[64 x 16] * b[16 x 80], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[40], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %45, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39}, "
-      "{%40, %41, %42, %43}, %44, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
-}
-
-// d[64 x 128] (+)= a[64 x 16] * b[16 x 128], a from registers, b from shared memory; d starts anew where add is 0.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
@@ -1590,333 +1491,223 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   }
 }
 
-// gemv_t1_e1_w12_c1, 1 token: cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
-struct GemvT1E1W12C1 {
+// gemv_t1_e2_w12_c1, 1 token: measured on NVIDIA H200: 1.01 us at 1 token, next best gemv_t1_e3_w12_c1 1.02.
+struct GemvT1E2W12C1 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 1;           // experts that a CTA computes
+  static constexpr int kExperts = 2;           // experts that a CTA computes
   static constexpr int kThreads = 384;         // threads of a CTA
   static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e1_w12_c1, 2 tokens: cheapest of 115 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT2E1W12C1 {
+// gemv_t2_e3_w4_c3, 2 tokens: measured on NVIDIA H200: 1.37 us at 2 tokens, next best gemv_t2_e3_w6_c2 1.37.
+struct GemvT2E3W4C3 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 1;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 128;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t4_e1_w12_c1, 3 to 4 tokens: cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for
-// this SM (python build.py tune); cost model).
-struct GemvT4E1W12C1 {
-  static constexpr int kTokens = 4;            // tokens that a CTA serves
-  static constexpr int kExperts = 1;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
-  static constexpr int kGroup = 4;             // rows that a thread has on their way at once
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: cheapest of 89 legal variants of split_k and tiled and resident and wgmma at
-// 8 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT8E16S8W4B3 {
+// split_k_t8_e16_s8_w12_b1, 3 to 4 tokens: measured on NVIDIA H200: 1.60 us at 4 tokens, next best
+// split_k_t8_e16_s8_w4_b3 1.62.
+struct SplitKT8E16S8W12B1 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: cheapest of 221 legal variants of split_k and tiled and resident and wgmma
-// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT8E16S6W5B3 {
+// split_k_t8_e16_s6_w16_b1, 5 to 16 tokens: measured on NVIDIA H200: 1.60 us at 8 tokens, next best
+// split_k_t8_e32_s8_w6_b2 1.60.
+struct SplitKT8E16S6W16B1 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w4_b3, 17 to 24 tokens: cheapest of 488 legal variants of split_k and tiled and resident and wgmma
-// at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT8E32S8W4B3 {
+// split_k_t8_e32_s8_w12_b1, 17 to 24 tokens: measured on NVIDIA H200: 1.64 us at 24 tokens, next best
+// split_k_t8_e16_s4_w12_b2 1.68.
+struct SplitKT8E32S8W12B1 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
   static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e32_s6_w4_b4, 25 to 48 tokens: measured on NVIDIA H200: 1.97 us at 48 tokens, next best
+// split_k_t16_e32_s8_w12_b1 2.08.
+struct SplitKT8E32S6W4B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
   static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w5_b3, 25 to 32 tokens: cheapest of 536 legal variants of split_k and tiled and resident and wgmma
-// at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct SplitKT16E16S6W5B3 {
+// split_k_t16_e32_s6_w8_b2, 49 to 64 tokens: measured on NVIDIA H200: 2.28 us at 64 tokens, next best
+// resident_t32_e32_s8 2.45; 49 to 96 tokens: measured on NVIDIA H200: 2.28 us at 64 tokens, next best
+// resident_t32_e32_s8 2.45.
+struct SplitKT16E32S6W8B2 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kExperts = 32;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t16_e32_s8, 33 to 48 tokens: cheapest of 652 legal variants of split_k and tiled and resident and wgmma at
-// 48 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT16E32S8 {
-  static constexpr int kTokens = 16;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 128;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 53416;     // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t16_e32_s6, 49 to 64 tokens: cheapest of 711 legal variants of split_k and tiled and resident and wgmma at
-// 64 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT16E32S6 {
-  static constexpr int kTokens = 16;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 128;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 65864;     // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t24_e32_s6, 65 to 96 tokens: cheapest of 695 legal variants of split_k and tiled and resident and wgmma at
-// 96 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT24E32S6 {
-  static constexpr int kTokens = 24;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 136;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
-  static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 81544;     // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// resident_t32_e32_s6, 97 to 128 tokens: cheapest of 685 legal variants of split_k and tiled and resident and wgmma at
-// 128 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT32E32S6 {
+// resident_t32_e32_s8, 65 to 96 tokens: measured on NVIDIA H200: 2.71 us at 96 tokens, next best
+// resident_t32_e32_s7 2.77.
+struct ResidentT32E32S8 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
   static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 136;    // registers of a thread that multiplies
+  static constexpr int kSumRegisters = 128;    // registers of a thread that multiplies
   static constexpr int kNormRegisters = 128;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 96392;     // dynamic shared memory
+  static constexpr int kSmemBytes = 80168;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t48_e32_s6, 129 to 192 tokens: cheapest of 623 legal variants of split_k and tiled and resident and wgmma at
-// 192 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT48E32S6 {
-  static constexpr int kTokens = 48;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
+// resident_t32_e64_s8, 97 to 192 tokens: measured on NVIDIA H200: 3.04 us at 128 tokens, next best
+// resident_t32_e32_s6 3.20.
+struct ResidentT32E64S8 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
   static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 144;    // registers of a thread that multiplies
+  static constexpr int kSumRegisters = 160;    // registers of a thread that multiplies
   static constexpr int kNormRegisters = 128;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 142280;    // dynamic shared memory
+  static constexpr int kSmemBytes = 113064;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// resident_t64_e32_s6, 193 to 256 tokens: cheapest of 613 legal variants of split_k and tiled and resident and wgmma at
-// 256 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct ResidentT64E32S6 {
+// resident_t64_e64_s8, 193 to 384 tokens: measured on NVIDIA H200: 3.77 us at 384 tokens, next best
+// wgmma_t56_e64_s8_d5 4.09.
+struct ResidentT64E64S8 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 32;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
   static constexpr int kPlaces = 2;            // tiles of rows in shared memory at a time
-  static constexpr int kSumRegisters = 152;    // registers of a thread that multiplies
-  static constexpr int kNormRegisters = 128;   // of one that norms rows
+  static constexpr int kSumRegisters = 176;    // registers of a thread that multiplies
+  static constexpr int kNormRegisters = 120;   // of one that norms rows
   static constexpr int kCopyRegisters = 40;    // of one that copies
-  static constexpr int kSmemBytes = 189384;    // dynamic shared memory
+  static constexpr int kSmemBytes = 173736;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t56_e64_s8_d6, 257 to 384 tokens: cheapest of 603 legal variants of split_k and tiled and resident and wgmma at
-// 384 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT56E64S8D6 {
-  static constexpr int kTokens = 56;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 6;            // steps in shared memory at a time
-  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
-  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 96;    // of one that norms rows
-  static constexpr int kSumRegisters = 128;    // of one that multiplies
-  static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 116072;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// wgmma_t80_e64_s8_d6, 385 to 512 tokens: cheapest of 603 legal variants of split_k and tiled and resident and wgmma at
-// 512 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT80E64S8D6 {
-  static constexpr int kTokens = 80;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 8;             // CTAs that share hidden_size
-  static constexpr int kStages = 6;            // steps in shared memory at a time
-  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
-  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 72;    // of one that norms rows
-  static constexpr int kSumRegisters = 152;    // of one that multiplies
-  static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 134516;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// wgmma_t72_e64_s4_d11, 513 to 1024 tokens: cheapest of 603 legal variants of split_k and tiled and resident and wgmma
-// at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT72E64S4D11 {
-  static constexpr int kTokens = 72;           // tokens that a CTA serves
+// wgmma_t40_e64_s4_d6, 385 to 512 tokens: measured on NVIDIA H200: 5.05 us at 512 tokens, next best
+// wgmma_t40_e64_s4_d12 5.36.
+struct WgmmaT40E64S4D6 {
+  static constexpr int kTokens = 40;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 4;             // CTAs that share hidden_size
-  static constexpr int kStages = 11;           // steps in shared memory at a time
+  static constexpr int kStages = 6;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 80;    // of one that norms rows
-  static constexpr int kSumRegisters = 144;    // of one that multiplies
+  static constexpr int kNormRegisters = 112;   // of one that norms rows
+  static constexpr int kSumRegisters = 112;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 215524;    // dynamic shared memory
+  static constexpr int kSmemBytes = 103796;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t64_e64_s2_d12, 1025 to 2048 tokens: cheapest of 603 legal variants of split_k and tiled and resident and wgmma
-// at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT64E64S2D12 {
+// wgmma_t32_e64_s2_d7, 513 to 1024 tokens: measured on NVIDIA H200: 7.80 us at 1024 tokens, next best
+// wgmma_t32_e64_s2_d12 7.96.
+struct WgmmaT32E64S2D7 {
+  static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 64;          // experts that a CTA computes
+  static constexpr int kSplit = 2;             // CTAs that share hidden_size
+  static constexpr int kStages = 7;            // steps in shared memory at a time
+  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
+  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
+  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
+  static constexpr int kNormRegisters = 120;   // of one that norms rows
+  static constexpr int kSumRegisters = 104;    // of one that multiplies
+  static constexpr int kStartRegisters = 88;   // that each begins with
+  static constexpr int kSmemBytes = 109724;    // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// wgmma_t64_e64_s2_d5, 1025 to 2048 tokens: measured on NVIDIA H200: 14.54 us at 2048 tokens, next best
+// wgmma_t64_e64_s2_d12 15.79.
+struct WgmmaT64E64S2D5 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kStages = 12;           // steps in shared memory at a time
+  static constexpr int kStages = 5;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
   static constexpr int kNormRegisters = 88;    // of one that norms rows
   static constexpr int kSumRegisters = 136;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 220460;    // dynamic shared memory
+  static constexpr int kSmemBytes = 105660;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e64_s2_d8, 2049 to 4096 tokens: cheapest of 603 legal variants of split_k and tiled and resident and wgmma
-// at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT128E64S2D8 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
+// wgmma_t64_e64_s1_d5, 2049 tokens and more: measured on NVIDIA H200: 49.01 us at 8192 tokens, next best
+// wgmma_t128_e64_s1_d8 49.44.
+struct WgmmaT64E64S1D5 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kStages = 8;            // steps in shared memory at a time
+  static constexpr int kSplit = 1;             // CTAs that share hidden_size
+  static constexpr int kStages = 5;            // steps in shared memory at a time
   static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
   static constexpr int kRowPlaces = 3;         // rows on their way to be normed
   static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 72;    // of one that norms rows
-  static constexpr int kSumRegisters = 200;    // of one that multiplies
-  static constexpr int kStartRegisters = 104;  // that each begins with
-  static constexpr int kSmemBytes = 220524;    // dynamic shared memory
+  static constexpr int kNormRegisters = 88;    // of one that norms rows
+  static constexpr int kSumRegisters = 136;    // of one that multiplies
+  static constexpr int kStartRegisters = 88;   // that each begins with
+  static constexpr int kSmemBytes = 105660;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// wgmma_t128_e128_s2_d6, 4097 tokens and more: cheapest of 603 legal variants of split_k and tiled and resident and
-// wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model).
-struct WgmmaT128E128S2D6 {
-  static constexpr int kTokens = 128;          // tokens that a CTA serves
-  static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kStages = 6;            // steps in shared memory at a time
-  static constexpr int kChainSteps = 4;        // steps whose products add to one accumulator
-  static constexpr int kRowPlaces = 3;         // rows on their way to be normed
-  static constexpr int kCopyRegisters = 40;    // registers of a thread that copies
-  static constexpr int kNormRegisters = 72;    // of one that norms rows
-  static constexpr int kSumRegisters = 200;    // of one that multiplies
-  static constexpr int kStartRegisters = 128;  // that each begins with
-  static constexpr int kSmemBytes = 220748;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s8_w4_b3, 33 to 48 tokens: resident_t16_e32_s8 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT16E32S8W4B3 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e32_s6_w5_b3, 49 to 64 tokens: resident_t16_e32_s6 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT16E32S6W5B3 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t32_e32_s8_w4_b3, 65 to 96 tokens: resident_t24_e32_s6 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT32E32S8W4B3 {
-  static constexpr int kTokens = 32;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t32_e32_s6_w5_b3, 97 to 128 tokens: resident_t32_e32_s6 needs sm_90a; this is the best that later chips can
-// run.
-struct SplitKT32E32S6W5B3 {
-  static constexpr int kTokens = 32;   // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// tiled_t32_e64_s8_w222_k128_d3, 129 to 192 tokens: resident_t48_e32_s6 needs sm_90a; this is the best that later chips
+// tiled_t32_e32_s8_w222_k128_d3, 97 to 192 tokens: resident_t32_e64_s8 needs sm_90a; this is the best that later chips
 // can run.
-struct TiledT32E64S8W222K128D3 {
+struct TiledT32E32S8W222K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
+  static constexpr int kExperts = 32;          // experts that a CTA computes
+  static constexpr int kSplit = 8;             // CTAs that share hidden_size
+  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
+  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
+  static constexpr int kSliceWarps = 2;        // warps that share a step
+  static constexpr int kStep = 128;            // elements of hidden_size in a step
+  static constexpr int kStages = 3;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 54016;     // dynamic shared memory
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+  static constexpr bool kAddsSteps =
+      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
+};
+
+// tiled_t64_e64_s8_w222_k128_d3, 193 to 384 tokens: resident_t64_e64_s8 needs sm_90a; this is the best that later chips
+// can run.
+struct TiledT64E64S8W222K128D3 {
+  static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
   static constexpr int kSplit = 8;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
@@ -1924,47 +1715,13 @@ struct TiledT32E64S8W222K128D3 {
   static constexpr int kSliceWarps = 2;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 82688;     // dynamic shared memory
+  static constexpr int kSmemBytes = 115456;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 193 to 256 tokens: resident_t64_e32_s6 needs sm_90a; this is the best that later chips
-// can run.
-struct TiledT32E64S6W222K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 6;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 83008;     // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
-};
-
-// tiled_t32_e64_s4_w222_k128_d3, 257 to 384 tokens: wgmma_t56_e64_s8_d6 needs sm_90a; this is the best that later chips
-// can run.
-struct TiledT32E64S4W222K128D3 {
-  static constexpr int kTokens = 32;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 4;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 83456;     // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
-};
-
-// tiled_t64_e64_s6_w222_k128_d3, 385 to 512 tokens: wgmma_t80_e64_s8_d6 needs sm_90a; this is the best that later chips
+// tiled_t64_e64_s6_w222_k128_d3, 385 to 512 tokens: wgmma_t40_e64_s4_d6 needs sm_90a; this is the best that later chips
 // can run.
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
@@ -1981,7 +1738,7 @@ struct TiledT64E64S6W222K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: wgmma_t72_e64_s4_d11 needs sm_90a; this is the best that later
+// tiled_t32_e64_s2_w124_k128_d3, 513 to 1024 tokens: wgmma_t32_e64_s2_d7 needs sm_90a; this is the best that later
 // chips can run.
 struct TiledT32E64S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
@@ -1998,52 +1755,35 @@ struct TiledT32E64S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e64_s2_w222_k128_d3, 1025 to 2048 tokens: wgmma_t64_e64_s2_d12 needs sm_90a; this is the best that later
+// tiled_t32_e128_s2_w124_k128_d3, 1025 to 2048 tokens: wgmma_t64_e64_s2_d5 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT64E64S2W222K128D3 {
-  static constexpr int kTokens = 64;           // tokens that a CTA serves
-  static constexpr int kExperts = 64;          // experts that a CTA computes
-  static constexpr int kSplit = 2;             // CTAs that share hidden_size
-  static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
-  static constexpr int kExpertWarps = 2;       // warps side by side over the experts
-  static constexpr int kSliceWarps = 2;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 117760;    // dynamic shared memory
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-  static constexpr bool kAddsSteps =
-      true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
-};
-
-// tiled_t32_e128_s1_w124_k128_d3, 2049 to 4096 tokens: wgmma_t128_e64_s2_d8 needs sm_90a; this is the best that later
-// chips can run.
-struct TiledT32E128S1W124K128D3 {
+struct TiledT32E128S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes
-  static constexpr int kSplit = 1;             // CTAs that share hidden_size
+  static constexpr int kSplit = 2;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 1;        // warps side by side over the tokens
   static constexpr int kExpertWarps = 2;       // warps side by side over the experts
   static constexpr int kSliceWarps = 4;        // warps that share a step
   static constexpr int kStep = 128;            // elements of hidden_size in a step
   static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 128768;    // dynamic shared memory
+  static constexpr int kSmemBytes = 142336;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: wgmma_t128_e128_s2_d6 needs sm_90a; this is the best that later
+// tiled_t64_e128_s1_w222_k64_d4, 2049 tokens and more: wgmma_t64_e64_s1_d5 needs sm_90a; this is the best that later
 // chips can run.
-struct TiledT64E128S1W222K128D3 {
+struct TiledT64E128S1W222K64D4 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 128;         // experts that a CTA computes
   static constexpr int kSplit = 1;             // CTAs that share hidden_size
   static constexpr int kTokenWarps = 2;        // warps side by side over the tokens
   static constexpr int kExpertWarps = 2;       // warps side by side over the experts
   static constexpr int kSliceWarps = 2;        // warps that share a step
-  static constexpr int kStep = 128;            // elements of hidden_size in a step
-  static constexpr int kStages = 3;            // steps in shared memory at a time
-  static constexpr int kSmemBytes = 153344;    // dynamic shared memory
+  static constexpr int kStep = 64;             // elements of hidden_size in a step
+  static constexpr int kStages = 4;            // steps in shared memory at a time
+  static constexpr int kSmemBytes = 104064;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
   static constexpr bool kAddsSteps =
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
@@ -2053,175 +1793,108 @@ struct TiledT64E128S1W222K128D3 {
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
 extern "C" __global__ void __launch_bounds__(384, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm90(const normgate_args args) {
-  gemv<GemvT1E1W12C1>(args);
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90(const normgate_args args) {
+  gemv<GemvT1E2W12C1>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(128, 1)
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w4_c3_sm90(const normgate_args args) {
+  gemv<GemvT2E3W4C3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm90(const normgate_args args) {
-  gemv<GemvT2E1W12C1>(args);
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90(const normgate_args args) {
+  split_k<SplitKT8E16S8W12B1>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1)
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90(const normgate_args args) {
+  split_k<SplitKT8E16S6W16B1>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm90(const normgate_args args) {
-  gemv<GemvT4E1W12C1>(args);
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90(const normgate_args args) {
+  split_k<SplitKT8E32S8W12B1>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm90(const normgate_args args) {
-  split_k<SplitKT8E16S8W4B3>(args);
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90(const normgate_args args) {
+  split_k<SplitKT8E32S6W4B4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(160, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90(const normgate_args args) {
-  split_k<SplitKT8E16S6W5B3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(128, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm90(const normgate_args args) {
-  split_k<SplitKT8E32S8W4B3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(160, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm90(const normgate_args args) {
-  split_k<SplitKT16E16S6W5B3>(args);
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(const normgate_args args) {
+  split_k<SplitKT16E32S6W8B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_e32_s8_sm90(const normgate_args args,
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e32_s8_sm90(const normgate_args args,
                                                                       const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT16E32S8>(args, x_map);
+  resident<ResidentT32E32S8>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_e32_s6_sm90(const normgate_args args,
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e64_s8_sm90(const normgate_args args,
                                                                       const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT16E32S6>(args, x_map);
+  resident<ResidentT32E64S8>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t24_e32_s6_sm90(const normgate_args args,
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_e64_s8_sm90(const normgate_args args,
                                                                       const __grid_constant__ CUtensorMap x_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT24E32S6>(args, x_map);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e32_s6_sm90(const normgate_args args,
-                                                                      const __grid_constant__ CUtensorMap x_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT32E32S6>(args, x_map);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t48_e32_s6_sm90(const normgate_args args,
-                                                                      const __grid_constant__ CUtensorMap x_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT48E32S6>(args, x_map);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_e32_s6_sm90(const normgate_args args,
-                                                                      const __grid_constant__ CUtensorMap x_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  resident<ResidentT64E32S6>(args, x_map);
+  resident<ResidentT64E64S8>(args, x_map);
 #endif
 }
 
 extern "C" __global__ void __maxnreg__(88)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t56_e64_s8_d6_sm90(const normgate_args args,
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t40_e64_s4_d6_sm90(const normgate_args args,
                                                                       const __grid_constant__ CUtensorMap x_map,
                                                                       const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT56E64S8D6>(args, x_map, gate_map);
+  wgmma<WgmmaT40E64S4D6>(args, x_map, gate_map);
 #endif
 }
 
 extern "C" __global__ void __maxnreg__(88)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t80_e64_s8_d6_sm90(const normgate_args args,
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d7_sm90(const normgate_args args,
                                                                       const __grid_constant__ CUtensorMap x_map,
                                                                       const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT80E64S8D6>(args, x_map, gate_map);
+  wgmma<WgmmaT32E64S2D7>(args, x_map, gate_map);
 #endif
 }
 
 extern "C" __global__ void __maxnreg__(88)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t72_e64_s4_d11_sm90(const normgate_args args,
-                                                                       const __grid_constant__ CUtensorMap x_map,
-                                                                       const __grid_constant__ CUtensorMap gate_map) {
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s2_d5_sm90(const normgate_args args,
+                                                                      const __grid_constant__ CUtensorMap x_map,
+                                                                      const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT72E64S4D11>(args, x_map, gate_map);
+  wgmma<WgmmaT64E64S2D5>(args, x_map, gate_map);
 #endif
 }
 
 extern "C" __global__ void __maxnreg__(88)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s2_d12_sm90(const normgate_args args,
-                                                                       const __grid_constant__ CUtensorMap x_map,
-                                                                       const __grid_constant__ CUtensorMap gate_map) {
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d5_sm90(const normgate_args args,
+                                                                      const __grid_constant__ CUtensorMap x_map,
+                                                                      const __grid_constant__ CUtensorMap gate_map) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT64E64S2D12>(args, x_map, gate_map);
+  wgmma<WgmmaT64E64S1D5>(args, x_map, gate_map);
 #endif
 }
 
-extern "C" __global__ void __maxnreg__(104)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t128_e64_s2_d8_sm90(const normgate_args args,
-                                                                       const __grid_constant__ CUtensorMap x_map,
-                                                                       const __grid_constant__ CUtensorMap gate_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT128E64S2D8>(args, x_map, gate_map);
-#endif
-}
-
-extern "C" __global__ void __maxnreg__(128)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t128_e128_s2_d6_sm90(const normgate_args args,
-                                                                        const __grid_constant__ CUtensorMap x_map,
-                                                                        const __grid_constant__ CUtensorMap gate_map) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // PTX for chips to come has no wgmma; the dispatch does not send them here
-  wgmma<WgmmaT128E128S2D6>(args, x_map, gate_map);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(128, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm90(const normgate_args args) {
-  split_k<SplitKT16E32S8W4B3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(160, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm90(const normgate_args args) {
-  split_k<SplitKT16E32S6W5B3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(128, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm90(const normgate_args args) {
-  split_k<SplitKT32E32S8W4B3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(160, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm90(const normgate_args args) {
-  split_k<SplitKT32E32S6W5B3>(args);
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s8_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E32S8W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E64S8W222K128D3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E64S6W222K128D3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s4_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E64S4W222K128D3>(args);
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT64E64S8W222K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -2235,178 +1908,112 @@ extern "C" __global__ void __launch_bounds__(256, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E64S2W222K128D3>(args);
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s2_w124_k128_d3_sm90(const normgate_args args) {
+  tiled<TiledT32E128S2W124K128D3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT32E128S1W124K128D3>(args);
+    norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s1_w222_k64_d4_sm90(const normgate_args args) {
+  tiled<TiledT64E128S1W222K64D4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
-    norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args args) {
-  tiled<TiledT64E128S1W222K128D3>(args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90>({64, 384, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm90>({128, 384, 0, 1, true}, args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w4_c3_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w4_c3_sm90>({43, 128, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm90>({128, 384, 0, 1, true}, args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90>(
+      {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm90>({128, 384, 0, 1, true}, args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90>(
+      {ceil_div(args.num_tokens, 8) * 48, 512, 0, 6, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 128, 0, 8, true}, args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90>(
+      {ceil_div(args.num_tokens, 8) * 32, 384, 0, 8, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm90>(
-      {ceil_div(args.num_tokens, 8) * 48, 160, 0, 6, true}, args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 24, 128, 0, 6, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm90>(
-      {ceil_div(args.num_tokens, 8) * 32, 128, 0, 8, true}, args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(const normgate_args& args) {
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 24, 256, 0, 6, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm90>(
-      {ceil_div(args.num_tokens, 16) * 48, 160, 0, 6, true}, args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e32_s8_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e32_s8_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 3) * 32, 512, ResidentT32E32S8::kSmemBytes, 8, true}, args,
+      kHiddenSize, ResidentT32E32S8::kTokens);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_e32_s8_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_e32_s8_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 16), 3) * 32, 512, ResidentT16E32S8::kSmemBytes, 8, true}, args,
-      kHiddenSize, ResidentT16E32S8::kTokens);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e64_s8_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e64_s8_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 7) * 16, 512, ResidentT32E64S8::kSmemBytes, 8, true}, args,
+      kHiddenSize, ResidentT32E64S8::kTokens);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_e32_s6_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t16_e32_s6_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 16), 4) * 24, 512, ResidentT16E32S6::kSmemBytes, 6, true}, args,
-      kHiddenSize, ResidentT16E32S6::kTokens);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_e64_s8_sm90(const normgate_args& args) {
+  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_e64_s8_sm90>(
+      {std::min<int64_t>(ceil_div(args.num_tokens, 64), 7) * 16, 512, ResidentT64E64S8::kSmemBytes, 8, true}, args,
+      kHiddenSize, ResidentT64E64S8::kTokens);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t24_e32_s6_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t24_e32_s6_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 24), 4) * 24, 512, ResidentT24E32S6::kSmemBytes, 6, true}, args,
-      kHiddenSize, ResidentT24E32S6::kTokens);
-}
-
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e32_s6_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e32_s6_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 32), 4) * 24, 512, ResidentT32E32S6::kSmemBytes, 6, true}, args,
-      kHiddenSize, ResidentT32E32S6::kTokens);
-}
-
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t48_e32_s6_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t48_e32_s6_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 48), 4) * 24, 512, ResidentT48E32S6::kSmemBytes, 6, true}, args,
-      kHiddenSize, ResidentT48E32S6::kTokens);
-}
-
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_e32_s6_sm90(const normgate_args& args) {
-  return launch_with_map_of_x<Activation, norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_e32_s6_sm90>(
-      {std::min<int64_t>(ceil_div(args.num_tokens, 64), 4) * 24, 512, ResidentT64E32S6::kSmemBytes, 6, true}, args,
-      kHiddenSize, ResidentT64E32S6::kTokens);
-}
-
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t56_e64_s8_d6_sm90(const normgate_args& given) {
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t40_e64_s4_d6_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 56), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 40), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t56_e64_s8_d6_sm90>(
-      {ceil_div(args.num_tokens, 56) * 16, 384, WgmmaT56E64S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT56E64S8D6::kTokens, WgmmaT56E64S8D6::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t40_e64_s4_d6_sm90>(
+      {ceil_div(args.num_tokens, 40) * 8, 384, WgmmaT40E64S4D6::kSmemBytes, 4, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT40E64S4D6::kTokens, WgmmaT40E64S4D6::kExperts);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t80_e64_s8_d6_sm90(const normgate_args& given) {
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d7_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 80), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 32), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t80_e64_s8_d6_sm90>(
-      {ceil_div(args.num_tokens, 80) * 16, 384, WgmmaT80E64S8D6::kSmemBytes, 8, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT80E64S8D6::kTokens, WgmmaT80E64S8D6::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d7_sm90>(
+      {ceil_div(args.num_tokens, 32) * 4, 384, WgmmaT32E64S2D7::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT32E64S2D7::kTokens, WgmmaT32E64S2D7::kExperts);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t72_e64_s4_d11_sm90(const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 72), &args))
-    return error;
-  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t72_e64_s4_d11_sm90>(
-      {ceil_div(args.num_tokens, 72) * 8, 384, WgmmaT72E64S4D11::kSmemBytes, 4, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT72E64S4D11::kTokens, WgmmaT72E64S4D11::kExperts);
-}
-
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s2_d12_sm90(const normgate_args& given) {
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s2_d5_sm90(const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 64), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s2_d12_sm90>(
-      {ceil_div(args.num_tokens, 64) * 4, 384, WgmmaT64E64S2D12::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT64E64S2D12::kTokens, WgmmaT64E64S2D12::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s2_d5_sm90>(
+      {ceil_div(args.num_tokens, 64) * 4, 384, WgmmaT64E64S2D5::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT64E64S2D5::kTokens, WgmmaT64E64S2D5::kExperts);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t128_e64_s2_d8_sm90(const normgate_args& given) {
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d5_sm90(const normgate_args& given) {
   normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 128), &args))
+  if (const cudaError_t error = prepare_handover(args.num_tokens * 2 + ceil_div(args.num_tokens, 64), &args))
     return error;
-  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t128_e64_s2_d8_sm90>(
-      {ceil_div(args.num_tokens, 128) * 4, 384, WgmmaT128E64S2D8::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT128E64S2D8::kTokens, WgmmaT128E64S2D8::kExperts);
+  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d5_sm90>(
+      {ceil_div(args.num_tokens, 64) * 2, 384, WgmmaT64E64S1D5::kSmemBytes, 1, true}, args, kHiddenSize, kNumExperts,
+      WgmmaT64E64S1D5::kTokens, WgmmaT64E64S1D5::kExperts);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t128_e128_s2_d6_sm90(const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * 1 + ceil_div(args.num_tokens, 128), &args))
-    return error;
-  return launch_with_maps<Activation, GateWeight, norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t128_e128_s2_d6_sm90>(
-      {ceil_div(args.num_tokens, 128) * 2, 512, WgmmaT128E128S2D6::kSmemBytes, 2, true}, args, kHiddenSize, kNumExperts,
-      WgmmaT128E128S2D6::kTokens, WgmmaT128E128S2D6::kExperts);
-}
-
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm90>(
-      {ceil_div(args.num_tokens, 16) * 32, 128, 0, 8, true}, args);
-}
-
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm90>(
-      {ceil_div(args.num_tokens, 16) * 24, 160, 0, 6, true}, args);
-}
-
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 32, 128, 0, 8, true}, args);
-}
-
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm90(const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 24, 160, 0, 6, true}, args);
-}
-
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s8_w222_k128_d3_sm90(
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s8_w222_k128_d3_sm90(
     const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s8_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 16, 256, TiledT32E64S8W222K128D3::kSmemBytes, 8, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s8_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 32, 256, TiledT32E32S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm90(
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s8_w222_k128_d3_sm90(
     const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 12, 256, TiledT32E64S6W222K128D3::kSmemBytes, 6, true}, args);
-}
-
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s4_w222_k128_d3_sm90(
-    const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s4_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 8, 256, TiledT32E64S4W222K128D3::kSmemBytes, 4, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s8_w222_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 64) * 16, 256, TiledT64E64S8W222K128D3::kSmemBytes, 8, true}, args);
 }
 
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm90(
@@ -2421,22 +2028,16 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w12
       {ceil_div(args.num_tokens, 32) * 4, 256, TiledT32E64S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm90(
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s2_w124_k128_d3_sm90(
     const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 4, 256, TiledT64E64S2W222K128D3::kSmemBytes, 2, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s2_w124_k128_d3_sm90>(
+      {ceil_div(args.num_tokens, 32) * 2, 256, TiledT32E128S2W124K128D3::kSmemBytes, 2, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm90(
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s1_w222_k64_d4_sm90(
     const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 32) * 1, 256, TiledT32E128S1W124K128D3::kSmemBytes, 1, true}, args);
-}
-
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s1_w222_k128_d3_sm90(
-    const normgate_args& args) {
-  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s1_w222_k128_d3_sm90>(
-      {ceil_div(args.num_tokens, 64) * 1, 256, TiledT64E128S1W222K128D3::kSmemBytes, 1, true}, args);
+  return launch<norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s1_w222_k64_d4_sm90>(
+      {ceil_div(args.num_tokens, 64) * 1, 256, TiledT64E128S1W222K64D4::kSmemBytes, 1, true}, args);
 }
 
 }  // namespace normgate

@@ -638,33 +638,20 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e3_w14_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
-struct GemvT1E3W14C2 {
+// gemv_t1_e2_w7_c4, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
+// build.py tune); cost model); measured on NVIDIA H200: 2.04 us at 1 token, next best gemv_t1_e4_w10_c3 2.16.
+struct GemvT1E2W7C4 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 448;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 2;           // experts that a CTA computes
+  static constexpr int kThreads = 224;         // threads of a CTA
+  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w14_c2, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
-struct GemvT2E3W14C2 {
-  static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 448;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
-  static constexpr int kGroup = 2;             // rows that a thread has on their way at once
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e32_s8_w7_b4, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w7_b4, 2 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
+// (python build.py tune); cost model); measured on NVIDIA H200: 2.53 us at 4 tokens, next best
+// split_k_t8_e32_s7_w8_b4 2.53.
 struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -677,7 +664,8 @@ struct SplitKT8E32S8W7B4 {
 };
 
 // split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); resident_t16_e32_s8 needs sm_90a; this is the best that later chips can run.
+// (python build.py tune); cost model); measured on NVIDIA H200: 3.57 us at 16 tokens, next best
+// resident_t16_e64_s14 3.61.
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -692,16 +680,10 @@ struct SplitKT16E32S8W7B4 {
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(448, 1)
-    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w14_c2_sm90(
+extern "C" __global__ void __launch_bounds__(224, 1)
+    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w7_c4_sm90(
         const normgate_args args) {
-  gemv<GemvT1E3W14C2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(448, 1)
-    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w14_c2_sm90(
-        const normgate_args args) {
-  gemv<GemvT2E3W14C2>(args);
+  gemv<GemvT1E2W7C4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
@@ -722,44 +704,36 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t16_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t24_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_e32_s8_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t24_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_e64_s16_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t48_e64_s8_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s8_d8_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e64_s8_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t80_e64_s4_d8_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e64_s4_d7_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e128_s4_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s2_d5_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s3_w214_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w14_c2_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w7_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w14_c2_sm90>(
-      {128, 448, 0, 1, true}, args);
-}
-
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w14_c2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w14_c2_sm90>(
-      {128, 448, 0, 1, true}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w7_c4_sm90>(
+      {192, 224, 0, 1, true}, args);
 }
 
 cudaError_t
@@ -782,77 +756,84 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
 }
 
-// apart_resident_t16_e32_s8, 9 to 16 tokens: in launches of their own the stages cost less than in one, at 16 tokens
-// (no tuned table for this SM (python build.py tune); cost model).
+// apart_resident_t24_e64_s16, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 3.83 us at 24 tokens, next best resident_t32_e64_s16 3.84.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t16_e32_s8_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t24_e64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t16_e32_s8_sm90(args)) return error;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t24_e64_s16_sm90(args))
+    return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t24_e32_s8, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 396 legal
-// variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
+// apart_resident_t32_e64_s16, 25 to 32 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 3.95 us at 32 tokens, next best resident_t32_e64_s14 4.10.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t24_e32_s8_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_e64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t24_e32_s8_sm90(args)) return error;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_e64_s16_sm90(args))
+    return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t32_e32_s8, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 431 legal
-// variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune);
-// cost model).
+// apart_resident_t48_e64_s16, 33 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 4.67 us at 48 tokens, next best resident_t48_e64_s14 4.90.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_e32_s8_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_e64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t32_e32_s8_sm90(args)) return error;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_e64_s16_sm90(args))
+    return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t48_e32_s8, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 561 legal
-// variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune);
-// cost model); 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 606 legal variants of
-// split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost
-// model).
+// apart_resident_t64_e64_s16, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 5.35 us at 64 tokens, next best resident_t64_e32_s8 5.66.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_e32_s8_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t64_e64_s16_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t48_e32_s8_sm90(args)) return error;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_e64_s16_sm90(args))
+    return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t64_e32_s8, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of 605 legal
-// variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune);
-// cost model); 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of 598 legal variants of
-// split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost
-// model).
+// apart_wgmma_t48_e64_s8_d5, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 6.57 us at 96 tokens, next best wgmma_t48_e64_s8_d12 7.02.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t64_e32_s8_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t48_e64_s8_d5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_resident_t64_e32_s8_sm90(args)) return error;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t48_e64_s8_d5_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t96_e64_s8_d8, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of 569 legal
-// variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t64_e64_s8_d4, 97 to 128 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 7.25 us at 128 tokens, next best wgmma_t64_e64_s8_d10 7.59.
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t64_e64_s8_d4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(args)) return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_wgmma_t96_e64_s8_d8, 129 to 192 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 8.48 us at 192 tokens, next best wgmma_t104_e64_s8_d7 8.91.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e64_s8_d8_sm90(
     const normgate_args& given) {
@@ -863,9 +844,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e64_s8_d6, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of 561
-// legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t128_e64_s8_d6, 193 to 256 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 9.77 us at 256 tokens, next best wgmma_t56_e64_s4_d10 10.07.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t128_e64_s8_d6_sm90(
     const normgate_args& given) {
@@ -877,9 +857,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t80_e64_s4_d8, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of 553 legal
-// variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t80_e64_s4_d8, 257 to 384 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 12.38 us at 384 tokens, next best wgmma_t88_e64_s4_d8 12.63.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t80_e64_s4_d8_sm90(
     const normgate_args& given) {
@@ -890,9 +869,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t104_e64_s4_d7, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of 553
-// legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// apart_wgmma_t104_e64_s4_d7, 385 to 512 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 14.09 us at 512 tokens, next best wgmma_t112_e64_s4_d7 14.51.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t104_e64_s4_d7_sm90(
     const normgate_args& given) {
@@ -904,23 +882,20 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t104_e128_s4_d5, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest of 553
-// legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// apart_wgmma_t96_e64_s2_d8, 513 to 1024 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 24.41 us at 1024 tokens, next best wgmma_t104_e128_s4_d5 25.25.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t104_e128_s4_d5_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e64_s2_d8_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t104_e128_s4_d5_sm90(args))
-    return error;
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e64_s2_d8_sm90(args)) return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t96_e128_s2_d5, 1025 to 4096 tokens: between launches of the other stages, the gate's: cheapest of 553
-// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// apart_wgmma_t96_e128_s2_d5, 1025 to 2048 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 39.56 us at 2048 tokens, next best wgmma_t104_e128_s2_d5 41.37.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e128_s2_d5_sm90(
     const normgate_args& given) {
@@ -932,61 +907,60 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_wgmma_t128_e128_s2_d5, 4097 tokens and more: between launches of the other stages, the gate's: cheapest of 553
-// legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// apart_wgmma_t96_e128_s1_d5, 2049 tokens and more: between launches of the other stages, the gate's: measured on
+// NVIDIA H200: 148.51 us at 8192 tokens, next best wgmma_t128_e128_s2_d5 149.57.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t128_e128_s2_d5_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t96_e128_s1_d5_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t128_e128_s2_d5_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_wgmma_t96_e128_s1_d5_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: between launches of the other stages, the gate's:
-// resident_t24_e32_s8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e32_s8_w124_k128_d3, 17 to 32 tokens: between launches of the other stages, the gate's:
+// resident_t24_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w222_k128_d3_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w124_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: between launches of the other stages, the gate's:
-// resident_t48_e32_s8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e32_s8_w412_k128_d3, 33 to 64 tokens: between launches of the other stages, the gate's:
+// resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e32_s8_w412_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e32_s8_w412_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e96_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's:
-// resident_t48_e32_s8 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e96_s8_w124_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's:
+// wgmma_t48_e64_s8_d5 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w222_k128_d3_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w124_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w124_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
 // apart_tiled_t64_e64_s8_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's:
-// resident_t64_e32_s8 needs sm_90a; this is the best that later chips can run.
+// wgmma_t64_e64_s8_d4 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s8_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -1024,14 +998,14 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e128_s3_w124_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's:
+// apart_tiled_t64_e64_s3_w214_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's:
 // wgmma_t80_e64_s4_d8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e128_s3_w124_k128_d3_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s3_w214_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s3_w214_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -1050,8 +1024,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e96_s2_w222_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's:
-// wgmma_t104_e128_s4_d5 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e96_s2_w222_k128_d3, 513 to 2048 tokens: between launches of the other stages, the gate's:
+// wgmma_t96_e64_s2_d8 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s2_w222_k128_d3_sm90(
     const normgate_args& given) {
@@ -1063,27 +1037,14 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e128_s2_w222_k128_d3, 1025 to 4096 tokens: between launches of the other stages, the gate's:
-// wgmma_t96_e128_s2_d5 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t128_e64_s1_w412_k128_d3, 2049 tokens and more: between launches of the other stages, the gate's:
+// wgmma_t96_e128_s1_d5 needs sm_90a; this is the best that later chips can run.
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s2_w222_k128_d3_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t128_e64_s1_w412_k128_d3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(args))
-    return error;
-  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: between launches of the other stages, the gate's:
-// wgmma_t128_e128_s2_d5 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s1_w222_k128_d3_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(args))
+  if (const cudaError_t error = launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(args))
     return error;
   return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
