@@ -859,30 +859,24 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s2_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w3_c4_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w6_c2_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e4_w4_c3_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s5_w4_b5_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s4_w12_b2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s8_w6_b2_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t32_e64_s16_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t32_e64_s12_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t48_e64_s16_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t64_e64_s16_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t32_e64_s8_d4_sm90(
@@ -912,16 +906,7 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s1_d6_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s4_w8_b3_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w16_b1_sm90(
-    const normgate_args&);
-cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t16_e32_s8_w6_b2_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e32_s6_w8_b2_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e64_s8_w124_k128_d3_sm90(
@@ -1123,22 +1108,18 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s4_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w8_c3_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w12_c2_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w12_b2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90(
     const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t8_e32_s8_w6_b4_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_e64_s12_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_e64_s16_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_e64_s16_sm90(
@@ -1166,14 +1147,6 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e64_s1_d7_sm90(
-    const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s6_w8_b4_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s8_w6_b4_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s6_w8_b2_r2_sm90(
@@ -1395,19 +1368,22 @@ cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e96_s1_w222_k64_d4_sm86(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e4_w7_c4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w10_c3_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e2_w10_c3_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s7_w8_b4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90(
+    const normgate_args&);
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t24_e64_s16_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t32_e64_s14_sm90(
@@ -1441,9 +1417,6 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t128_e64_s1_d6_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s8_w214_k128_d3_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s6_w5_b4_r2_sm90(
@@ -1664,14 +1637,16 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s1_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w10_c3_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w7_c4_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w7_b4_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e4_w7_c4_sm90(
+    const normgate_args&);
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w8_b4_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm90(
     const normgate_args&);
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t24_e64_s16_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t32_e32_s7_w8_b2_r2_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_e64_s16_sm90(
@@ -1708,9 +1683,6 @@ launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_ap
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e128_s1_d5_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w214_k128_d3_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w124_k128_d3_sm90(
@@ -1901,21 +1873,21 @@ launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_til
 cudaError_t
 launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s3_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e3_w6_c3_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w6_c3_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w10_b2_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w5_b4_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w7_b4_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s7_w10_b2_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s5_w7_b4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w8_b2_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s5_w7_b4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_e64_s16_sm90(
     const normgate_args&);
@@ -2136,22 +2108,17 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e128_s3_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w6_c2_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w4_c3_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w4_c3_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90(
     const normgate_args&);
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w6_b2_sm90(
     const normgate_args&);
-cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w12_b1_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90(
     const normgate_args&);
-cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s6_w4_b4_sm90(
-    const normgate_args&);
-cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w8_b2_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t32_e32_s8_sm90(
     const normgate_args&);
@@ -2166,6 +2133,9 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t64_e64_s2_d5_sm90(
     const normgate_args&);
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t64_e64_s1_d5_sm90(
+    const normgate_args&);
+cudaError_t
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w8_b2_sm90(
     const normgate_args&);
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e32_s8_w222_k128_d3_sm90(
@@ -2382,15 +2352,12 @@ launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_h
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s3_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w6_c3_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90(
     const normgate_args&);
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w4_c4_sm90(
-    const normgate_args&);
-cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w16_b1_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w6_c3_sm90(
     const normgate_args&);
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w10_b2_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w5_b4_sm90(
     const normgate_args&);
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s5_w7_b4_sm90(
@@ -2399,10 +2366,10 @@ cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm90(
     const normgate_args&);
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_e32_s8_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s5_w7_b4_sm90(
     const normgate_args&);
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s4_w8_b4_sm90(
     const normgate_args&);
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_e32_s6_sm90(
@@ -2433,9 +2400,6 @@ launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_h
     const normgate_args&);
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t128_e64_s1_d7_sm90(
-    const normgate_args&);
-cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s5_w7_b4_sm90(
     const normgate_args&);
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s8_w8_b2_sm90(
@@ -2646,10 +2610,12 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s1_w222_k64_d4_sm86(
     const normgate_args&);
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w7_c4_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90(
+    const normgate_args&);
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90(
     const normgate_args&);
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90(
     const normgate_args&);
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w7_b4_sm90(
@@ -5758,28 +5724,21 @@ const Range add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_norma
 #if defined(NORMGATE_SM_90)
 const int add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_targets[] = {90};
 const Variant add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants[] = {
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w3_c4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w3_c4_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e4_w4_c3_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e4_w4_c3_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s5_w4_b5_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s5_w4_b5_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s4_w12_b2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s4_w12_b2_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t32_e64_s16_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t32_e64_s16_sm90,
-     1024},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t32_e64_s12_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t32_e64_s12_sm90,
-     1024},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w6_c2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w6_c2_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s8_w6_b2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s8_w6_b2_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90, 0},
     {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t48_e64_s16_sm90",
      launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t48_e64_s16_sm90,
      1024},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t64_e64_s16_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t64_e64_s16_sm90,
-     1024},
+    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90, 0},
     {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t32_e64_s8_d4_sm90",
      launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t32_e64_s8_d4_sm90,
      1024},
@@ -5807,16 +5766,8 @@ const Variant add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_nor
     {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s1_d6_sm90",
      launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_wgmma_t128_e64_s1_d6_sm90,
      1024},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s4_w8_b3_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s4_w8_b3_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w16_b1_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w16_b1_sm90,
-     1024},
     {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t16_e32_s8_w6_b2_sm90",
      launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t16_e32_s8_w6_b2_sm90,
-     1024},
-    {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e32_s6_w8_b2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e32_s6_w8_b2_sm90,
      1024},
     {"add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e64_s8_w124_k128_d3_"
      "sm90",
@@ -5858,80 +5809,74 @@ const Variant add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_nor
 const Range add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_ranges[] = {
     {1,
      &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants[0]},  // from 1:
-                                                                                                    // gemv_t1_e4_w3_c4
+                                                                                                    // gemv_t1_e4_w6_c2
     {2,
      &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants[1]},  // from 2:
-                                                                                                    // gemv_t2_e4_w4_c3
-    {4, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-            [2]},  // from 3: split_k_t8_e16_s5_w4_b5
+                                                                                                    // gemv_t2_e3_w12_c1
     {8, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-            [3]},  // from 5: split_k_t8_e16_s4_w12_b2
+            [2]},  // from 3: split_k_t8_e16_s6_w4_b4
     {16, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [4]},  // from 9: split_k_t16_e16_s6_w4_b4
-    {24, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [5]},  // from 17: apart_resident_t32_e64_s16
+             [3]},  // from 9: split_k_t16_e32_s8_w6_b2
     {32, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [6]},  // from 25: apart_resident_t32_e64_s12
+             [4]},  // from 17: split_k_t16_e32_s6_w8_b2
     {48, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [7]},  // from 33: apart_resident_t48_e64_s16
+             [5]},  // from 33: apart_resident_t48_e64_s16
     {64, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [8]},  // from 49: apart_resident_t64_e64_s16
+             [6]},  // from 49: split_k_t32_e32_s6_w8_b2
     {96, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [9]},  // from 65: apart_wgmma_t32_e64_s8_d4
+             [7]},  // from 65: apart_wgmma_t32_e64_s8_d4
     {128, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [10]},  // from 97: apart_wgmma_t48_e64_s8_d4
+              [8]},  // from 97: apart_wgmma_t48_e64_s8_d4
     {192, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [11]},  // from 129: apart_wgmma_t48_e64_s6_d4
+              [9]},  // from 129: apart_wgmma_t48_e64_s6_d4
     {256, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [12]},  // from 193: apart_wgmma_t88_e64_s8_d6
+              [10]},  // from 193: apart_wgmma_t88_e64_s8_d6
     {384, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [13]},  // from 257: apart_wgmma_t96_e64_s6_d6
+              [11]},  // from 257: apart_wgmma_t96_e64_s6_d6
     {512, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [14]},  // from 385: apart_wgmma_t80_e64_s4_d7
+              [12]},  // from 385: apart_wgmma_t80_e64_s4_d7
     {1024, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-               [15]},  // from 513: apart_wgmma_t120_e64_s3_d6
+               [13]},  // from 513: apart_wgmma_t120_e64_s3_d6
     {2048, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-               [16]},  // from 1025: apart_wgmma_t128_e64_s2_d6
+               [14]},  // from 1025: apart_wgmma_t128_e64_s2_d6
     {kNoEnd, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-                 [17]},  // from 2049: apart_wgmma_t128_e64_s1_d6
+                 [15]},  // from 2049: apart_wgmma_t128_e64_s1_d6
 };
 const Range add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_portable[] = {
     {1,
      &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants[0]},  // from 1:
-                                                                                                    // gemv_t1_e4_w3_c4
+                                                                                                    // gemv_t1_e4_w6_c2
     {2,
      &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants[1]},  // from 2:
-                                                                                                    // gemv_t2_e4_w4_c3
-    {4, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-            [2]},  // from 3: split_k_t8_e16_s5_w4_b5
+                                                                                                    // gemv_t2_e3_w12_c1
     {8, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-            [3]},  // from 5: split_k_t8_e16_s4_w12_b2
+            [2]},  // from 3: split_k_t8_e16_s6_w4_b4
     {16, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [18]},  // from 9: split_k_t16_e16_s4_w8_b3
+             [3]},  // from 9: split_k_t16_e32_s8_w6_b2
     {32, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [19]},  // from 17: apart_split_k_t32_e16_s6_w16_b1
+             [4]},  // from 17: split_k_t16_e32_s6_w8_b2
     {48, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [20]},  // from 33: apart_split_k_t16_e32_s8_w6_b2
+             [16]},  // from 33: apart_split_k_t16_e32_s8_w6_b2
     {64, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [21]},  // from 49: apart_split_k_t32_e32_s6_w8_b2
+             [6]},  // from 49: split_k_t32_e32_s6_w8_b2
     {96, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-             [22]},  // from 65: apart_tiled_t32_e64_s8_w124_k128_d3
+             [17]},  // from 65: apart_tiled_t32_e64_s8_w124_k128_d3
     {128, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [23]},  // from 97: apart_tiled_t64_e32_s6_w124_k128_d3
+              [18]},  // from 97: apart_tiled_t64_e32_s6_w124_k128_d3
     {192, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [24]},  // from 129: apart_tiled_t64_e64_s8_w222_k128_d3
+              [19]},  // from 129: apart_tiled_t64_e64_s8_w222_k128_d3
     {256, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [25]},  // from 193: apart_tiled_t64_e64_s6_w222_k128_d3
+              [20]},  // from 193: apart_tiled_t64_e64_s6_w222_k128_d3
     {384, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [26]},  // from 257: apart_tiled_t64_e64_s4_w222_k128_d3
+              [21]},  // from 257: apart_tiled_t64_e64_s4_w222_k128_d3
     {512, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-              [27]},  // from 385: apart_tiled_t64_e32_s2_w214_k128_d3
+              [22]},  // from 385: apart_tiled_t64_e32_s2_w214_k128_d3
     {1024, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-               [28]},  // from 513: apart_tiled_t64_e64_s2_w222_k128_d3
+               [23]},  // from 513: apart_tiled_t64_e64_s2_w222_k128_d3
     {2048, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-               [29]},  // from 1025: apart_tiled_t64_e64_s1_w214_k128_d3
+               [24]},  // from 1025: apart_tiled_t64_e64_s1_w214_k128_d3
     {kNoEnd, &add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_sm90_variants
-                 [30]},  // from 2049: apart_tiled_t128_e64_s1_w412_k128_d3
+                 [25]},  // from 2049: apart_tiled_t128_e64_s1_w412_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -6319,23 +6264,19 @@ const Range add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bound
 #if defined(NORMGATE_SM_90)
 const int add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_targets[] = {90};
 const Variant add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants[] = {
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w8_c3_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w8_c3_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w12_b2_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w12_b2_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t8_e32_s8_w6_b4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t8_e32_s8_w6_b4_sm90,
-     1024},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_e64_s12_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_e64_s12_sm90,
-     1024},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_e64_s16_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_e64_s16_sm90,
-     1024},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w12_c2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w12_c2_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90,
+     0},
     {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_e64_s16_sm90",
      launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_e64_s16_sm90,
      1024},
@@ -6362,14 +6303,6 @@ const Variant add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bou
      1024},
     {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e64_s1_d7_sm90",
      launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t128_e64_s1_d7_sm90,
-     1024},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s6_w8_b4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s6_w8_b4_sm90,
-     1024},
-    {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s8_w6_b4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s8_w6_b4_sm90,
      1024},
     {"add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s6_w8_b2_r2_sm90",
      launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s6_w8_b2_r2_sm90,
@@ -6398,69 +6331,65 @@ const Variant add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bou
 };
 const Range add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_ranges[] = {
     {1, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants[0]},  // from 1:
-                                                                                                    // gemv_t1_e4_w8_c3
+                                                                                                    // gemv_t1_e4_w12_c2
     {2, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants[1]},  // from 2:
-                                                                                                    // gemv_t2_e3_w12_c2
+                                                                                                    // gemv_t2_e3_w8_c3
     {8, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s8_w12_b2
+            [2]},  // from 3: split_k_t8_e32_s7_w7_b4
     {16, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [3]},  // from 9: split_k_t16_e16_s6_w8_b4
-    {24, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [4]},  // from 17: apart_split_k_t8_e32_s8_w6_b4
+             [3]},  // from 9: split_k_t8_e32_s6_w8_b4
     {32, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [5]},  // from 25: apart_resident_t32_e64_s12
+             [4]},  // from 17: split_k_t16_e32_s6_w8_b4
     {48, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [6]},  // from 33: apart_resident_t48_e64_s16
+             [5]},  // from 33: split_k_t16_e32_s4_w12_b2_r2
     {64, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [7]},  // from 49: apart_resident_t64_e64_s16
+             [6]},  // from 49: apart_resident_t64_e64_s16
     {96, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [8]},  // from 65: apart_wgmma_t32_e64_s8_d7
+             [7]},  // from 65: apart_wgmma_t32_e64_s8_d7
     {192, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [9]},  // from 97: apart_wgmma_t64_e64_s8_d4
+              [8]},  // from 97: apart_wgmma_t64_e64_s8_d4
     {256, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [10]},  // from 193: apart_wgmma_t88_e64_s8_d8
+              [9]},  // from 193: apart_wgmma_t88_e64_s8_d8
     {384, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [11]},  // from 257: apart_wgmma_t96_e64_s6_d8
+              [10]},  // from 257: apart_wgmma_t96_e64_s6_d8
     {512, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [12]},  // from 385: apart_wgmma_t80_e64_s4_d9
+              [11]},  // from 385: apart_wgmma_t80_e64_s4_d9
     {1024, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-               [13]},  // from 513: apart_wgmma_t72_e128_s4_d6
+               [12]},  // from 513: apart_wgmma_t72_e128_s4_d6
     {2048, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-               [14]},  // from 1025: apart_wgmma_t128_e64_s2_d7
+               [13]},  // from 1025: apart_wgmma_t128_e64_s2_d7
     {kNoEnd, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-                 [15]},  // from 2049: apart_wgmma_t128_e64_s1_d7
+                 [14]},  // from 2049: apart_wgmma_t128_e64_s1_d7
 };
 const Range add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_portable[] = {
     {1, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants[0]},  // from 1:
-                                                                                                    // gemv_t1_e4_w8_c3
+                                                                                                    // gemv_t1_e4_w12_c2
     {2, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants[1]},  // from 2:
-                                                                                                    // gemv_t2_e3_w12_c2
+                                                                                                    // gemv_t2_e3_w8_c3
     {8, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s8_w12_b2
+            [2]},  // from 3: split_k_t8_e32_s7_w7_b4
     {16, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [16]},  // from 9: split_k_t8_e32_s6_w8_b4
-    {24, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [4]},  // from 17: apart_split_k_t8_e32_s8_w6_b4
+             [3]},  // from 9: split_k_t8_e32_s6_w8_b4
     {32, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [17]},  // from 25: apart_split_k_t16_e32_s6_w8_b4
+             [4]},  // from 17: split_k_t16_e32_s6_w8_b4
     {48, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [18]},  // from 33: apart_split_k_t16_e32_s8_w6_b4
+             [5]},  // from 33: split_k_t16_e32_s4_w12_b2_r2
     {64, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [19]},  // from 49: apart_split_k_t32_e32_s6_w8_b2_r2
+             [15]},  // from 49: apart_split_k_t32_e32_s6_w8_b2_r2
     {96, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [20]},  // from 65: apart_split_k_t32_e32_s8_w4_b3_r2
+             [16]},  // from 65: apart_split_k_t32_e32_s8_w4_b3_r2
     {192, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [21]},  // from 97: apart_tiled_t64_e64_s8_w222_k128_d3
+              [17]},  // from 97: apart_tiled_t64_e64_s8_w222_k128_d3
     {256, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [22]},  // from 193: apart_tiled_t32_e128_s6_w124_k128_d3
+              [18]},  // from 193: apart_tiled_t32_e128_s6_w124_k128_d3
     {384, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [23]},  // from 257: apart_tiled_t64_e128_s8_w222_k128_d3
+              [19]},  // from 257: apart_tiled_t64_e128_s8_w222_k128_d3
     {512, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [24]},  // from 385: apart_tiled_t32_e64_s2_w124_k128_d3
+              [20]},  // from 385: apart_tiled_t32_e64_s2_w124_k128_d3
     {1024, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-               [25]},  // from 513: apart_tiled_t64_e64_s2_w214_k128_d3
+               [21]},  // from 513: apart_tiled_t64_e64_s2_w214_k128_d3
     {kNoEnd, &add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_sm90_variants
-                 [26]},  // from 1025: apart_tiled_t64_e128_s2_w222_k128_d3
+                 [22]},  // from 1025: apart_tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -6896,24 +6825,28 @@ const Range add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_group
 #if defined(NORMGATE_SM_90)
 const int add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_targets[] = {90};
 const Variant add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants[] = {
-    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e4_w7_c4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e4_w7_c4_sm90,
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w10_c3_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w10_c3_sm90,
      0},
-    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90,
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e2_w10_c3_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e2_w10_c3_sm90,
      0},
-    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s7_w8_b4_"
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_"
      "sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s7_w8_b4_sm90,
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90,
+     0},
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_"
+     "sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90,
      0},
     {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_"
      "sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm90,
      0},
-    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t24_e64_s16_"
+    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_"
      "sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t24_e64_s16_sm90,
-     1024},
+     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90,
+     0},
     {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t32_e64_s14_"
      "sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t32_e64_s14_sm90,
@@ -6957,10 +6890,6 @@ const Variant add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_gro
     {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t128_e64_s1_d6_"
      "sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_wgmma_t128_e64_s1_d6_sm90,
-     1024},
-    {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s8_w214_"
-     "k128_d3_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s8_w214_k128_d3_sm90,
      1024},
     {"add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s6_w5_"
      "b4_r2_sm90",
@@ -7009,49 +6938,53 @@ const Variant add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_gro
 };
 const Range add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_ranges[] = {
     {1, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-            [0]},  // from 1: gemv_t1_e4_w7_c4
+            [0]},  // from 1: gemv_t1_e3_w10_c3
     {2, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-            [1]},  // from 2: gemv_t2_e3_w7_c4
+            [1]},  // from 2: gemv_t2_e2_w10_c3
+    {4, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
+            [2]},  // from 3: split_k_t8_e16_s6_w10_b4
     {8, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s7_w8_b4
+            [3]},  // from 5: split_k_t8_e16_s5_w12_b4
     {16, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [3]},  // from 9: split_k_t16_e32_s8_w7_b4
+             [4]},  // from 9: split_k_t16_e32_s8_w7_b4
     {24, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [4]},  // from 17: apart_resident_t24_e64_s16
+             [5]},  // from 17: split_k_t8_e32_s4_w7_b4_r2
     {32, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [5]},  // from 25: apart_resident_t32_e64_s14
+             [6]},  // from 25: apart_resident_t32_e64_s14
     {48, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [6]},  // from 33: apart_resident_t48_e64_s16
+             [7]},  // from 33: apart_resident_t48_e64_s16
     {64, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [7]},  // from 49: apart_resident_t64_e64_s16
+             [8]},  // from 49: apart_resident_t64_e64_s16
     {96, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [8]},  // from 65: apart_wgmma_t32_e64_s8_d6
+             [9]},  // from 65: apart_wgmma_t32_e64_s8_d6
     {192, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-              [9]},  // from 97: apart_wgmma_t64_e64_s8_d4
+              [10]},  // from 97: apart_wgmma_t64_e64_s8_d4
     {256, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-              [10]},  // from 193: apart_wgmma_t88_e64_s8_d8
+              [11]},  // from 193: apart_wgmma_t88_e64_s8_d8
     {384, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-              [11]},  // from 257: apart_wgmma_t56_e128_s8_d7
+              [12]},  // from 257: apart_wgmma_t56_e128_s8_d7
     {512, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-              [12]},  // from 385: apart_wgmma_t80_e64_s4_d8
+              [13]},  // from 385: apart_wgmma_t80_e64_s4_d8
     {1024, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-               [13]},  // from 513: apart_wgmma_t72_e128_s4_d6
+               [14]},  // from 513: apart_wgmma_t72_e128_s4_d6
     {2048, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-               [14]},  // from 1025: apart_wgmma_t128_e64_s2_d6
+               [15]},  // from 1025: apart_wgmma_t128_e64_s2_d6
     {kNoEnd, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-                 [15]},  // from 2049: apart_wgmma_t128_e64_s1_d6
+                 [16]},  // from 2049: apart_wgmma_t128_e64_s1_d6
 };
 const Range add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_portable[] = {
     {1, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-            [0]},  // from 1: gemv_t1_e4_w7_c4
+            [0]},  // from 1: gemv_t1_e3_w10_c3
     {2, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-            [1]},  // from 2: gemv_t2_e3_w7_c4
+            [1]},  // from 2: gemv_t2_e2_w10_c3
+    {4, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
+            [2]},  // from 3: split_k_t8_e16_s6_w10_b4
     {8, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s7_w8_b4
+            [3]},  // from 5: split_k_t8_e16_s5_w12_b4
     {16, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [3]},  // from 9: split_k_t16_e32_s8_w7_b4
+             [4]},  // from 9: split_k_t16_e32_s8_w7_b4
     {24, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
-             [16]},  // from 17: apart_tiled_t32_e32_s8_w214_k128_d3
+             [5]},  // from 17: split_k_t8_e32_s4_w7_b4_r2
     {32, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
              [17]},  // from 25: apart_split_k_t16_e32_s6_w5_b4_r2
     {48, &add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_sm90_variants
@@ -7501,15 +7434,16 @@ const Range add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bound
 #if defined(NORMGATE_SM_90)
 const int add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_targets[] = {90};
 const Variant add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants[] = {
-    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w10_c3_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w10_c3_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w7_b4_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w7_b4_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w7_c4_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w7_c4_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e4_w7_c4_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e4_w7_c4_sm90, 0},
+    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w8_b4_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w8_b4_sm90, 0},
     {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm90, 0},
-    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t24_e64_s16_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t24_e64_s16_sm90,
-     1536},
+    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t32_e32_s7_w8_b2_r2_sm90",
+     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t32_e32_s7_w8_b2_r2_sm90, 0},
     {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_e64_s16_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_e64_s16_sm90,
      1536},
@@ -7546,9 +7480,6 @@ const Variant add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bou
     {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e128_s1_d5_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_wgmma_t96_e128_s1_d5_sm90,
      1536},
-    {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w214_k128_d3_sm90",
-     launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w214_k128_d3_sm90,
-     1536},
     {"add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w124_k128_d3_sm90",
      launch_add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w124_k128_d3_sm90,
      1536},
@@ -7582,47 +7513,51 @@ const Variant add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bou
 };
 const Range add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_ranges[] = {
     {1, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants[0]},  // from 1:
-                                                                                                    // gemv_t1_e4_w10_c3
+                                                                                                    // gemv_t1_e4_w7_c4
+    {2, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants[1]},  // from 2:
+                                                                                                    // gemv_t2_e4_w7_c4
     {8, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-            [1]},  // from 2: split_k_t8_e32_s8_w7_b4
+            [2]},  // from 3: split_k_t8_e32_s7_w8_b4
     {16, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [2]},  // from 9: split_k_t16_e32_s8_w7_b4
+             [3]},  // from 9: split_k_t16_e32_s8_w7_b4
     {24, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [3]},  // from 17: apart_resident_t24_e64_s16
+             [4]},  // from 17: split_k_t32_e32_s7_w8_b2_r2
     {32, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [4]},  // from 25: apart_resident_t32_e64_s16
+             [5]},  // from 25: apart_resident_t32_e64_s16
     {48, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [5]},  // from 33: apart_resident_t48_e64_s16
+             [6]},  // from 33: apart_resident_t48_e64_s16
     {64, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [6]},  // from 49: apart_resident_t64_e64_s16
+             [7]},  // from 49: apart_resident_t64_e64_s16
     {96, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [7]},  // from 65: apart_wgmma_t48_e64_s8_d5
+             [8]},  // from 65: apart_wgmma_t48_e64_s8_d5
     {128, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [8]},  // from 97: apart_wgmma_t64_e64_s8_d4
+              [9]},  // from 97: apart_wgmma_t64_e64_s8_d4
     {192, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [9]},  // from 129: apart_wgmma_t96_e64_s8_d8
+              [10]},  // from 129: apart_wgmma_t96_e64_s8_d8
     {256, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [10]},  // from 193: apart_wgmma_t128_e64_s8_d6
+              [11]},  // from 193: apart_wgmma_t128_e64_s8_d6
     {384, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [11]},  // from 257: apart_wgmma_t80_e64_s4_d8
+              [12]},  // from 257: apart_wgmma_t80_e64_s4_d8
     {512, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-              [12]},  // from 385: apart_wgmma_t104_e64_s4_d7
+              [13]},  // from 385: apart_wgmma_t104_e64_s4_d7
     {1024, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-               [13]},  // from 513: apart_wgmma_t96_e64_s2_d8
+               [14]},  // from 513: apart_wgmma_t96_e64_s2_d8
     {2048, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-               [14]},  // from 1025: apart_wgmma_t96_e128_s2_d5
+               [15]},  // from 1025: apart_wgmma_t96_e128_s2_d5
     {kNoEnd, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-                 [15]},  // from 2049: apart_wgmma_t96_e128_s1_d5
+                 [16]},  // from 2049: apart_wgmma_t96_e128_s1_d5
 };
 const Range add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_portable[] = {
     {1, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants[0]},  // from 1:
-                                                                                                    // gemv_t1_e4_w10_c3
+                                                                                                    // gemv_t1_e4_w7_c4
+    {2, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants[1]},  // from 2:
+                                                                                                    // gemv_t2_e4_w7_c4
     {8, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-            [1]},  // from 2: split_k_t8_e32_s8_w7_b4
+            [2]},  // from 3: split_k_t8_e32_s7_w8_b4
     {16, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [2]},  // from 9: split_k_t16_e32_s8_w7_b4
+             [3]},  // from 9: split_k_t16_e32_s8_w7_b4
     {24, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
-             [16]},  // from 17: apart_tiled_t32_e32_s8_w214_k128_d3
+             [4]},  // from 17: split_k_t32_e32_s7_w8_b2_r2
     {32, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
              [17]},  // from 25: apart_tiled_t32_e32_s8_w124_k128_d3
     {64, &add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_sm90_variants
@@ -8004,22 +7939,22 @@ const Range add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm86
 #if defined(NORMGATE_SM_90)
 const int add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_targets[] = {90};
 const Variant add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[] = {
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e3_w6_c3_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e3_w6_c3_sm90, 0},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90, 0},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w10_b2_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w10_b2_sm90, 0},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90, 0},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s7_w10_b2_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s7_w10_b2_sm90, 512},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s5_w7_b4_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s5_w7_b4_sm90, 512},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w8_b2_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w8_b2_sm90, 512},
-    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s5_w7_b4_sm90",
-     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s5_w7_b4_sm90, 512},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w6_c3_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w6_c3_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w5_b4_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w5_b4_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w7_b4_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w7_b4_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90, 0},
+    {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm90",
+     launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm90, 0},
     {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_e64_s16_sm90",
      launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_e64_s16_sm90, 512},
     {"add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_resident_t32_e64_s8_sm90",
@@ -8066,21 +8001,22 @@ const Variant add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm
      512},
 };
 const Range add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_ranges[] = {
-    {1, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[0]},  // from 1: gemv_t1_e3_w6_c3
-    {2, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[1]},  // from 2: gemv_t2_e3_w4_c4
-    {8, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[2]},  // from 3:
-                                                                                             // split_k_t8_e16_s7_w10_b2
-    {16,
-     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[3]},  // from 9:
-                                                                                          // split_k_t8_e16_s5_w14_b2
-    {24, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants
-             [4]},  // from 17: apart_split_k_t8_e32_s7_w10_b2
-    {32, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants
-             [5]},  // from 25: apart_split_k_t8_e32_s5_w7_b4
-    {48, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants
-             [6]},  // from 33: apart_split_k_t16_e32_s8_w8_b2
-    {64, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants
-             [7]},  // from 49: apart_split_k_t16_e32_s5_w7_b4
+    {1, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[0]},  // from 1: gemv_t1_e2_w6_c3
+    {2, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[1]},  // from 2: gemv_t2_e2_w4_c4
+    {4, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[2]},  // from 3:
+                                                                                             // split_k_t8_e16_s7_w5_b4
+    {16, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[3]},  // from 5:
+                                                                                              // split_k_t8_e16_s5_w7_b4
+    {24, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[4]},  // from 17:
+                                                                                              // split_k_t8_e32_s7_w5_b4
+    {32, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[5]},  // from 25:
+                                                                                              // split_k_t8_e32_s5_w7_b4
+    {48,
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[6]},  // from 33:
+                                                                                          // split_k_t16_e32_s7_w10_b2
+    {64,
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[7]},  // from 49:
+                                                                                          // split_k_t16_e32_s5_w7_b4
     {96,
      &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[8]},  // from 65:
                                                                                           // apart_resident_t32_e64_s16
@@ -8110,21 +8046,22 @@ const Range add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90
                                                                                            // apart_wgmma_t64_e128_s1_d7
 };
 const Range add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_portable[] = {
-    {1, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[0]},  // from 1: gemv_t1_e3_w6_c3
-    {2, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[1]},  // from 2: gemv_t2_e3_w4_c4
-    {8, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[2]},  // from 3:
-                                                                                             // split_k_t8_e16_s7_w10_b2
-    {16,
-     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[3]},  // from 9:
-                                                                                          // split_k_t8_e16_s5_w14_b2
-    {24, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants
-             [4]},  // from 17: apart_split_k_t8_e32_s7_w10_b2
-    {32, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants
-             [5]},  // from 25: apart_split_k_t8_e32_s5_w7_b4
-    {48, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants
-             [6]},  // from 33: apart_split_k_t16_e32_s8_w8_b2
-    {64, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants
-             [7]},  // from 49: apart_split_k_t16_e32_s5_w7_b4
+    {1, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[0]},  // from 1: gemv_t1_e2_w6_c3
+    {2, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[1]},  // from 2: gemv_t2_e2_w4_c4
+    {4, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[2]},  // from 3:
+                                                                                             // split_k_t8_e16_s7_w5_b4
+    {16, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[3]},  // from 5:
+                                                                                              // split_k_t8_e16_s5_w7_b4
+    {24, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[4]},  // from 17:
+                                                                                              // split_k_t8_e32_s7_w5_b4
+    {32, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[5]},  // from 25:
+                                                                                              // split_k_t8_e32_s5_w7_b4
+    {48,
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[6]},  // from 33:
+                                                                                          // split_k_t16_e32_s7_w10_b2
+    {64,
+     &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants[7]},  // from 49:
+                                                                                          // split_k_t16_e32_s5_w7_b4
     {96, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants
              [17]},  // from 65: apart_split_k_t32_e32_s8_w8_b2
     {192, &add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_sm90_variants
@@ -8526,23 +8463,18 @@ const Range add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_
 #if defined(NORMGATE_SM_90)
 const int add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_targets[] = {90};
 const Variant add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[] = {
-    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90",
-     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90, 0},
-    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w4_c3_sm90",
-     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w4_c3_sm90, 0},
+    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w6_c2_sm90",
+     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w6_c2_sm90, 0},
+    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w4_c3_sm90",
+     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w4_c3_sm90, 0},
     {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90",
      launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90, 0},
-    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90",
-     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90, 0},
-    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w12_b1_sm90",
-     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w12_b1_sm90,
-     512},
-    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s6_w4_b4_sm90",
-     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s6_w4_b4_sm90,
-     512},
-    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w8_b2_sm90",
-     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w8_b2_sm90,
-     512},
+    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w6_b2_sm90",
+     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w6_b2_sm90, 0},
+    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90",
+     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90, 0},
+    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90",
+     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90, 0},
     {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t32_e32_s8_sm90",
      launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t32_e32_s8_sm90, 512},
     {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_resident_t32_e64_s8_sm90",
@@ -8557,6 +8489,9 @@ const Variant add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bia
      launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t64_e64_s2_d5_sm90, 512},
     {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t64_e64_s1_d5_sm90",
      launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_wgmma_t64_e64_s1_d5_sm90, 512},
+    {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w8_b2_sm90",
+     launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w8_b2_sm90,
+     512},
     {"add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e32_s8_w222_k128_d3_sm90",
      launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e32_s8_w222_k128_d3_sm90,
      512},
@@ -8578,49 +8513,51 @@ const Variant add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bia
 };
 const Range add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_ranges[] = {
     {1, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[0]},  // from 1:
-                                                                                                 // gemv_t1_e2_w12_c1
+                                                                                                 // gemv_t1_e1_w6_c2
     {2, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[1]},  // from 2:
-                                                                                                 // gemv_t2_e3_w4_c3
-    {4, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
+                                                                                                 // gemv_t2_e2_w4_c3
+    {8, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
             [2]},  // from 3: split_k_t8_e16_s8_w12_b1
-    {16, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [3]},  // from 5: split_k_t8_e16_s6_w16_b1
-    {24, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [4]},  // from 17: apart_split_k_t8_e32_s8_w12_b1
-    {48, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [5]},  // from 25: apart_split_k_t8_e32_s6_w4_b4
+    {32,
+     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[3]},  // from 9:
+                                                                                              // split_k_t8_e32_s8_w6_b2
+    {48,
+     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[4]},  // from 33:
+                                                                                              // split_k_t8_e32_s6_w4_b4
     {64, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [6]},  // from 49: apart_split_k_t16_e32_s6_w8_b2
+             [5]},  // from 49: split_k_t16_e32_s6_w8_b2
     {96, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [7]},  // from 65: apart_resident_t32_e32_s8
+             [6]},  // from 65: apart_resident_t32_e32_s8
     {192, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-              [8]},  // from 97: apart_resident_t32_e64_s8
+              [7]},  // from 97: apart_resident_t32_e64_s8
     {384, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-              [9]},  // from 193: apart_resident_t64_e64_s8
+              [8]},  // from 193: apart_resident_t64_e64_s8
     {512, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-              [10]},  // from 385: apart_wgmma_t40_e64_s4_d6
+              [9]},  // from 385: apart_wgmma_t40_e64_s4_d6
     {1024, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-               [11]},  // from 513: apart_wgmma_t32_e64_s2_d7
+               [10]},  // from 513: apart_wgmma_t32_e64_s2_d7
     {2048, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-               [12]},  // from 1025: apart_wgmma_t64_e64_s2_d5
+               [11]},  // from 1025: apart_wgmma_t64_e64_s2_d5
     {kNoEnd, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-                 [13]},  // from 2049: apart_wgmma_t64_e64_s1_d5
+                 [12]},  // from 2049: apart_wgmma_t64_e64_s1_d5
 };
 const Range add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_portable[] = {
     {1, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[0]},  // from 1:
-                                                                                                 // gemv_t1_e2_w12_c1
+                                                                                                 // gemv_t1_e1_w6_c2
     {2, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[1]},  // from 2:
-                                                                                                 // gemv_t2_e3_w4_c3
-    {4, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
+                                                                                                 // gemv_t2_e2_w4_c3
+    {8, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
             [2]},  // from 3: split_k_t8_e16_s8_w12_b1
-    {16, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [3]},  // from 5: split_k_t8_e16_s6_w16_b1
-    {24, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [4]},  // from 17: apart_split_k_t8_e32_s8_w12_b1
-    {48, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [5]},  // from 25: apart_split_k_t8_e32_s6_w4_b4
+    {32,
+     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[3]},  // from 9:
+                                                                                              // split_k_t8_e32_s8_w6_b2
+    {48,
+     &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants[4]},  // from 33:
+                                                                                              // split_k_t8_e32_s6_w4_b4
+    {64, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
+             [5]},  // from 49: split_k_t16_e32_s6_w8_b2
     {96, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
-             [6]},  // from 49: apart_split_k_t16_e32_s6_w8_b2
+             [13]},  // from 65: apart_split_k_t16_e32_s6_w8_b2
     {192, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
               [14]},  // from 97: apart_tiled_t32_e32_s8_w222_k128_d3
     {384, &add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_sm90_variants
@@ -9064,15 +9001,12 @@ const Range norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_boun
 #if defined(NORMGATE_SM_90)
 const int norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_targets[] = {90};
 const Variant norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants[] = {
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w6_c3_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w6_c3_sm90, 0},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w4_c4_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w4_c4_sm90, 0},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w16_b1_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w16_b1_sm90,
-     0},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w10_b2_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w10_b2_sm90,
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90, 0},
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w6_c3_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w6_c3_sm90, 0},
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w5_b4_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w5_b4_sm90,
      0},
     {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s5_w7_b4_sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s5_w7_b4_sm90,
@@ -9080,12 +9014,12 @@ const Variant norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bo
     {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm90,
      1024},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_e32_s8_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_e32_s8_sm90,
-     1024},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm90,
-     1024},
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s5_w7_b4_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s5_w7_b4_sm90,
+     0},
+    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s4_w8_b4_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s4_w8_b4_sm90,
+     0},
     {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_e32_s6_sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_e32_s6_sm90,
      1024},
@@ -9115,9 +9049,6 @@ const Variant norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bo
      1024},
     {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t128_e64_s1_d7_sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_wgmma_t128_e64_s1_d7_sm90,
-     1024},
-    {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s5_w7_b4_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s5_w7_b4_sm90,
      1024},
     {"norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s8_w8_b2_sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s8_w8_b2_sm90,
@@ -9157,77 +9088,73 @@ const Variant norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bo
 };
 const Range norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_ranges[] = {
     {1, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [0]},  // from 1: gemv_t1_e4_w6_c3
+            [0]},  // from 1: gemv_t1_e2_w6_c3
     {2, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [1]},  // from 2: gemv_t2_e3_w4_c4
-    {4, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s8_w16_b1
+            [1]},  // from 2: gemv_t2_e2_w6_c3
     {8, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [3]},  // from 5: split_k_t8_e32_s7_w10_b2
+            [2]},  // from 3: split_k_t8_e32_s7_w5_b4
     {16, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [4]},  // from 9: split_k_t8_e32_s5_w7_b4
+             [3]},  // from 9: split_k_t8_e32_s5_w7_b4
     {24, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [5]},  // from 17: apart_split_k_t8_e32_s4_w8_b4
+             [4]},  // from 17: apart_split_k_t8_e32_s4_w8_b4
     {32, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [6]},  // from 25: apart_resident_t32_e32_s8
+             [5]},  // from 25: split_k_t16_e32_s5_w7_b4
     {48, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [7]},  // from 33: apart_split_k_t16_e32_s4_w8_b4
+             [6]},  // from 33: split_k_t16_e32_s4_w8_b4
     {64, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [8]},  // from 49: apart_resident_t32_e32_s6
+             [7]},  // from 49: apart_resident_t32_e32_s6
     {96, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [9]},  // from 65: apart_resident_t32_e64_s8
+             [8]},  // from 65: apart_resident_t32_e64_s8
     {128, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [10]},  // from 97: apart_resident_t48_e64_s8
+              [9]},  // from 97: apart_resident_t48_e64_s8
     {192, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [11]},  // from 129: apart_resident_t64_e64_s8
+              [10]},  // from 129: apart_resident_t64_e64_s8
     {256, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [12]},  // from 193: apart_wgmma_t88_e64_s8_d8
+              [11]},  // from 193: apart_wgmma_t88_e64_s8_d8
     {384, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [13]},  // from 257: apart_wgmma_t56_e64_s4_d5
+              [12]},  // from 257: apart_wgmma_t56_e64_s4_d5
     {512, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [14]},  // from 385: apart_wgmma_t80_e64_s4_d4
+              [13]},  // from 385: apart_wgmma_t80_e64_s4_d4
     {1024, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-               [15]},  // from 513: apart_wgmma_t64_e64_s2_d4
+               [14]},  // from 513: apart_wgmma_t64_e64_s2_d4
     {2048, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-               [16]},  // from 1025: apart_wgmma_t128_e64_s2_d7
+               [15]},  // from 1025: apart_wgmma_t128_e64_s2_d7
     {kNoEnd, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-                 [17]},  // from 2049: apart_wgmma_t128_e64_s1_d7
+                 [16]},  // from 2049: apart_wgmma_t128_e64_s1_d7
 };
 const Range norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_portable[] = {
     {1, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [0]},  // from 1: gemv_t1_e4_w6_c3
+            [0]},  // from 1: gemv_t1_e2_w6_c3
     {2, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [1]},  // from 2: gemv_t2_e3_w4_c4
-    {4, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [2]},  // from 3: split_k_t8_e32_s8_w16_b1
+            [1]},  // from 2: gemv_t2_e2_w6_c3
     {8, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [3]},  // from 5: split_k_t8_e32_s7_w10_b2
+            [2]},  // from 3: split_k_t8_e32_s7_w5_b4
     {16, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [4]},  // from 9: split_k_t8_e32_s5_w7_b4
+             [3]},  // from 9: split_k_t8_e32_s5_w7_b4
     {24, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [5]},  // from 17: apart_split_k_t8_e32_s4_w8_b4
+             [4]},  // from 17: apart_split_k_t8_e32_s4_w8_b4
     {32, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [18]},  // from 25: apart_split_k_t16_e32_s5_w7_b4
+             [5]},  // from 25: split_k_t16_e32_s5_w7_b4
     {48, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [7]},  // from 33: apart_split_k_t16_e32_s4_w8_b4
+             [6]},  // from 33: split_k_t16_e32_s4_w8_b4
     {64, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [19]},  // from 49: apart_split_k_t16_e32_s8_w8_b2
+             [17]},  // from 49: apart_split_k_t16_e32_s8_w8_b2
     {96, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [20]},  // from 65: apart_split_k_t32_e32_s4_w8_b2_r2
+             [18]},  // from 65: apart_split_k_t32_e32_s4_w8_b2_r2
     {128, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [21]},  // from 97: apart_split_k_t32_e16_s2_w8_b4_r2
+              [19]},  // from 97: apart_split_k_t32_e16_s2_w8_b4_r2
     {192, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [22]},  // from 129: apart_tiled_t64_e64_s8_w222_k128_d3
+              [20]},  // from 129: apart_tiled_t64_e64_s8_w222_k128_d3
     {256, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [23]},  // from 193: apart_tiled_t64_e64_s6_w222_k128_d3
+              [21]},  // from 193: apart_tiled_t64_e64_s6_w222_k128_d3
     {384, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [24]},  // from 257: apart_tiled_t32_e128_s4_w124_k128_d3
+              [22]},  // from 257: apart_tiled_t32_e128_s4_w124_k128_d3
     {512, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [25]},  // from 385: apart_tiled_t32_e64_s2_w124_k128_d3
+              [23]},  // from 385: apart_tiled_t32_e64_s2_w124_k128_d3
     {1024, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-               [26]},  // from 513: apart_tiled_t64_e64_s2_w214_k128_d3
+               [24]},  // from 513: apart_tiled_t64_e64_s2_w214_k128_d3
     {kNoEnd, &norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-                 [27]},  // from 1025: apart_tiled_t64_e128_s2_w222_k128_d3
+                 [25]},  // from 1025: apart_tiled_t64_e128_s2_w222_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)
@@ -9657,10 +9584,12 @@ const Range norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_boun
 #if defined(NORMGATE_SM_90)
 const int norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_targets[] = {90};
 const Variant norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants[] = {
-    {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w7_c4_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w7_c4_sm90, 0},
-    {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90",
-     launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90,
+    {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90, 0},
+    {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90, 0},
+    {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90",
+     launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90,
      0},
     {"norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w7_b4_sm90",
      launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w7_b4_sm90,
@@ -9747,65 +9676,69 @@ const Variant norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bo
 };
 const Range norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_ranges[] = {
     {1, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [0]},  // from 1: gemv_t1_e2_w7_c4
+            [0]},  // from 1: gemv_t1_e4_w7_c4
+    {2, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
+            [1]},  // from 2: gemv_t2_e3_w7_c4
     {8, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [1]},  // from 2: split_k_t8_e32_s8_w7_b4
+            [2]},  // from 3: split_k_t8_e32_s7_w8_b4
     {16, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [2]},  // from 9: split_k_t16_e32_s8_w7_b4
+             [3]},  // from 9: split_k_t16_e32_s8_w7_b4
     {24, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [3]},  // from 17: apart_resident_t24_e64_s16
+             [4]},  // from 17: apart_resident_t24_e64_s16
     {32, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [4]},  // from 25: apart_resident_t32_e64_s16
+             [5]},  // from 25: apart_resident_t32_e64_s16
     {48, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [5]},  // from 33: apart_resident_t48_e64_s16
+             [6]},  // from 33: apart_resident_t48_e64_s16
     {64, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [6]},  // from 49: apart_resident_t64_e64_s16
+             [7]},  // from 49: apart_resident_t64_e64_s16
     {96, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [7]},  // from 65: apart_wgmma_t48_e64_s8_d5
+             [8]},  // from 65: apart_wgmma_t48_e64_s8_d5
     {128, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [8]},  // from 97: apart_wgmma_t64_e64_s8_d4
+              [9]},  // from 97: apart_wgmma_t64_e64_s8_d4
     {192, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [9]},  // from 129: apart_wgmma_t96_e64_s8_d8
+              [10]},  // from 129: apart_wgmma_t96_e64_s8_d8
     {256, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [10]},  // from 193: apart_wgmma_t128_e64_s8_d6
+              [11]},  // from 193: apart_wgmma_t128_e64_s8_d6
     {384, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [11]},  // from 257: apart_wgmma_t80_e64_s4_d8
+              [12]},  // from 257: apart_wgmma_t80_e64_s4_d8
     {512, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [12]},  // from 385: apart_wgmma_t104_e64_s4_d7
+              [13]},  // from 385: apart_wgmma_t104_e64_s4_d7
     {1024, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-               [13]},  // from 513: apart_wgmma_t96_e64_s2_d8
+               [14]},  // from 513: apart_wgmma_t96_e64_s2_d8
     {2048, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-               [14]},  // from 1025: apart_wgmma_t96_e128_s2_d5
+               [15]},  // from 1025: apart_wgmma_t96_e128_s2_d5
     {kNoEnd, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-                 [15]},  // from 2049: apart_wgmma_t96_e128_s1_d5
+                 [16]},  // from 2049: apart_wgmma_t96_e128_s1_d5
 };
 const Range norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_portable[] = {
     {1, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [0]},  // from 1: gemv_t1_e2_w7_c4
+            [0]},  // from 1: gemv_t1_e4_w7_c4
+    {2, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
+            [1]},  // from 2: gemv_t2_e3_w7_c4
     {8, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-            [1]},  // from 2: split_k_t8_e32_s8_w7_b4
+            [2]},  // from 3: split_k_t8_e32_s7_w8_b4
     {16, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [2]},  // from 9: split_k_t16_e32_s8_w7_b4
+             [3]},  // from 9: split_k_t16_e32_s8_w7_b4
     {32, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [16]},  // from 17: apart_tiled_t32_e32_s8_w124_k128_d3
+             [17]},  // from 17: apart_tiled_t32_e32_s8_w124_k128_d3
     {64, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [17]},  // from 33: apart_tiled_t64_e32_s8_w412_k128_d3
+             [18]},  // from 33: apart_tiled_t64_e32_s8_w412_k128_d3
     {96, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-             [18]},  // from 65: apart_tiled_t32_e96_s8_w124_k128_d3
+             [19]},  // from 65: apart_tiled_t32_e96_s8_w124_k128_d3
     {128, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [19]},  // from 97: apart_tiled_t64_e64_s8_w222_k128_d3
+              [20]},  // from 97: apart_tiled_t64_e64_s8_w222_k128_d3
     {192, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [20]},  // from 129: apart_tiled_t64_e96_s8_w222_k128_d3
+              [21]},  // from 129: apart_tiled_t64_e96_s8_w222_k128_d3
     {256, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [21]},  // from 193: apart_tiled_t64_e128_s8_w222_k128_d3
+              [22]},  // from 193: apart_tiled_t64_e128_s8_w222_k128_d3
     {384, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [22]},  // from 257: apart_tiled_t64_e64_s3_w214_k128_d3
+              [23]},  // from 257: apart_tiled_t64_e64_s3_w214_k128_d3
     {512, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-              [23]},  // from 385: apart_tiled_t32_e96_s2_w124_k128_d3
+              [24]},  // from 385: apart_tiled_t32_e96_s2_w124_k128_d3
     {2048, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-               [24]},  // from 513: apart_tiled_t64_e96_s2_w222_k128_d3
+               [25]},  // from 513: apart_tiled_t64_e96_s2_w222_k128_d3
     {kNoEnd, &norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_sm90_variants
-                 [25]},  // from 2049: apart_tiled_t128_e64_s1_w412_k128_d3
+                 [26]},  // from 2049: apart_tiled_t128_e64_s1_w412_k128_d3
 };
 #endif
 #if defined(NORMGATE_SM_100) || defined(NORMGATE_SM_103) || defined(NORMGATE_SM_110)

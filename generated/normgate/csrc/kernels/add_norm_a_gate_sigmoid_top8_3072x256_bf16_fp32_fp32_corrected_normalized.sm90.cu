@@ -689,60 +689,30 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e4_w3_c4, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.39 us at 1 token, next best gemv_t1_e4_w4_c3 1.39.
-struct GemvT1E4W3C4 {
+// gemv_t1_e4_w6_c2, 1 token: measured on NVIDIA H200: 2.81 us at 1 token, next best gemv_t1_e4_w4_c3 2.84.
+struct GemvT1E4W6C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 4;           // experts that a CTA computes
-  static constexpr int kThreads = 96;          // threads of a CTA
-  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kThreads = 192;         // threads of a CTA
+  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e4_w4_c3, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.77 us at 2 tokens, next best gemv_t2_e4_w6_c2 1.79.
-struct GemvT2E4W4C3 {
+// gemv_t2_e3_w12_c1, 2 tokens: measured on NVIDIA H200: 3.05 us at 2 tokens, next best gemv_t2_e4_w4_c3 3.08.
+struct GemvT2E3W12C1 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 4;           // experts that a CTA computes
-  static constexpr int kThreads = 128;         // threads of a CTA
-  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 384;         // threads of a CTA
+  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s5_w4_b5, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 1.92 us at 4 tokens, next best
-// resident_t8_e64_s16 1.98.
-struct SplitKT8E16S5W4B5 {
+// split_k_t8_e16_s6_w4_b4, 3 to 8 tokens: measured on NVIDIA H200: 3.26 us at 4 tokens, next best
+// split_k_t8_e16_s6_w16_b1 3.26.
+struct SplitKT8E16S6W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 5;     // CTAs that share hidden_size
-  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 5;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e16_s4_w12_b2, 5 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 2.02 us at 8 tokens, next best
-// resident_t8_e64_s16 2.03.
-struct SplitKT8E16S4W12B2 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 4;     // CTAs that share hidden_size
-  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: cheapest of 98 legal variants in one launch at 16 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT16E16S6W4B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 6;     // CTAs that share hidden_size
   static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
@@ -752,56 +722,83 @@ struct SplitKT16E16S6W4B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s4_w8_b3, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); resident_t16_e64_s16 needs sm_90a; this is the best that later chips can run.
-struct SplitKT16E16S4W8B3 {
+// split_k_t16_e32_s8_w6_b2, 9 to 16 tokens: measured on NVIDIA H200: 3.87 us at 16 tokens, next best
+// split_k_t8_e32_s6_w8_b2 3.95.
+struct SplitKT16E32S8W6B2 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 4;     // CTAs that share hidden_size
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 6;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t16_e32_s6_w8_b2, 17 to 32 tokens: measured on NVIDIA H200: 4.28 us at 24 tokens, next best
+// split_k_t8_e32_s4_w8_b3 4.56; 17 to 32 tokens: measured on NVIDIA H200: 4.32 us at 32 tokens, next best
+// split_k_t16_e16_s3_w8_b4 4.88.
+struct SplitKT16E32S6W8B2 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
   static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 3;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t32_e32_s6_w8_b2, 49 to 64 tokens: measured on NVIDIA H200: 5.91 us at 64 tokens, next best
+// apart_resident_t64_e64_s16 6.49.
+struct SplitKT32E32S6W8B2 {
+  static constexpr int kTokens = 32;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(96, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w3_c4_sm90(
+extern "C" __global__ void __launch_bounds__(192, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w6_c2_sm90(
         const normgate_args args) {
-  gemv<GemvT1E4W3C4>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e4_w4_c3_sm90(
-        const normgate_args args) {
-  gemv<GemvT2E4W4C3>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s5_w4_b5_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E16S5W4B5>(args);
+  gemv<GemvT1E4W6C2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s4_w12_b2_sm90(
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E16S4W12B2>(args);
+  gemv<GemvT2E3W12C1>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90(
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90(
         const normgate_args args) {
-  split_k<SplitKT16E16S6W4B4>(args);
+  split_k<SplitKT8E16S6W4B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(192, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s8_w6_b2_sm90(
+        const normgate_args args) {
+  split_k<SplitKT16E32S8W6B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s4_w8_b3_sm90(
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90(
         const normgate_args args) {
-  split_k<SplitKT16E16S4W8B3>(args);
+  split_k<SplitKT16E32S6W8B2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90(
+        const normgate_args args) {
+  split_k<SplitKT32E32S6W8B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -815,10 +812,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s16_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s12_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_e64_s16_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t64_e64_s16_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t32_e64_s8_d4_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s8_d4_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t48_e64_s6_d4_sm90(const normgate_args& args);
@@ -828,9 +822,7 @@ cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t80_e64_s4_d7_sm90(
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t120_e64_s3_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s2_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_wgmma_t128_e64_s1_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e32_s6_w8_b2_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w124_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
@@ -841,99 +833,63 @@ cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s2_w222_k12
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e64_s1_w214_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w3_c4_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w6_c2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w3_c4_sm90>(
-      {64, 96, 0, 1, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e4_w6_c2_sm90>(
+      {64, 192, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e4_w4_c3_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e4_w4_c3_sm90>(
-      {64, 128, 0, 1, true}, args);
-}
-
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s5_w4_b5_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s5_w4_b5_sm90>(
-      {ceil_div(args.num_tokens, 8) * 80, 128, 0, 5, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm90>(
+      {86, 384, 0, 1, true}, args);
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s4_w12_b2_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s4_w12_b2_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 384, 0, 4, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 96, 128, 0, 6, true}, args);
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s8_w6_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 96, 128, 0, 6, true}, args);
+      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s8_w6_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 64, 192, 0, 8, true}, args);
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s4_w8_b3_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s4_w8_b3_sm90>(
-      {ceil_div(args.num_tokens, 16) * 64, 256, 0, 4, true}, args);
+      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e32_s6_w8_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 48, 256, 0, 6, true}, args);
 }
 
-// apart_resident_t32_e64_s16, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 2.55 us at 24 tokens, next best resident_t24_e64_s12 2.56.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t32_e64_s16_sm90(
+launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
-              {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s16_sm90(from_residual_out(args, 3072)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<
+      add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t32_e32_s6_w8_b2_sm90>(
+      {ceil_div(args.num_tokens, 32) * 48, 256, 0, 6, true}, args);
 }
 
-// apart_resident_t32_e64_s12, 25 to 32 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 2.71 us at 32 tokens, next best resident_t32_e64_s16 2.84.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t32_e64_s12_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
-              {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t32_e64_s12_sm90(from_residual_out(args, 3072)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t48_e64_s16, 33 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 3.33 us at 48 tokens, next best resident_t48_e64_s12 3.39.
+// apart_resident_t48_e64_s16, 33 to 48 tokens: measured on NVIDIA H200: 5.71 us at 48 tokens, next best
+// split_k_t32_e32_s6_w8_b2 5.87.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t48_e64_s16_sm90(
     const normgate_args& given) {
@@ -945,24 +901,6 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
     return error;
   if (const cudaError_t error =
           launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t48_e64_s16_sm90(from_residual_out(args, 3072)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t64_e64_s16, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 3.92 us at 64 tokens, next best resident_t64_e64_s12 4.22.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_resident_t64_e64_s16_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
-              {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_resident_t64_e64_s16_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
@@ -1130,26 +1068,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t32_e16_s6_w16_b1, 17 to 32 tokens: between launches of the other stages, the gate's:
-// resident_t32_e64_s16 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w16_b1_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
-              {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w16_b1_sm90(from_residual_out(args, 3072)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_split_k_t16_e32_s8_w6_b2, 33 to 48 tokens: between launches of the other stages, the gate's:
-// resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t16_e32_s8_w6_b2, 33 to 48 tokens: measured on NVIDIA H200.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t16_e32_s8_w6_b2_sm90(
     const normgate_args& given) {
@@ -1161,24 +1080,6 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
     return error;
   if (const cudaError_t error =
           launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e32_s8_w6_b2_sm90(from_residual_out(args, 3072)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_split_k_t32_e32_s6_w8_b2, 49 to 64 tokens: between launches of the other stages, the gate's:
-// resident_t64_e64_s16 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e32_s6_w8_b2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_add_sm90>(
-              {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e32_s6_w8_b2_sm90(from_residual_out(args, 3072)))
     return error;
   return launch<add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

@@ -689,57 +689,41 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e4_w8_c3, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.43 us at 1 token, next best gemv_t1_e4_w6_c4 1.44.
-struct GemvT1E4W8C3 {
+// gemv_t1_e4_w12_c2, 1 token: measured on NVIDIA H200: 2.81 us at 1 token, next best gemv_t1_e4_w6_c4 2.82.
+struct GemvT1E4W12C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 4;           // experts that a CTA computes
-  static constexpr int kThreads = 256;         // threads of a CTA
-  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kThreads = 384;         // threads of a CTA
+  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w12_c2, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.83 us at 2 tokens, next best gemv_t2_e4_w8_c3 1.93.
-struct GemvT2E3W12C2 {
+// gemv_t2_e3_w8_c3, 2 tokens: measured on NVIDIA H200: 3.14 us at 2 tokens, next best gemv_t2_e4_w8_c3 3.18.
+struct GemvT2E3W8C3 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
   static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kThreads = 256;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w12_b2, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 2.02 us at 8 tokens, next best
-// split_k_t8_e32_s7_w7_b4 2.04.
-struct SplitKT8E32S8W12B2 {
+// split_k_t8_e32_s7_w7_b4, 3 to 8 tokens: measured on NVIDIA H200: 3.53 us at 8 tokens; split_k_t8_e16_s5_w10_b4, 3.53,
+// saves too little.
+struct SplitKT8E32S7W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t16_e16_s6_w8_b4, 9 to 16 tokens: cheapest of 124 legal variants in one launch at 16 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
-struct SplitKT16E16S6W8B4 {
-  static constexpr int kTokens = 16;   // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kSplit = 7;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s6_w8_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); resident_t16_e64_s14 needs sm_90a; this is the best that later chips can run.
+// split_k_t8_e32_s6_w8_b4, 9 to 16 tokens: measured on NVIDIA H200: 4.02 us at 16 tokens, next best
+// split_k_t16_e32_s8_w12_b2 4.24.
 struct SplitKT8E32S6W8B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -751,37 +735,69 @@ struct SplitKT8E32S6W8B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
+// split_k_t16_e32_s6_w8_b4, 17 to 32 tokens: measured on NVIDIA H200: 4.78 us at 24 tokens, next best
+// split_k_t8_e32_s8_w6_b4 5.24.
+struct SplitKT16E32S6W8B4 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t16_e32_s4_w12_b2_r2, 33 to 48 tokens: measured on NVIDIA H200: 6.78 us at 48 tokens, next best
+// apart_resident_t48_e64_s16 6.88.
+struct SplitKT16E32S4W12B2R2 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
+  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w8_c3_sm90(
-        const normgate_args args) {
-  gemv<GemvT1E4W8C3>(args);
-}
-
 extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm90(
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w12_c2_sm90(
         const normgate_args args) {
-  gemv<GemvT2E3W12C2>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w12_b2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E32S8W12B2>(args);
+  gemv<GemvT1E4W12C2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm90(
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90(
         const normgate_args args) {
-  split_k<SplitKT16E16S6W8B4>(args);
+  gemv<GemvT2E3W8C3>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(224, 1)
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E32S7W7B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
     add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90(
         const normgate_args args) {
   split_k<SplitKT8E32S6W8B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT16E32S6W8B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90(
+        const normgate_args args) {
+  split_k<SplitKT16E32S4W12B2R2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -795,9 +811,6 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e64_s12_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e64_s16_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t64_e64_s16_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t32_e64_s8_d7_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args& args);
@@ -807,8 +820,6 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d9_sm90(
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t72_e128_s4_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_wgmma_t128_e64_s1_d7_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s6_w8_b2_r2_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t32_e32_s8_w4_b3_r2_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm90(const normgate_args& args);
@@ -818,36 +829,28 @@ cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k12
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w8_c3_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w12_c2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w8_c3_sm90>(
-      {64, 256, 0, 1, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w12_c2_sm90>(
+      {64, 384, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm90>(
-      {86, 384, 0, 1, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w8_c3_sm90>(
+      {86, 256, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w12_b2_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w12_b2_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
-}
-
-cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm90>(
-      {ceil_div(args.num_tokens, 16) * 96, 256, 0, 6, true}, args);
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s7_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 56, 224, 0, 7, true}, args);
 }
 
 cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s6_w8_b4_sm90(
@@ -858,59 +861,26 @@ cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_correcte
       {ceil_div(args.num_tokens, 8) * 48, 256, 0, 6, true}, args);
 }
 
-// apart_split_k_t8_e32_s8_w6_b4, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 3.28 us at 24 tokens, next best resident_t24_e64_s16 3.34.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t8_e32_s8_w6_b4_sm90(
+cudaError_t launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s6_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 48, 256, 0, 6, true}, args);
 }
 
-// apart_resident_t32_e64_s12, 25 to 32 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 3.65 us at 32 tokens, next best resident_t32_e64_s14 3.67.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t32_e64_s12_sm90(
+launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t32_e64_s12_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<
+      add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s4_w12_b2_r2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 32, 384, 0, 4, true}, args);
 }
 
-// apart_resident_t48_e64_s16, 33 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 4.32 us at 48 tokens, next best split_k_t16_e32_s8_w6_b4 4.39.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t48_e64_s16_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_resident_t48_e64_s16_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t64_e64_s16, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 4.66 us at 64 tokens, next best wgmma_t32_e64_s8_d7 5.11.
+// apart_resident_t64_e64_s16, 49 to 64 tokens: measured on NVIDIA H200: 7.65 us at 64 tokens, next best
+// split_k_t32_e32_s6_w8_b2_r2 8.05.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_resident_t64_e64_s16_sm90(
     const normgate_args& given) {
@@ -1062,42 +1032,7 @@ launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_ap
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t16_e32_s6_w8_b4, 25 to 32 tokens: between launches of the other stages, the gate's:
-// resident_t32_e64_s12 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s6_w8_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_split_k_t16_e32_s8_w6_b4, 33 to 48 tokens: between launches of the other stages, the gate's:
-// resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s8_w6_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm90(from_residual_out(args, 6144)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_split_k_t32_e32_s6_w8_b2_r2, 49 to 64 tokens: between launches of the other stages, the gate's:
-// resident_t64_e64_s16 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t32_e32_s6_w8_b2_r2, 49 to 64 tokens: measured on NVIDIA H200.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s6_w8_b2_r2_sm90(
     const normgate_args& given) {

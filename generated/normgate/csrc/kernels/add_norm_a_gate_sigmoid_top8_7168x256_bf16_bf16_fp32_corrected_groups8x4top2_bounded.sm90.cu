@@ -721,45 +721,54 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e4_w7_c4, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.60 us at 1 token, next best gemv_t1_e3_w10_c3 1.66.
-struct GemvT1E4W7C4 {
+// gemv_t1_e3_w10_c3, 1 token: measured on NVIDIA H200: 2.97 us at 1 token, next best gemv_t1_e3_w7_c4 2.98.
+struct GemvT1E3W10C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 4;           // experts that a CTA computes
-  static constexpr int kThreads = 224;         // threads of a CTA
-  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 320;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w7_c4, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.88 us at 2 tokens, next best gemv_t2_e3_w10_c3 1.92.
-struct GemvT2E3W7C4 {
+// gemv_t2_e2_w10_c3, 2 tokens: measured on NVIDIA H200: 3.64 us at 2 tokens, next best gemv_t2_e3_w7_c4 3.67.
+struct GemvT2E2W10C3 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 224;         // threads of a CTA
-  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 2;           // experts that a CTA computes
+  static constexpr int kThreads = 320;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s7_w8_b4, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 2.07 us at 4 tokens, next best
-// split_k_t8_e32_s8_w7_b4 2.09.
-struct SplitKT8E32S7W8B4 {
+// split_k_t8_e16_s6_w10_b4, 3 to 4 tokens: measured on NVIDIA H200: 3.71 us at 4 tokens, next best
+// split_k_t8_e16_s5_w12_b4 3.75.
+struct SplitKT8E16S6W10B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 7;     // CTAs that share hidden_size
-  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 2.82 us at 16 tokens, next best
-// split_k_t16_e32_s7_w8_b4 2.96.
+// split_k_t8_e16_s5_w12_b4, 5 to 8 tokens: measured on NVIDIA H200: 3.78 us at 8 tokens, next best
+// split_k_t8_e16_s6_w10_b4 3.92.
+struct SplitKT8E16S5W12B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 16;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 12;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 4.91 us at 16 tokens, next best
+// split_k_t16_e32_s7_w8_b4 5.50.
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -771,31 +780,56 @@ struct SplitKT16E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
+// split_k_t8_e32_s4_w7_b4_r2, 17 to 24 tokens: measured on NVIDIA H200: 6.19 us at 24 tokens, next best
+// split_k_t16_e32_s6_w10_b2_r2 6.65.
+struct SplitKT8E32S4W7B4R2 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 2;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(224, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e4_w7_c4_sm90(
+extern "C" __global__ void __launch_bounds__(320, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w10_c3_sm90(
         const normgate_args args) {
-  gemv<GemvT1E4W7C4>(args);
+  gemv<GemvT1E3W10C3>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(224, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90(
+extern "C" __global__ void __launch_bounds__(320, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e2_w10_c3_sm90(
         const normgate_args args) {
-  gemv<GemvT2E3W7C4>(args);
+  gemv<GemvT2E2W10C3>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
-    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s7_w8_b4_sm90(
+extern "C" __global__ void __launch_bounds__(320, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E32S7W8B4>(args);
+  split_k<SplitKT8E16S6W10B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E16S5W12B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
     add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e32_s8_w7_b4_sm90(
         const normgate_args args) {
   split_k<SplitKT16E32S8W7B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(224, 1)
+    add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E32S4W7B4R2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -811,7 +845,6 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t24_e64_s16_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t32_e64_s14_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t48_e64_s16_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t64_e64_s16_sm90(const normgate_args& args);
@@ -823,7 +856,6 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d8_sm90(
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t72_e128_s4_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d6_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_wgmma_t128_e64_s1_d6_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s8_w214_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s6_w5_b4_r2_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w124_k128_d3_sm90(const normgate_args& args);
@@ -837,33 +869,43 @@ cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k1
 cudaError_t launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t128_e64_s2_w412_k128_d3_sm90(const normgate_args& args);
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e4_w7_c4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w10_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e4_w7_c4_sm90>(
-      {64, 224, 0, 1, true}, args);
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w10_c3_sm90>(
+      {86, 320, 0, 1, true}, args);
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e2_w10_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w7_c4_sm90>(
-      {86, 224, 0, 1, true}, args);
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e2_w10_c3_sm90>(
+      {128, 320, 0, 1, true}, args);
 }
 
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s7_w8_b4_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s7_w8_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 56, 256, 0, 7, true}, args);
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w10_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 96, 320, 0, 6, true}, args);
+}
+
+cudaError_t
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s5_w12_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 80, 384, 0, 5, true}, args);
 }
 
 cudaError_t
@@ -876,26 +918,18 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
       {ceil_div(args.num_tokens, 16) * 64, 224, 0, 8, true}, args);
 }
 
-// apart_resident_t24_e64_s16, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 3.67 us at 24 tokens, next best resident_t24_e64_s14 3.72.
 cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t24_e64_s16_sm90(
+launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
-              {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_resident_t24_e64_s16_sm90(from_residual_out(args, 7168)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<
+      add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s4_w7_b4_r2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 32, 224, 0, 4, true}, args);
 }
 
-// apart_resident_t32_e64_s14, 25 to 32 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 4.18 us at 32 tokens, next best resident_t32_e64_s16 4.34.
+// apart_resident_t32_e64_s14, 25 to 32 tokens: measured on NVIDIA H200: 6.95 us at 32 tokens, next best
+// split_k_t16_e32_s6_w10_b2_r2 7.09.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t32_e64_s14_sm90(
     const normgate_args& given) {
@@ -912,8 +946,8 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t48_e64_s16, 33 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 4.98 us at 48 tokens, next best resident_t48_e64_s14 5.05.
+// apart_resident_t48_e64_s16, 33 to 48 tokens: measured on NVIDIA H200: 7.94 us at 48 tokens, next best
+// split_k_t16_e32_s4_w7_b4_r2 8.08.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t48_e64_s16_sm90(
     const normgate_args& given) {
@@ -930,8 +964,8 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t64_e64_s16, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 5.35 us at 64 tokens, next best wgmma_t32_e64_s8_d6 5.37.
+// apart_resident_t64_e64_s16, 49 to 64 tokens: measured on NVIDIA H200: 8.94 us at 64 tokens, next best
+// split_k_t32_e32_s5_w8_b3_r2 10.28.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_resident_t64_e64_s16_sm90(
     const normgate_args& given) {
@@ -1092,26 +1126,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s8_w214_k128_d3, 17 to 24 tokens: between launches of the other stages, the gate's:
-// resident_t24_e64_s16 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s8_w214_k128_d3_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error =
-          launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_add_sm90>(
-              {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s8_w214_k128_d3_sm90(from_residual_out(args, 7168)))
-    return error;
-  return launch<add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_split_k_t16_e32_s6_w5_b4_r2, 25 to 32 tokens: between launches of the other stages, the gate's:
-// resident_t32_e64_s14 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t16_e32_s6_w5_b4_r2, 25 to 32 tokens: measured on NVIDIA H200.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s6_w5_b4_r2_sm90(
     const normgate_args& given) {
@@ -1128,8 +1143,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t16_e32_s8_w7_b4, 33 to 48 tokens: between launches of the other stages, the gate's:
-// resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t16_e32_s8_w7_b4, 33 to 48 tokens: measured on NVIDIA H200.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm90(
     const normgate_args& given) {
@@ -1146,8 +1160,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s6_w124_k128_d3, 49 to 64 tokens: between launches of the other stages, the gate's:
-// resident_t64_e64_s16 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e32_s6_w124_k128_d3, 49 to 64 tokens: measured on NVIDIA H200.
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w124_k128_d3_sm90(
     const normgate_args& given) {

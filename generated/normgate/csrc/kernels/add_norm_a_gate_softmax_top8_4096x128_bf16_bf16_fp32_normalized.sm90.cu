@@ -675,53 +675,101 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e3_w6_c3, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.04 us at 1 token, next best gemv_t1_e2_w6_c3 1.05.
-struct GemvT1E3W6C3 {
+// gemv_t1_e2_w6_c3, 1 token: measured on NVIDIA H200: 2.42 us at 1 token, next best gemv_t1_e2_w8_c2 2.51.
+struct GemvT1E2W6C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kExperts = 2;           // experts that a CTA computes
   static constexpr int kThreads = 192;         // threads of a CTA
   static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w4_c4, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.34 us at 2 tokens, next best gemv_t2_e2_w4_c4 1.48.
-struct GemvT2E3W4C4 {
+// gemv_t2_e2_w4_c4, 2 tokens: measured on NVIDIA H200: 2.76 us at 2 tokens, next best gemv_t2_e3_w4_c4 2.80.
+struct GemvT2E2W4C4 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kExperts = 2;           // experts that a CTA computes
   static constexpr int kThreads = 128;         // threads of a CTA
   static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s7_w10_b2, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 1.65 us at 8 tokens, next best
-// split_k_t8_e32_s7_w5_b4 1.66.
-struct SplitKT8E16S7W10B2 {
+// split_k_t8_e16_s7_w5_b4, 3 to 4 tokens: measured on NVIDIA H200: 3.06 us at 4 tokens, next best
+// split_k_t8_e16_s8_w16_b1 3.09.
+struct SplitKT8E16S7W5B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 7;     // CTAs that share hidden_size
-  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s5_w14_b2, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 1.75 us at 16 tokens, next best
-// split_k_t8_e32_s7_w5_b4 1.77.
-struct SplitKT8E16S5W14B2 {
+// split_k_t8_e16_s5_w7_b4, 5 to 16 tokens: measured on NVIDIA H200: 2.99 us at 8 tokens, next best
+// split_k_t8_e32_s7_w5_b4 3.12.
+struct SplitKT8E16S5W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
   static constexpr int kSplit = 5;     // CTAs that share hidden_size
-  static constexpr int kWarps = 14;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e32_s7_w5_b4, 17 to 24 tokens: measured on NVIDIA H200: 3.26 us at 24 tokens, next best
+// split_k_t8_e32_s7_w10_b2 3.29.
+struct SplitKT8E32S7W5B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 7;     // CTAs that share hidden_size
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e32_s5_w7_b4, 25 to 32 tokens: measured on NVIDIA H200: 3.35 us at 32 tokens, next best
+// split_k_t8_e32_s4_w8_b4 3.82.
+struct SplitKT8E32S5W7B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t16_e32_s7_w10_b2, 33 to 48 tokens: measured on NVIDIA H200: 3.97 us at 48 tokens, next best
+// split_k_t16_e32_s8_w8_b2 4.10.
+struct SplitKT16E32S7W10B2 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 7;     // CTAs that share hidden_size
+  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: measured on NVIDIA H200: 4.29 us at 64 tokens, next best
+// split_k_t16_e32_s4_w8_b4 4.51.
+struct SplitKT16E32S5W7B4 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -729,25 +777,49 @@ struct SplitKT8E16S5W14B2 {
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
 extern "C" __global__ void __launch_bounds__(192, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e3_w6_c3_sm90(const normgate_args args) {
-  gemv<GemvT1E3W6C3>(args);
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w6_c3_sm90(const normgate_args args) {
+  gemv<GemvT1E2W6C3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90(const normgate_args args) {
-  gemv<GemvT2E3W4C4>(args);
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90(const normgate_args args) {
+  gemv<GemvT2E2W4C4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(160, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w5_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E16S7W5B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(224, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w7_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E16S5W7B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(160, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E32S7W5B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(224, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E32S5W7B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(320, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w10_b2_sm90(
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E16S7W10B2>(args);
+  split_k<SplitKT16E32S7W10B2>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(448, 1)
-    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90(
+extern "C" __global__ void __launch_bounds__(224, 1)
+    add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E16S5W14B2>(args);
+  split_k<SplitKT16E32S5W7B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -761,10 +833,6 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s7_w10_b2_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(const normgate_args& args);
-cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e64_s16_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_resident_t32_e64_s8_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_wgmma_t64_e64_s8_d4_sm90(const normgate_args& args);
@@ -784,100 +852,68 @@ cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k12
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e3_w6_c3_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w6_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e3_w6_c3_sm90>(
-      {43, 192, 0, 1, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w6_c3_sm90>(
+      {64, 192, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e3_w4_c4_sm90>(
-      {43, 128, 0, 1, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w4_c4_sm90>(
+      {64, 128, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w10_b2_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w5_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w10_b2_sm90>(
-      {ceil_div(args.num_tokens, 8) * 56, 320, 0, 7, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s7_w5_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 56, 160, 0, 7, true}, args);
 }
 
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w14_b2_sm90>(
-      {ceil_div(args.num_tokens, 8) * 40, 448, 0, 5, true}, args);
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s5_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 40, 224, 0, 5, true}, args);
 }
 
-// apart_split_k_t8_e32_s7_w10_b2, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 1.91 us at 24 tokens, next best split_k_t8_e32_s7_w5_b4 1.93.
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s7_w10_b2_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s7_w10_b2_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s7_w5_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 28, 160, 0, 7, true}, args);
 }
 
-// apart_split_k_t8_e32_s5_w7_b4, 25 to 32 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 2.00 us at 32 tokens, next best resident_t32_e32_s16 2.16.
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s5_w7_b4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s5_w7_b4_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s5_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 20, 224, 0, 5, true}, args);
 }
 
-// apart_split_k_t16_e32_s8_w8_b2, 33 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 2.30 us at 48 tokens, next best resident_t16_e64_s16 2.31.
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w8_b2_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s7_w10_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 28, 320, 0, 7, true}, args);
 }
 
-// apart_split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 2.83 us at 64 tokens, next best split_k_t16_e32_s4_w8_b4 2.86.
-cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s5_w7_b4_sm90(
+cudaError_t launch_add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90(from_residual_out(args, 4096)))
-    return error;
-  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t16_e32_s5_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 20, 224, 0, 5, true}, args);
 }
 
 // apart_resident_t32_e64_s16, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA

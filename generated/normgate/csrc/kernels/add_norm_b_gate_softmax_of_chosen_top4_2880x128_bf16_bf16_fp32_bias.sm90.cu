@@ -682,31 +682,28 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w12_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.01 us at 1 token, next best gemv_t1_e3_w12_c1 1.02.
-struct GemvT1E2W12C1 {
+// gemv_t1_e1_w6_c2, 1 token: measured on NVIDIA H200: 2.47 us at 1 token, next best gemv_t1_e2_w6_c2 2.48.
+struct GemvT1E1W6C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
-  static constexpr int kThreads = 384;         // threads of a CTA
-  static constexpr int kChunks = 1;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 1;           // experts that a CTA computes
+  static constexpr int kThreads = 192;         // threads of a CTA
+  static constexpr int kChunks = 2;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w4_c3, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.37 us at 2 tokens, next best gemv_t2_e3_w6_c2 1.37.
-struct GemvT2E3W4C3 {
+// gemv_t2_e2_w4_c3, 2 tokens: measured on NVIDIA H200: 2.72 us at 2 tokens, next best gemv_t2_e1_w4_c3 2.80.
+struct GemvT2E2W4C3 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kExperts = 2;           // experts that a CTA computes
   static constexpr int kThreads = 128;         // threads of a CTA
   static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s8_w12_b1, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 1.60 us at 4 tokens, next best
-// split_k_t8_e16_s8_w4_b3 1.62.
+// split_k_t8_e16_s8_w12_b1, 3 to 8 tokens: measured on NVIDIA H200: 2.91 us at 4 tokens, next best
+// split_k_t8_e16_s7_w7_b2 2.93.
 struct SplitKT8E16S8W12B1 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -718,33 +715,58 @@ struct SplitKT8E16S8W12B1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w16_b1, 5 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 1.60 us at 8 tokens, next best
-// split_k_t8_e32_s8_w6_b2 1.60.
-struct SplitKT8E16S6W16B1 {
+// split_k_t8_e32_s8_w6_b2, 9 to 32 tokens: measured on NVIDIA H200: 3.08 us at 16 tokens, next best
+// split_k_t8_e32_s8_w12_b1 3.09.
+struct SplitKT8E32S8W6B2 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 16;  // experts that a CTA computes
-  static constexpr int kSplit = 6;     // CTAs that share hidden_size
-  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 8;     // CTAs that share hidden_size
+  static constexpr int kWarps = 6;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e32_s6_w4_b4, 33 to 48 tokens: measured on NVIDIA H200: 3.48 us at 48 tokens, next best
+// split_k_t16_e32_s7_w7_b2 3.59.
+struct SplitKT8E32S6W4B4 {
+  static constexpr int kTokens = 8;    // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 4;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t16_e32_s6_w8_b2, 49 to 64 tokens: measured on NVIDIA H200: 3.75 us at 64 tokens, next best
+// split_k_t8_e32_s6_w4_b4 3.97.
+struct SplitKT16E32S6W8B2 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 6;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
-extern "C" __global__ void __launch_bounds__(384, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90(
+extern "C" __global__ void __launch_bounds__(192, 1)
+    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w6_c2_sm90(
         const normgate_args args) {
-  gemv<GemvT1E2W12C1>(args);
+  gemv<GemvT1E1W6C2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w4_c3_sm90(
+    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w4_c3_sm90(
         const normgate_args args) {
-  gemv<GemvT2E3W4C3>(args);
+  gemv<GemvT2E2W4C3>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
@@ -753,10 +775,22 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   split_k<SplitKT8E16S8W12B1>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90(
+extern "C" __global__ void __launch_bounds__(192, 1)
+    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w6_b2_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E16S6W16B1>(args);
+  split_k<SplitKT8E32S8W6B2>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(128, 1)
+    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E32S6W4B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(
+        const normgate_args args) {
+  split_k<SplitKT16E32S6W8B2>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1)
@@ -770,9 +804,6 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 }
 
 // Of the gate's own kernel.
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e32_s8_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t32_e64_s8_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_resident_t64_e64_s8_sm90(const normgate_args& args);
@@ -780,6 +811,7 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t40_e64_s4_d6_
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t32_e64_s2_d7_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s2_d5_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d5_sm90(const normgate_args& args);
+cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s8_w222_k128_d3_sm90(
     const normgate_args& args);
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s8_w222_k128_d3_sm90(
@@ -793,20 +825,20 @@ cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s2_w1
 cudaError_t launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s1_w222_k64_d4_sm90(
     const normgate_args& args);
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w6_c2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm90>(
-      {64, 384, 0, 1, true}, args);
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w6_c2_sm90>(
+      {128, 192, 0, 1, true}, args);
 }
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w4_c3_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w4_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e3_w4_c3_sm90>(
-      {43, 128, 0, 1, true}, args);
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w4_c3_sm90>(
+      {64, 128, 0, 1, true}, args);
 }
 
 cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w12_b1_sm90(
@@ -817,64 +849,28 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
       {ceil_div(args.num_tokens, 8) * 64, 384, 0, 8, true}, args);
 }
 
-cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w6_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w16_b1_sm90>(
-      {ceil_div(args.num_tokens, 8) * 48, 512, 0, 6, true}, args);
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w6_b2_sm90>(
+      {ceil_div(args.num_tokens, 8) * 32, 192, 0, 8, true}, args);
 }
 
-// apart_split_k_t8_e32_s8_w12_b1, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 1.64 us at 24 tokens, next best split_k_t8_e16_s4_w12_b2 1.68.
-cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w12_b1_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w12_b1_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 24, 128, 0, 6, true}, args);
 }
 
-// apart_split_k_t8_e32_s6_w4_b4, 25 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 1.97 us at 48 tokens, next best split_k_t16_e32_s8_w12_b1 2.08.
-cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s6_w4_b4_sm90(
+cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(
     const normgate_args& given) {
   normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s6_w4_b4_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_split_k_t16_e32_s6_w8_b2, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 2.28 us at 64 tokens, next best resident_t32_e32_s8 2.45; 49 to 96 tokens: between launches of the other
-// stages, the gate's: measured on NVIDIA H200: 2.28 us at 64 tokens, next best resident_t32_e32_s8 2.45.
-cudaError_t
-launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w8_b2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
-          {args.num_tokens, 256, 0, 1, true}, args))
-    return error;
-  if (const cudaError_t error =
-          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(from_residual_out(args, 2880)))
-    return error;
-  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90>(
+      {ceil_div(args.num_tokens, 16) * 24, 256, 0, 6, true}, args);
 }
 
 // apart_resident_t32_e32_s8, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
@@ -984,6 +980,23 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
     return error;
   if (const cudaError_t error =
           launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_wgmma_t64_e64_s1_d5_sm90(from_residual_out(args, 2880)))
+    return error;
+  return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
+      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
+}
+
+// apart_split_k_t16_e32_s6_w8_b2, 65 to 96 tokens: between launches of the other stages, the gate's: measured on NVIDIA
+// H200: 2.28 us at 64 tokens, next best resident_t32_e32_s8 2.45.
+cudaError_t
+launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w8_b2_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  args.router_logits = args.workspace;
+  if (const cudaError_t error = launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_add_sm90>(
+          {args.num_tokens, 256, 0, 1, true}, args))
+    return error;
+  if (const cudaError_t error =
+          launch_norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w8_b2_sm90(from_residual_out(args, 2880)))
     return error;
   return launch<add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_select_sm90>(
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);

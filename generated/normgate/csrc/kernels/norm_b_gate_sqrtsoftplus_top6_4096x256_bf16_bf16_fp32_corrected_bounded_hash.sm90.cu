@@ -638,59 +638,41 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e4_w6_c3, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.22 us at 1 token, next best gemv_t1_e3_w8_c2 1.22.
-struct GemvT1E4W6C3 {
+// gemv_t1_e2_w6_c3, 1 token: measured on NVIDIA H200: 2.65 us at 1 token, next best gemv_t1_e4_w6_c3 2.70.
+struct GemvT1E2W6C3 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 4;           // experts that a CTA computes
+  static constexpr int kExperts = 2;           // experts that a CTA computes
   static constexpr int kThreads = 192;         // threads of a CTA
   static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w4_c4, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 1.70 us at 2 tokens, next best gemv_t2_e3_w8_c2 1.73.
-struct GemvT2E3W4C4 {
+// gemv_t2_e2_w6_c3, 2 tokens: measured on NVIDIA H200: 2.84 us at 2 tokens, next best gemv_t2_e2_w8_c2 2.99.
+struct GemvT2E2W6C3 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
-  static constexpr int kExperts = 3;           // experts that a CTA computes
-  static constexpr int kThreads = 128;         // threads of a CTA
-  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kExperts = 2;           // experts that a CTA computes
+  static constexpr int kThreads = 192;         // threads of a CTA
+  static constexpr int kChunks = 3;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 2;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w16_b1, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 1.84 us at 4 tokens, next best
-// split_k_t8_e16_s5_w14_b2 1.88.
-struct SplitKT8E32S8W16B1 {
-  static constexpr int kTokens = 8;    // tokens that a CTA serves
-  static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 16;    // warps of a CTA; they share the CTA's slice
-  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 1;    // 32-wide blocks of hidden_size that a warp takes in a round
-  static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
-  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
-};
-
-// split_k_t8_e32_s7_w10_b2, 5 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 1.79 us at 8 tokens, next best
-// split_k_t8_e16_s5_w14_b2 1.87.
-struct SplitKT8E32S7W10B2 {
+// split_k_t8_e32_s7_w5_b4, 3 to 8 tokens: measured on NVIDIA H200: 3.29 us at 4 tokens, next best
+// split_k_t8_e32_s8_w16_b1 3.30.
+struct SplitKT8E32S7W5B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
   static constexpr int kSplit = 7;     // CTAs that share hidden_size
-  static constexpr int kWarps = 10;    // warps of a CTA; they share the CTA's slice
+  static constexpr int kWarps = 5;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
-  static constexpr int kBlocks = 2;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s5_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 2.08 us at 16 tokens, next best
-// split_k_t8_e32_s4_w8_b4 2.11.
+// split_k_t8_e32_s5_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 3.39 us at 16 tokens, next best
+// apart_split_k_t8_e32_s5_w7_b4 3.58.
 struct SplitKT8E32S5W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -702,37 +684,69 @@ struct SplitKT8E32S5W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
+// split_k_t16_e32_s5_w7_b4, 25 to 32 tokens: measured on NVIDIA H200: 4.13 us at 32 tokens, next best
+// apart_resident_t32_e32_s8 4.34.
+struct SplitKT16E32S5W7B4 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 5;     // CTAs that share hidden_size
+  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t16_e32_s4_w8_b4, 33 to 48 tokens: measured on NVIDIA H200: 4.52 us at 48 tokens, next best
+// split_k_t16_e32_s8_w8_b2 4.88.
+struct SplitKT16E32S4W8B4 {
+  static constexpr int kTokens = 16;   // tokens that a CTA serves
+  static constexpr int kExperts = 32;  // experts that a CTA computes
+  static constexpr int kSplit = 4;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
+  static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
+  static constexpr int kChains = 1;    // accumulators that share a sum, so that one mma does not wait for the other
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
 }  // namespace
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
 extern "C" __global__ void __launch_bounds__(192, 1)
-    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w6_c3_sm90(
+    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90(
         const normgate_args args) {
-  gemv<GemvT1E4W6C3>(args);
+  gemv<GemvT1E2W6C3>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 1)
-    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w4_c4_sm90(
+extern "C" __global__ void __launch_bounds__(192, 1)
+    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w6_c3_sm90(
         const normgate_args args) {
-  gemv<GemvT2E3W4C4>(args);
+  gemv<GemvT2E2W6C3>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1)
-    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w16_b1_sm90(
+extern "C" __global__ void __launch_bounds__(160, 1)
+    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w5_b4_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E32S8W16B1>(args);
-}
-
-extern "C" __global__ void __launch_bounds__(320, 1)
-    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w10_b2_sm90(
-        const normgate_args args) {
-  split_k<SplitKT8E32S7W10B2>(args);
+  split_k<SplitKT8E32S7W5B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
     norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s5_w7_b4_sm90(
         const normgate_args args) {
   split_k<SplitKT8E32S5W7B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(224, 1)
+    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s5_w7_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT16E32S5W7B4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s4_w8_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT16E32S4W8B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
@@ -742,8 +756,6 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 
 // Of the gate's own kernel.
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_e32_s8_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_e32_s6_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_e64_s8_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t48_e64_s8_sm90(const normgate_args& args);
@@ -754,7 +766,6 @@ cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t80_e64_s4_d4_sm90(
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t64_e64_s2_d4_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t128_e64_s2_d7_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_wgmma_t128_e64_s1_d7_sm90(const normgate_args& args);
-cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w8_b2_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e32_s4_w8_b2_r2_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t32_e16_s2_w8_b4_r2_sm90(const normgate_args& args);
@@ -765,40 +776,30 @@ cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k12
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s2_w214_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w6_c3_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w6_c3_sm90>(
-      {64, 192, 0, 1, true}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w6_c3_sm90>(
+      {128, 192, 0, 1, true}, args);
 }
 
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w4_c4_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w6_c3_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w4_c4_sm90>(
-      {86, 128, 0, 1, true}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w6_c3_sm90>(
+      {128, 192, 0, 1, true}, args);
 }
 
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w16_b1_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w5_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w16_b1_sm90>(
-      {ceil_div(args.num_tokens, 8) * 64, 512, 0, 8, true}, args);
-}
-
-cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w10_b2_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<
-      norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w10_b2_sm90>(
-      {ceil_div(args.num_tokens, 8) * 56, 320, 0, 7, true}, args);
+      norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w5_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 56, 160, 0, 7, true}, args);
 }
 
 cudaError_t
@@ -811,8 +812,28 @@ launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 8) * 40, 224, 0, 5, true}, args);
 }
 
-// apart_split_k_t8_e32_s4_w8_b4, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 2.39 us at 24 tokens, next best split_k_t8_e32_s8_w8_b2 2.56.
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s5_w7_b4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<
+      norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s5_w7_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 40, 224, 0, 5, true}, args);
+}
+
+cudaError_t
+launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s4_w8_b4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<
+      norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s4_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 16) * 32, 256, 0, 4, true}, args);
+}
+
+// apart_split_k_t8_e32_s4_w8_b4, 17 to 24 tokens: measured on NVIDIA H200: 3.73 us at 24 tokens, next best
+// split_k_t8_e32_s4_w8_b4 3.85.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm90(
     const normgate_args& given) {
@@ -824,33 +845,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t32_e32_s8, 25 to 32 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 2.85 us at 32 tokens, next best split_k_t16_e32_s5_w7_b4 2.85.
-cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_e32_s8_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_resident_t32_e32_s8_sm90(args)) return error;
-  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_split_k_t16_e32_s4_w8_b4, 33 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 3.27 us at 48 tokens, next best resident_t48_e32_s8 3.42.
-cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm90(args))
-    return error;
-  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_resident_t32_e32_s6, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 3.82 us at 64 tokens, next best resident_t32_e64_s8 3.86.
+// apart_resident_t32_e32_s6, 49 to 64 tokens: measured on NVIDIA H200: 5.34 us at 64 tokens, next best
+// split_k_t16_e32_s8_w4_b4 5.94.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_e32_s6_sm90(
     const normgate_args& given) {
@@ -971,21 +967,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_split_k_t16_e32_s5_w7_b4, 25 to 32 tokens: between launches of the other stages, the gate's:
-// resident_t32_e32_s8 needs sm_90a; this is the best that later chips can run.
-cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s5_w7_b4_sm90(
-    const normgate_args& given) {
-  normgate_args args = given;
-  args.router_logits = args.workspace;
-  if (const cudaError_t error = launch_norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm90(args))
-    return error;
-  return launch<norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_select_sm90>(
-      {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
-}
-
-// apart_split_k_t16_e32_s8_w8_b2, 49 to 64 tokens: between launches of the other stages, the gate's:
-// resident_t32_e32_s6 needs sm_90a; this is the best that later chips can run.
+// apart_split_k_t16_e32_s8_w8_b2, 49 to 64 tokens: measured on NVIDIA H200.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s8_w8_b2_sm90(
     const normgate_args& given) {

@@ -638,34 +638,41 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w7_c4, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); measured on NVIDIA H200: 2.04 us at 1 token, next best gemv_t1_e4_w10_c3 2.16.
-struct GemvT1E2W7C4 {
+// gemv_t1_e4_w7_c4, 1 token: measured on NVIDIA H200: 2.95 us at 1 token, next best gemv_t1_e3_w7_c4 3.22.
+struct GemvT1E4W7C4 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
-  static constexpr int kExperts = 2;           // experts that a CTA computes
+  static constexpr int kExperts = 4;           // experts that a CTA computes
   static constexpr int kThreads = 224;         // threads of a CTA
   static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
   static constexpr int kGroup = 1;             // rows that a thread has on their way at once
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w7_b4, 2 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 2.53 us at 4 tokens, next best
-// split_k_t8_e32_s7_w8_b4 2.53.
-struct SplitKT8E32S8W7B4 {
+// gemv_t2_e3_w7_c4, 2 tokens: measured on NVIDIA H200: 3.46 us at 2 tokens, next best gemv_t2_e4_w7_c4 3.55.
+struct GemvT2E3W7C4 {
+  static constexpr int kTokens = 2;            // tokens that a CTA serves
+  static constexpr int kExperts = 3;           // experts that a CTA computes
+  static constexpr int kThreads = 224;         // threads of a CTA
+  static constexpr int kChunks = 4;            // 16-byte chunks of a row that a thread holds
+  static constexpr int kGroup = 2;             // rows that a thread has on their way at once
+  static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
+};
+
+// split_k_t8_e32_s7_w8_b4, 3 to 8 tokens: measured on NVIDIA H200: 3.89 us at 8 tokens, next best
+// split_k_t8_e32_s8_w7_b4 3.98.
+struct SplitKT8E32S7W8B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
-  static constexpr int kSplit = 8;     // CTAs that share hidden_size
-  static constexpr int kWarps = 7;     // warps of a CTA; they share the CTA's slice
+  static constexpr int kSplit = 7;     // CTAs that share hidden_size
+  static constexpr int kWarps = 8;     // warps of a CTA; they share the CTA's slice
   static constexpr int kRounds = 1;    // rounds in which a warp goes through its part
   static constexpr int kBlocks = 4;    // 32-wide blocks of hidden_size that a warp takes in a round
   static constexpr int kChains = 2;    // accumulators that share a sum, so that one mma does not wait for the other
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); measured on NVIDIA H200: 3.57 us at 16 tokens, next best
-// resident_t16_e64_s14 3.61.
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: measured on NVIDIA H200: 4.74 us at 16 tokens, next best
+// split_k_t16_e32_s7_w8_b4 4.86.
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -681,15 +688,21 @@ struct SplitKT16E32S8W7B4 {
 
 // Kernels carry plain names, so that profilers and the compiler's report name them as the dispatch table does.
 extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w7_c4_sm90(
+    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90(
         const normgate_args args) {
-  gemv<GemvT1E2W7C4>(args);
+  gemv<GemvT1E4W7C4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
-    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90(
+    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90(
         const normgate_args args) {
-  split_k<SplitKT8E32S8W7B4>(args);
+  gemv<GemvT2E3W7C4>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1)
+    norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90(
+        const normgate_args args) {
+  split_k<SplitKT8E32S7W8B4>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(224, 1)
@@ -728,22 +741,30 @@ cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k12
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm90(const normgate_args& args);
 cudaError_t launch_norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t128_e64_s1_w412_k128_d3_sm90(const normgate_args& args);
 
-cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w7_c4_sm90(
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
-  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w7_c4_sm90>(
-      {192, 224, 0, 1, true}, args);
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w7_c4_sm90>(
+      {96, 224, 0, 1, true}, args);
+}
+
+cudaError_t launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90(
+    const normgate_args& given) {
+  normgate_args args = given;
+  if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
+  return launch<norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w7_c4_sm90>(
+      {128, 224, 0, 1, true}, args);
 }
 
 cudaError_t
-launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90(
+launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90(
     const normgate_args& given) {
   normgate_args args = given;
   if (const cudaError_t error = prepare_handover(args.num_tokens * kPlaces, &args)) return error;
   return launch<
-      norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm90>(
-      {ceil_div(args.num_tokens, 8) * 96, 224, 0, 8, true}, args);
+      norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s7_w8_b4_sm90>(
+      {ceil_div(args.num_tokens, 8) * 84, 256, 0, 7, true}, args);
 }
 
 cudaError_t
@@ -756,8 +777,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 16) * 96, 224, 0, 8, true}, args);
 }
 
-// apart_resident_t24_e64_s16, 17 to 24 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 3.83 us at 24 tokens, next best resident_t32_e64_s16 3.84.
+// apart_resident_t24_e64_s16, 17 to 24 tokens: measured on NVIDIA H200: 5.77 us at 24 tokens, next best
+// split_k_t32_e32_s8_w7_b2_r2 6.86.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t24_e64_s16_sm90(
     const normgate_args& given) {
@@ -769,8 +790,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t32_e64_s16, 25 to 32 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 3.95 us at 32 tokens, next best resident_t32_e64_s14 4.10.
+// apart_resident_t32_e64_s16, 25 to 32 tokens: measured on NVIDIA H200: 5.46 us at 32 tokens, next best
+// split_k_t32_e32_s8_w7_b2_r2 6.77.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t32_e64_s16_sm90(
     const normgate_args& given) {
@@ -782,8 +803,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t48_e64_s16, 33 to 48 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 4.67 us at 48 tokens, next best resident_t48_e64_s14 4.90.
+// apart_resident_t48_e64_s16, 33 to 48 tokens: measured on NVIDIA H200: 6.41 us at 48 tokens, next best
+// apart_resident_t32_e64_s16 7.48.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t48_e64_s16_sm90(
     const normgate_args& given) {
@@ -795,8 +816,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_resident_t64_e64_s16, 49 to 64 tokens: between launches of the other stages, the gate's: measured on NVIDIA
-// H200: 5.35 us at 64 tokens, next best resident_t64_e32_s8 5.66.
+// apart_resident_t64_e64_s16, 49 to 64 tokens: measured on NVIDIA H200: 7.32 us at 64 tokens, next best
+// apart_resident_t48_e64_s16 8.63.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_resident_t64_e64_s16_sm90(
     const normgate_args& given) {
@@ -920,8 +941,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s8_w124_k128_d3, 17 to 32 tokens: between launches of the other stages, the gate's:
-// resident_t24_e64_s16 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t32_e32_s8_w124_k128_d3, 17 to 32 tokens: measured on NVIDIA H200.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w124_k128_d3_sm90(
     const normgate_args& given) {
@@ -933,8 +953,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e32_s8_w412_k128_d3, 33 to 64 tokens: between launches of the other stages, the gate's:
-// resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run.
+// apart_tiled_t64_e32_s8_w412_k128_d3, 33 to 64 tokens: measured on NVIDIA H200.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e32_s8_w412_k128_d3_sm90(
     const normgate_args& given) {
