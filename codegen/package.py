@@ -48,7 +48,8 @@ def manifest_of(plan: Plan, files: Mapping[str, output.Content], inputs: Mapping
         for group in kernel.groups
     ]
     if render.HANDOVER in files:
-        targets = sorted({sm for path in plan.paths for group in path.groups for sm in group.sm_targets})
+        using = [group for kernel in plan.all_kernels for group in kernel.groups if render.uses_handover(kernel, group)]
+        targets = sorted({sm for group in using for sm in group.sm_targets})
         sources.append(manifest.Source(path=render.HANDOVER, sm_targets=tuple(targets)))
     sources += [
         manifest.Source(path=path, torch=path == "csrc/binding.cpp") for path in sorted(files) if path.endswith(".cpp")

@@ -9,7 +9,7 @@ from ..places import templates_folder
 from ..plan import Plan
 from .clang_format import formatted
 from .kernel import group_context, kernel_context
-from .launches import ROW_NORM_THREADS, SELECT_WARPS, functions
+from .launches import ROW_NORM_THREADS, SELECT_WARPS, functions, uses_handover
 from .tables import routing_of, table_context
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "functions",
     "render",
     "routing_of",
+    "uses_handover",
 ]
 
 HANDOVER = "csrc/handover.cu"
@@ -45,7 +46,7 @@ def render(plan: Plan, ops: str = naming.OPS) -> dict[str, str]:
     templates = templates_folder()
     for source in sorted((templates / "csrc").glob("*.cpp")):
         files[f"csrc/{source.name}"] = source.read_text()
-    if any("prepare_handover" in text for text in files.values()):
+    if any(uses_handover(kernel, group) for kernel in plan.all_kernels for group in kernel.groups):
         files[HANDOVER] = (templates / HANDOVER).read_text()
     for source in sorted((templates / "include").iterdir()):
         files[f"csrc/include/{source.name}"] = source.read_text()

@@ -8,7 +8,7 @@ from .. import naming
 from ..families import FAMILIES, Resident, Wgmma, ceil_div
 from ..plan import Group, Kernel, Plan
 from ..problem import Problem, Selection
-from .launches import ROW_NORM_THREADS, SELECT_WARPS, entry_points, hands_over
+from .launches import ROW_NORM_THREADS, SELECT_WARPS, entry_points, uses_handover
 from .variant import apart_context, variant_context
 
 _NORM_COMMENTS = {
@@ -135,7 +135,7 @@ def group_context(plan: Plan, kernel: Kernel, group: Group) -> dict[str, Any]:
     headers += ["mma.cuh"] * uses_tensor_cores
     headers += ["norm.cuh"] * problem.has_norm
     headers += ["selection.cuh"] * bool(problem.selection)
-    places = any(hands_over(kernel, group, v) for v in group.variants)
+    places = uses_handover(kernel, group)
     headers += ["handover.cuh", "handover.h"] * places
     headers += ["pdl.cuh"] * group.arch.has_pdl
     headers += ["cluster.cuh"] * (uses_tensor_cores and cluster)

@@ -117,6 +117,11 @@ def hands_over(kernel: Kernel, group: Group, variant: Variant | Apart) -> str:
     return ""
 
 
+def uses_handover(kernel: Kernel, group: Group) -> bool:
+    """Whether any launch of the group's file has such places: the file then needs csrc/handover.cu beside it."""
+    return any(hands_over(kernel, group, variant) for variant in group.variants)
+
+
 def preparation(kernel: Kernel, group: Group, variant: Variant | Apart) -> dict[str, Any]:
     """What a launcher makes up beside what it is given: places to hand numbers over in, and a place in the workspace,
     in bytes a token, for logits that nobody asked for.

@@ -80,7 +80,7 @@ def test_manifest_and_sources_agree(all_files):
     for source in said.sources:
         if source.path.endswith(".cu"):
             found = re.findall(
-                r'extern "C" __global__ void\s+__launch_bounds__\([^)]*\)\s+(\w+)\(', all_files[source.path]
+                r'extern "C" __global__ void\s+__(?:launch_bounds|maxnreg)__\([^)]*\)\s+(\w+)\(', all_files[source.path]
             )
             assert tuple(found) == source.functions
     functions = {function for source in said.sources for function in source.functions}
