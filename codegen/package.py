@@ -113,12 +113,14 @@ def generate(spec_paths: Sequence[Path], out: Path, ops: str = naming.OPS) -> ou
     if _is_fresh(spec_paths, out, ops):
         return None
     made_from = _made_from(spec_paths, ops)
-    written = output.write(files_of(spec_paths, ops), folder)
-    stamp = {"made_from": made_from, "manifest": manifest.sha256((folder / manifest.NAME).read_bytes())}
+    files = files_of(spec_paths, ops)
     path = places.build_folder(out) / _FRESH
-    with output.os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        output.replace_whole(path, json.dumps(stamp).encode())
+    with output.locked(folder):  # the stamp too has one writer at a time
+        written = output.write(files, folder)
+        stamp = {"made_from": made_from, "manifest": manifest.sha256((folder / manifest.NAME).read_bytes())}
+        with output.os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            output.replace_whole(path, json.dumps(stamp).encode())
     return written
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
 from codegen import compile, output, package, toolkit
@@ -224,3 +225,21 @@ def test_two_generates_at_once(small_spec: Path, tmp_path: Path) -> None:
     running = [subprocess.Popen([*command, str(spec)], cwd=ROOT, stderr=subprocess.PIPE) for spec in specs * 2]
     assert [process.communicate()[1] for process in running if process.wait()] == []
     assert any(package.check([spec], tmp_path / "out").fresh for spec in specs)
+
+
+def test_all_that_generate_writes_has_one_writer_at_a_time(
+    small_spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stamp beside the package too: its temporary file has one name."""
+    out, written = tmp_path / "out", []
+    replace = output._replace
+
+    def replaced(path: Path, content: bytes) -> None:
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(out / ".normgate.lock").acquire(timeout=0)
+        written.append(path.name)
+        replace(path, content)
+
+    monkeypatch.setattr(output, "_replace", replaced)
+    assert package.generate([small_spec], out)
+    assert {"manifest.json", "generated.json"} <= set(written)

@@ -52,6 +52,23 @@ def test_each_function_has_twins_that_go_its_ways(
             assert twin.cost[0] <= function.problem.hidden_size * function.problem.num_experts
 
 
+def test_one_of_a_family_stands_for_all_that_differ_in_constants_alone(functions: list[twins.Function]) -> None:
+    fewer = twins.one_of_a_family(functions)
+    found = twins.twins_of(fewer, ARCHS[SM])
+    covered = twins.index_of(functions, found, SM, twins.ways_of_families)
+    assert covered.keys() == {function.name for function in functions} and len(fewer) < len(functions) / 1.5
+    launched = {twin.function(SM): twin for twin in found.values()}
+    for function in functions:
+        inner = function.served.inner if isinstance(function.served, Apart) else function.served
+        *stages, kernel = (launched[name] for name in covered[function.name])
+        assert kernel.served.family == inner.family
+        assert all(isinstance(twin.served, Apart) for twin in stages) and len(stages) == isinstance(
+            function.served, Apart
+        )
+        for twin, way in zip((*stages, kernel), twins.ways(function.problem, function.served), strict=True):
+            assert replace(twin.problem, hidden_size=0, num_experts=0) == way[1], "the same stages"
+
+
 def test_twins_of_a_large_model_read_less_than_a_third_of_its_weights() -> None:
     """What makes racecheck affordable. Of a small one, a ring has to be as long to wrap around."""
     functions = list(twins.functions_of(plan_of_specs([DEEPSEEK]), SM))

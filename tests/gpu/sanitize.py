@@ -4,7 +4,8 @@
     python tests/gpu/sanitize.py --tools memcheck,synccheck,initcheck --operators
     python tests/gpu/sanitize.py --tools racecheck --twins build/twins
 
-Each tool runs this file again, under itself, with --inside, once for each share of the functions, all at the same time.
+Each tool runs this file again, under itself, with --inside, once for each share of the functions, all at the same time,
+on all the GPUs that there are.
 Exit code 1 where one of them finds something, or where functions are left when the seconds are over. --paths leaves the
 gates alone; words choose functions that have one of them in their names. Tensors are allocated one by one, so that an
 access beyond one of them is not within the next.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import re
@@ -73,9 +75,14 @@ def main() -> int:
     arguments += ["--twins", str(asked.twins)] * bool(asked.twins) + asked.words
     limits = ["--shares", str(asked.shares), "--seconds", str(asked.seconds)]
     tools = asked.tools.split(",")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = itertools.cycle(visible.split(",") if visible else map(str, range(torch.cuda.device_count())))
     with ThreadPoolExecutor(len(tools) * asked.shares) as pool:
         runs = {
-            tool: [pool.submit(_under, tool, ["--inside", str(n), *limits, *arguments]) for n in range(asked.shares)]
+            tool: [
+                pool.submit(_under, tool, next(gpus), ["--inside", str(n), *limits, *arguments])
+                for n in range(asked.shares)
+            ]
             for tool in tools
         }
         shares = {tool: [run.result() for run in runs] for tool, runs in runs.items()}
@@ -123,12 +130,13 @@ def _inside(asked: argparse.Namespace, until: float) -> int:
     return 0
 
 
-def _under(tool: str, arguments: list[str]) -> dict[str, Any]:
+def _under(tool: str, gpu: str, arguments: list[str]) -> dict[str, Any]:
     most = RACECHECK_TOKENS if tool == "racecheck" else MOST_TOKENS
     command = ["compute-sanitizer", "--error-exitcode", str(_FOUND), "--print-limit", "5", "--tool", tool]
     command += [sys.executable, __file__, "--most-tokens", str(most), *arguments]
     begin = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     said = done.stdout + done.stderr
     errors = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", said)
     launches = re.search(r"^(\d+) launches of (\d+) functions, (\d+) left", said, re.MULTILINE)

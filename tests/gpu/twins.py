@@ -1,6 +1,7 @@
 """Twins: for each way through the kernels' code one function of the same constants over the smallest sizes that take it.
 
-    python tests/gpu/twins.py [--out DIR] [--sm 90] [--spec FILE ...] [--plan-only]
+    python tests/gpu/twins.py [--out DIR] [--sm 90] [--spec FILE ...] [--paths] [--one-of-a-family]
+                              [--plan-only]
 
 racecheck takes seconds for one launch at 7168 x 384, and in most of it CTAs repeat what others did. What makes code
 differ is a function's problem (stages, dtypes, norm, selection), its variant with all constants, and what sizes decide:
@@ -8,6 +9,9 @@ whether rows and experts end within a tile, whether there is more than one tile,
 `ways` says this for a function; functions with the same way share a twin, which has the very constants and the very way,
 and fewer experts and a shorter row. DIR/normgate is the package of the twins, DIR/twins.json says which function of the
 shipped package is covered by which twins: `python tests/gpu/sanitize.py --twins DIR` launches them.
+
+--one-of-a-family takes functions whose ways differ in nothing but their variant's constants for one way: for stages and
+shapes that nothing shipped has, where the constants are those of functions with twins of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -36,6 +40,7 @@ INDEX = "twins.json"
 MOST_WASTE = 2  # times the weights that a twin would need, if so it shares a kernel's sizes: fewer kernels to compile
 Way = tuple[object, ...]
 """What decides which code a launch runs; equal ones run the same."""
+WaysOf = Callable[[Problem, Variant | Apart], tuple[Way, ...]]
 
 
 def ways(problem: Problem, served: Variant | Apart) -> tuple[Way, ...]:
@@ -100,6 +105,12 @@ def _selection_sizes(problem: Problem) -> Way:
     lanes = 32 // (1 << (chosen.n_group - 1).bit_length()) if chosen.n_group > 1 else 32
     of_group = problem.num_experts // chosen.n_group
     return min(ceil_div(of_group, lanes), 2), of_group % lanes == 0, problem.num_experts % 4 == 0
+
+
+def ways_of_families(problem: Problem, served: Variant | Apart) -> tuple[Way, ...]:
+    """As `ways`, with a variant's family in place of all its constants."""
+    inner = served.inner if isinstance(served, Apart) else served
+    return tuple((*way[:2], inner.family, *way[3:]) if way[0] == "kernel" else way for way in ways(problem, served))
 
 
 @dataclass(frozen=True)
@@ -220,12 +231,32 @@ def plan_of(twins: Iterable[Twin], arch: Arch) -> Plan:
     return Plan(gates, tuple(kernel for kernel in kernels if kernel not in gates))
 
 
-def index_of(functions: Sequence[Function], twins: dict[Way, Twin], sm: int) -> dict[str, list[str]]:
-    """By function of the shipped package: the twins that cover it."""
+def index_of(
+    functions: Sequence[Function], twins: dict[Way, Twin], sm: int, ways_of: WaysOf = ways
+) -> dict[str, list[str]]:
+    """By function of the package: the twins that cover it."""
+    of_way = {alike: twins[way] for function in functions for way, alike in _alike(function, ways_of) if way in twins}
     return {
-        each.name: [twins[way].function(sm) for way in ways(each.problem, each.served)]
+        each.name: [of_way[alike].function(sm) for _, alike in _alike(each, ways_of)]
         for each in sorted(functions, key=lambda function: function.name)
     }
+
+
+def one_of_a_family(functions: Iterable[Function]) -> list[Function]:
+    """Those whose `ways_of_families` hold one that no function before them has."""
+    known: set[Way] = set()
+    found = []
+    for function in functions:
+        if not known.issuperset(its := ways_of_families(function.problem, function.served)):
+            known.update(its)
+            found.append(function)
+    return found
+
+
+def _alike(function: Function, ways_of: WaysOf) -> Iterator[tuple[Way, Way]]:
+    """Each way of a function, and what stands for it."""
+    problem, served = function.problem, function.served
+    return zip(ways(problem, served), ways_of(problem, served), strict=True)
 
 
 def main() -> int:
@@ -235,11 +266,16 @@ def main() -> int:
     parser.add_argument(
         "--spec", type=Path, nargs="+", default=(), help="whose functions get twins; by default those of specs/"
     )
+    parser.add_argument("--paths", action="store_true", help="of whole paths alone")
+    parser.add_argument("--one-of-a-family", action="store_true")
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--plan-only", action="store_true", help="print sizes and compile nothing")
     asked = parser.parse_args()
     functions = list(functions_of(plan_of_specs(asked.spec), asked.sm))
-    twins = twins_of(functions, ARCHS[asked.sm])
+    if asked.paths:
+        functions = [each for each in functions if each.problem != each.problem.gate_part]
+    ways_of = ways_of_families if asked.one_of_a_family else ways
+    twins = twins_of(one_of_a_family(functions) if asked.one_of_a_family else functions, ARCHS[asked.sm])
     own = plan_of(twins.values(), ARCHS[asked.sm])
     print(f"{len(functions)} functions, {len(twins)} ways, {len(own.all_kernels)} kernels of twins")
     if asked.plan_only:
@@ -247,7 +283,7 @@ def main() -> int:
             print(twin.cost[0], twin.function(asked.sm))
         return 0
     make(own, asked.out, asked.sm, jobs=asked.jobs)
-    covered = index_of(functions, twins, asked.sm)
+    covered = index_of(functions, twins, asked.sm, ways_of)
     output.replace_whole(
         asked.out / INDEX, (json.dumps({"ways": len(twins), "covered_by": covered}, indent=1) + "\n").encode()
     )
