@@ -17,7 +17,7 @@ from tests.reliability_points import POINTS, Shown
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/reliability.md"
 MEASURED = ROOT / "docs/measured"
-PATTERNS = ("fuzz-*.json", "*-sanitize*.json", "*-racecheck.json", "*-soak*.json", "*-tests*.json")
+PATTERNS = ("fuzz-*.json", "*-sanitize*.json", "*-racecheck*.json", "*-soak*.json", "*-tests*.json")
 """The records of what was tried, in the page's order; others in the folder are of what was measured."""
 
 Record = Mapping[str, Any]

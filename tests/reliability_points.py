@@ -22,8 +22,8 @@ class Shown:
 
 _GENERATOR, _OP, _GPU = "tests/generator/", "tests/op/", "tests/gpu/"
 _UNTRUSTED, _BUILDS, _OUTPUT = (f"{_GENERATOR}test_{name}.py" for name in ("untrusted", "hard_builds", "output"))
-_NUMERICS, _PATH, _ROUTE, _OPS, _HARD, _HANDOVER = (
-    f"{_GPU}test_{name}.py" for name in ("numerics", "path", "route", "op", "hard_use", "handover")
+_NUMERICS, _PATH, _ROUTE, _OPS, _HARD, _HANDOVER, _DRAWN = (
+    f"{_GPU}test_{name}.py" for name in ("numerics", "path", "route", "op", "hard_use", "handover", "drawn_rows")
 )
 _GPU_TESTS = ("h200-tests.json", "h200-tests-shapes.json")
 
@@ -114,9 +114,16 @@ POINTS: tuple[tuple[str, tuple[Shown, ...]], ...] = (
                 "python tests/gpu/sanitize.py --tools racecheck --twins build/twins",
             ),
             Shown(
-                "The awkward shapes: K = 2880, 2688, 8; N = 1, 7, 17, 60, 258, 768, 896, 1024; through the operators 0 and 1 "
-                "tokens, both sides of each threshold, 65,537 where shapes are small",
-                measured=("h200-sanitize-shapes.json",),
+                "All four tools over whole paths that nothing shipped has: top-1 of sigmoid, a softcap, groups by their best, "
+                "scaled adds, scales of experts, images; racecheck over twins, one of each family's ways",
+                (f"{_GENERATOR}test_twins.py::test_one_of_a_family_stands_for_all_that_differ_in_constants_alone",),
+                ("h200-sanitize-paths.json", "h200-racecheck-paths.json"),
+                "tests/gpu/records.sh OUT paths",
+            ),
+            Shown(
+                "All four tools over the awkward shapes: K = 2880, 2688, 8; N = 1, 7, 17, 60, 258, 768, 896, 1024; through the "
+                "operators 0 and 1 tokens, both sides of each threshold, 65,537 where shapes are small; racecheck likewise",
+                measured=("h200-sanitize-shapes.json", "h200-racecheck-shapes.json"),
                 command="tests/gpu/records.sh OUT shapes",
             ),
             Shown(
@@ -146,6 +153,14 @@ POINTS: tuple[tuple[str, tuple[Shown, ...]], ...] = (
                 (f"{_HANDOVER}::test_two_streams_at_once",),
                 ("h200-soak-streams.json",),
                 "NORMGATE_SOAK_SECONDS=62 python -m pytest tests/gpu/test_handover.py -k test_two_streams_at_once",
+            ),
+            Shown(
+                "CTAs that draw rows and hand numbers over: graphs, two streams at once, fewer multiprocessors than CTAs",
+                (
+                    f"{_DRAWN}::test_graph_replays_follow_changing_rows",
+                    f"{_DRAWN}::test_two_streams_and_a_graph_at_once",
+                    f"{_DRAWN}::test_few_multiprocessors",
+                ),
             ),
             Shown(
                 "The current device and stream stay what they were",
