@@ -26,6 +26,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,6 +54,8 @@ MOST_TOKENS = 66  # of a launch: more are the same blocks again
 RACECHECK_TOKENS = 17  # it takes a second or more for each launch, the others a fraction
 MOST_TOKENS_OF_ALL, SMALL = 65_537, 2880 * 128  # so many tokens are for shapes of no more weights
 _FOUND = 9
+# Of each thing found, the function: racecheck says it in its first line, the others in their second.
+_WHERE = r"^=+ +(?:Error: Race reported between \w+ access )?at (\w+)\+0x"
 
 
 def main() -> int:
@@ -132,7 +135,8 @@ def _inside(asked: argparse.Namespace, until: float) -> int:
 
 def _under(tool: str, gpu: str, arguments: list[str]) -> dict[str, Any]:
     most = RACECHECK_TOKENS if tool == "racecheck" else MOST_TOKENS
-    command = ["compute-sanitizer", "--error-exitcode", str(_FOUND), "--print-limit", "5", "--tool", tool]
+    # What is not printed is not counted either, by racecheck.
+    command = ["compute-sanitizer", "--error-exitcode", str(_FOUND), "--print-limit", "10000", "--tool", tool]
     command += [sys.executable, __file__, "--most-tokens", str(most), *arguments]
     begin = time.monotonic()
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
@@ -151,6 +155,7 @@ def _under(tool: str, gpu: str, arguments: list[str]) -> dict[str, Any]:
         "left": int(launches[3]) if launches else None,
         **({"calls": int(calls[1]), "models_left": int(calls[2])} if calls else {}),
         "names": re.findall(r"^launched (\w+) in ", said, re.MULTILINE),
+        "errors_of": dict(Counter(re.findall(_WHERE, said, re.MULTILINE))),
         "most_tokens": most,
         "seconds": round(time.monotonic() - begin, 1),
     }
@@ -164,6 +169,8 @@ def _whole(shares: list[dict[str, Any]]) -> dict[str, Any]:
         if not numbers:
             continue
         whole[key] = None if None in numbers else sum(numbers)
+    where: Counter[str] = sum((Counter(share["errors_of"]) for share in shares), Counter())
+    whole["errors_of"] = dict(sorted(where.items()))
     return {**whole, "most_tokens": shares[0]["most_tokens"], "seconds": max(share["seconds"] for share in shares)}
 
 
