@@ -92,10 +92,10 @@ class Wgmma(TensorCoreTile):
         own = ceil_div(self.tokens * self.experts // 4, self.split)
         incoming = self.split * own * 16 if self.split > 1 else 0
         total = max(self.stages * stage, self.tokens * (self.experts + 4) * 4 + incoming)
-        if problem.folds_norm:  # norm weights, rows and what each place has, a barrier, sums of squares, rstds
+        if problem.folds_norm:  # norm weights, rows and what each place has, two barriers, sums of squares, rstds
             total += self.split * self.steps(problem) * self.step * 2
             total += self.row_places(problem) * (problem.hidden_size * 2 + 2 * 8 + 4)
-            total += 8 + 2 * 4 * 4 + self.tokens // self.split * 4
+            total += 2 * 8 + 2 * 4 * 4 + self.tokens // self.split * 4
         return total + problem.gate_bias * self.experts * 4 + self.stages * 16 + 8
 
     def static_smem(self, problem: Problem, cluster: bool) -> int:

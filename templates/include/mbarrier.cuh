@@ -47,9 +47,5 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, int parity) {
 __device__ __forceinline__ void sync_threads(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
-// Counts for such a barrier and goes on.
-__device__ __forceinline__ void arrive_threads(int number, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
-}
 
 }  // namespace normgate

@@ -1288,7 +1288,7 @@ struct Wgmma {
   static constexpr int kNormAt = kRingBytes;
   static constexpr int kRowsAt = kNormAt + V::kSplit * kSlice * static_cast<int>(sizeof(Activation));
   static constexpr int kBarriersAt = kRowsAt + V::kRowPlaces * kHiddenSize * static_cast<int>(sizeof(Activation));
-  static constexpr int kSquaresAt = kBarriersAt + (2 * V::kStages + 2 + 2 * V::kRowPlaces) * 8;
+  static constexpr int kSquaresAt = kBarriersAt + (2 * V::kStages + 3 + 2 * V::kRowPlaces) * 8;
   static constexpr int kDrawnAt = kSquaresAt + 2 * 4 * 4;
   static constexpr int kRstdsAt = kDrawnAt + V::kRowPlaces * 4;
   static constexpr int kBiasAt = kRstdsAt + kOwnTokens * 4;
@@ -1314,6 +1314,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   auto* norm_full = peers_free + 1;       // the norm weights are there
   auto* row_full = norm_full + 1;         // of each place: a row to norm is there, or it is known that there is none
   auto* row_empty = row_full + V::kRowPlaces;
+  auto* rstds_there = row_empty + V::kRowPlaces;
   auto* norm_weights = reinterpret_cast<Activation*>(ring + S::kNormAt);
   auto* row_places = reinterpret_cast<Activation*>(ring + S::kRowsAt);
   auto* drawn = reinterpret_cast<int*>(ring + S::kDrawnAt);    // of each place: the row, or -1
@@ -1343,8 +1344,9 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     barrier_init(norm_full, 1);
     for (int place = 0; place < V::kRowPlaces; ++place) {
       barrier_init(&row_full[place], 1);
-      barrier_init(&row_empty[place], 4);
+      barrier_init(&row_empty[place], 128);
     }
+    barrier_init(rstds_there, 128);
     barriers_are_initialized();
   }
   if constexpr (S::kGuardHidden) {  // weights beyond the row's end
@@ -1449,12 +1451,11 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
           store_activations(normed_row + k_of(c),
                             norm8<Norm>(load_shared(row + k_of(c)), rstd, load_shared(norm_weights + k_of(c))));
       }
-      __syncwarp();
-      if (lane == 0) barrier_arrive(&row_empty[place]);
+      barrier_arrive(&row_empty[place]);
     }
     const int own = slice * S::kOwnTokens + thread;
     if (thread < S::kOwnTokens && own < num_tokens) rstds[thread] = take(rstd_places(first_token + own) + tile);
-    arrive_threads(4, S::kThreads + 128);
+    barrier_arrive(rstds_there);
     return;
   }
 
@@ -1560,7 +1561,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
       push4(in_cta(&incoming[slice][q % S::kOwnQuads], q / S::kOwnQuads), sum, in_cta(&sums_pushed, q / S::kOwnQuads));
     }
   }
-  sync_threads(4, S::kThreads + 128);  // the rstds are there
+  barrier_wait(rstds_there, 0);
 
   // Stage: logits.
   if constexpr (V::kSplit > 1) barrier_wait(&sums_pushed, 0);
@@ -1710,7 +1711,7 @@ struct WgmmaT32E64S8D4 {
   static constexpr int kNormRegisters = 96;    // of one that norms rows
   static constexpr int kSumRegisters = 128;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 94356;     // dynamic shared memory
+  static constexpr int kSmemBytes = 94364;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1727,7 +1728,7 @@ struct WgmmaT48E64S8D4 {
   static constexpr int kNormRegisters = 80;    // of one that norms rows
   static constexpr int kSumRegisters = 144;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 108720;    // dynamic shared memory
+  static constexpr int kSmemBytes = 108728;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1744,7 +1745,7 @@ struct WgmmaT48E64S6D4 {
   static constexpr int kNormRegisters = 80;    // of one that norms rows
   static constexpr int kSumRegisters = 144;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 108728;    // dynamic shared memory
+  static constexpr int kSmemBytes = 108736;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1761,7 +1762,7 @@ struct WgmmaT88E64S8D6 {
   static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 184;    // of one that multiplies
   static constexpr int kStartRegisters = 96;   // that each begins with
-  static constexpr int kSmemBytes = 190712;    // dynamic shared memory
+  static constexpr int kSmemBytes = 190720;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1778,7 +1779,7 @@ struct WgmmaT96E64S6D6 {
   static constexpr int kNormRegisters = 80;    // of one that norms rows
   static constexpr int kSumRegisters = 192;    // of one that multiplies
   static constexpr int kStartRegisters = 104;  // that each begins with
-  static constexpr int kSmemBytes = 196876;    // dynamic shared memory
+  static constexpr int kSmemBytes = 196884;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1795,7 +1796,7 @@ struct WgmmaT80E64S4D7 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 176;    // of one that multiplies
   static constexpr int kStartRegisters = 96;   // that each begins with
-  static constexpr int kSmemBytes = 211244;    // dynamic shared memory
+  static constexpr int kSmemBytes = 211252;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1812,7 +1813,7 @@ struct WgmmaT120E64S3D6 {
   static constexpr int kNormRegisters = 80;    // of one that norms rows
   static constexpr int kSumRegisters = 216;    // of one that multiplies
   static constexpr int kStartRegisters = 112;  // that each begins with
-  static constexpr int kSmemBytes = 215404;    // dynamic shared memory
+  static constexpr int kSmemBytes = 215412;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1829,7 +1830,7 @@ struct WgmmaT128E64S2D6 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 224;    // of one that multiplies
   static constexpr int kStartRegisters = 112;  // that each begins with
-  static constexpr int kSmemBytes = 221644;    // dynamic shared memory
+  static constexpr int kSmemBytes = 221652;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1846,7 +1847,7 @@ struct WgmmaT128E64S1D6 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 224;    // of one that multiplies
   static constexpr int kStartRegisters = 112;  // that each begins with
-  static constexpr int kSmemBytes = 221900;    // dynamic shared memory
+  static constexpr int kSmemBytes = 221908;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 

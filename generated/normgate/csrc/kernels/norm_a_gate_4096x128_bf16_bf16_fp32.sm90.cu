@@ -1210,7 +1210,7 @@ struct Wgmma {
   static constexpr int kNormAt = kRingBytes;
   static constexpr int kRowsAt = kNormAt + V::kSplit * kSlice * static_cast<int>(sizeof(Activation));
   static constexpr int kBarriersAt = kRowsAt + V::kRowPlaces * kHiddenSize * static_cast<int>(sizeof(Activation));
-  static constexpr int kSquaresAt = kBarriersAt + (2 * V::kStages + 2 + 2 * V::kRowPlaces) * 8;
+  static constexpr int kSquaresAt = kBarriersAt + (2 * V::kStages + 3 + 2 * V::kRowPlaces) * 8;
   static constexpr int kDrawnAt = kSquaresAt + 2 * 4 * 4;
   static constexpr int kRstdsAt = kDrawnAt + V::kRowPlaces * 4;
   static constexpr int kBiasAt = kRstdsAt + kOwnTokens * 4;
@@ -1236,6 +1236,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   auto* norm_full = peers_free + 1;       // the norm weights are there
   auto* row_full = norm_full + 1;         // of each place: a row to norm is there, or it is known that there is none
   auto* row_empty = row_full + V::kRowPlaces;
+  auto* rstds_there = row_empty + V::kRowPlaces;
   auto* norm_weights = reinterpret_cast<Activation*>(ring + S::kNormAt);
   auto* row_places = reinterpret_cast<Activation*>(ring + S::kRowsAt);
   auto* drawn = reinterpret_cast<int*>(ring + S::kDrawnAt);    // of each place: the row, or -1
@@ -1265,8 +1266,9 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     barrier_init(norm_full, 1);
     for (int place = 0; place < V::kRowPlaces; ++place) {
       barrier_init(&row_full[place], 1);
-      barrier_init(&row_empty[place], 4);
+      barrier_init(&row_empty[place], 128);
     }
+    barrier_init(rstds_there, 128);
     barriers_are_initialized();
   }
   if constexpr (S::kGuardHidden) {  // weights beyond the row's end
@@ -1371,12 +1373,11 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
           store_activations(normed_row + k_of(c),
                             norm8<Norm>(load_shared(row + k_of(c)), rstd, load_shared(norm_weights + k_of(c))));
       }
-      __syncwarp();
-      if (lane == 0) barrier_arrive(&row_empty[place]);
+      barrier_arrive(&row_empty[place]);
     }
     const int own = slice * S::kOwnTokens + thread;
     if (thread < S::kOwnTokens && own < num_tokens) rstds[thread] = take(rstd_places(first_token + own) + tile);
-    arrive_threads(4, S::kThreads + 128);
+    barrier_arrive(rstds_there);
     return;
   }
 
@@ -1481,7 +1482,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
       push4(in_cta(&incoming[slice][q % S::kOwnQuads], q / S::kOwnQuads), sum, in_cta(&sums_pushed, q / S::kOwnQuads));
     }
   }
-  sync_threads(4, S::kThreads + 128);  // the rstds are there
+  barrier_wait(rstds_there, 0);
 
   // Stage: logits.
   if constexpr (V::kSplit > 1) barrier_wait(&sums_pushed, 0);
@@ -1641,7 +1642,7 @@ struct WgmmaT64E64S8D4 {
   static constexpr int kNormRegisters = 88;    // of one that norms rows
   static constexpr int kSumRegisters = 136;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 98508;     // dynamic shared memory
+  static constexpr int kSmemBytes = 98516;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1658,7 +1659,7 @@ struct WgmmaT56E64S8D8 {
   static constexpr int kNormRegisters = 96;    // of one that norms rows
   static constexpr int kSumRegisters = 128;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 155912;    // dynamic shared memory
+  static constexpr int kSmemBytes = 155920;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1675,7 +1676,7 @@ struct WgmmaT80E64S8D8 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 152;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 180500;    // dynamic shared memory
+  static constexpr int kSmemBytes = 180508;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1692,7 +1693,7 @@ struct WgmmaT72E64S4D4 {
   static constexpr int kNormRegisters = 80;    // of one that norms rows
   static constexpr int kSumRegisters = 144;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 102644;    // dynamic shared memory
+  static constexpr int kSmemBytes = 102652;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1709,7 +1710,7 @@ struct WgmmaT64E64S2D4 {
   static constexpr int kNormRegisters = 88;    // of one that norms rows
   static constexpr int kSumRegisters = 136;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 98604;     // dynamic shared memory
+  static constexpr int kSmemBytes = 98612;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1726,7 +1727,7 @@ struct WgmmaT64E64S1D11 {
   static constexpr int kNormRegisters = 88;    // of one that norms rows
   static constexpr int kSumRegisters = 136;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 213532;    // dynamic shared memory
+  static constexpr int kSmemBytes = 213540;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1743,7 +1744,7 @@ struct WgmmaT64E128S1D7 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 136;    // of one that multiplies
   static constexpr int kStartRegisters = 96;   // that each begins with
-  static constexpr int kSmemBytes = 205276;    // dynamic shared memory
+  static constexpr int kSmemBytes = 205284;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 

@@ -1281,7 +1281,7 @@ struct Wgmma {
   static constexpr int kNormAt = kRingBytes;
   static constexpr int kRowsAt = kNormAt + V::kSplit * kSlice * static_cast<int>(sizeof(Activation));
   static constexpr int kBarriersAt = kRowsAt + V::kRowPlaces * kHiddenSize * static_cast<int>(sizeof(Activation));
-  static constexpr int kSquaresAt = kBarriersAt + (2 * V::kStages + 2 + 2 * V::kRowPlaces) * 8;
+  static constexpr int kSquaresAt = kBarriersAt + (2 * V::kStages + 3 + 2 * V::kRowPlaces) * 8;
   static constexpr int kDrawnAt = kSquaresAt + 2 * 4 * 4;
   static constexpr int kRstdsAt = kDrawnAt + V::kRowPlaces * 4;
   static constexpr int kBiasAt = kRstdsAt + kOwnTokens * 4;
@@ -1307,6 +1307,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   auto* norm_full = peers_free + 1;       // the norm weights are there
   auto* row_full = norm_full + 1;         // of each place: a row to norm is there, or it is known that there is none
   auto* row_empty = row_full + V::kRowPlaces;
+  auto* rstds_there = row_empty + V::kRowPlaces;
   auto* norm_weights = reinterpret_cast<Activation*>(ring + S::kNormAt);
   auto* row_places = reinterpret_cast<Activation*>(ring + S::kRowsAt);
   auto* drawn = reinterpret_cast<int*>(ring + S::kDrawnAt);    // of each place: the row, or -1
@@ -1336,8 +1337,9 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     barrier_init(norm_full, 1);
     for (int place = 0; place < V::kRowPlaces; ++place) {
       barrier_init(&row_full[place], 1);
-      barrier_init(&row_empty[place], 4);
+      barrier_init(&row_empty[place], 128);
     }
+    barrier_init(rstds_there, 128);
     barriers_are_initialized();
   }
   if constexpr (S::kGuardHidden) {  // weights beyond the row's end
@@ -1442,12 +1444,11 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
           store_activations(normed_row + k_of(c),
                             norm8<Norm>(load_shared(row + k_of(c)), rstd, load_shared(norm_weights + k_of(c))));
       }
-      __syncwarp();
-      if (lane == 0) barrier_arrive(&row_empty[place]);
+      barrier_arrive(&row_empty[place]);
     }
     const int own = slice * S::kOwnTokens + thread;
     if (thread < S::kOwnTokens && own < num_tokens) rstds[thread] = take(rstd_places(first_token + own) + tile);
-    arrive_threads(4, S::kThreads + 128);
+    barrier_arrive(rstds_there);
     return;
   }
 
@@ -1552,7 +1553,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
       push4(in_cta(&incoming[slice][q % S::kOwnQuads], q / S::kOwnQuads), sum, in_cta(&sums_pushed, q / S::kOwnQuads));
     }
   }
-  sync_threads(4, S::kThreads + 128);  // the rstds are there
+  barrier_wait(rstds_there, 0);
 
   // Stage: logits.
   if constexpr (V::kSplit > 1) barrier_wait(&sums_pushed, 0);
@@ -1688,7 +1689,7 @@ struct WgmmaT32E64S8D7 {
   static constexpr int kNormRegisters = 120;   // of one that norms rows
   static constexpr int kSumRegisters = 104;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 110788;    // dynamic shared memory
+  static constexpr int kSmemBytes = 110796;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1705,7 +1706,7 @@ struct WgmmaT64E64S8D4 {
   static constexpr int kNormRegisters = 88;    // of one that norms rows
   static constexpr int kSumRegisters = 136;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 102584;    // dynamic shared memory
+  static constexpr int kSmemBytes = 102592;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1722,7 +1723,7 @@ struct WgmmaT88E64S8D8 {
   static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 160;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 205080;    // dynamic shared memory
+  static constexpr int kSmemBytes = 205088;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1739,7 +1740,7 @@ struct WgmmaT96E64S6D8 {
   static constexpr int kNormRegisters = 80;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
   static constexpr int kStartRegisters = 96;   // that each begins with
-  static constexpr int kSmemBytes = 213292;    // dynamic shared memory
+  static constexpr int kSmemBytes = 213300;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1756,7 +1757,7 @@ struct WgmmaT80E64S4D9 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 152;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 215372;    // dynamic shared memory
+  static constexpr int kSmemBytes = 215380;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1773,7 +1774,7 @@ struct WgmmaT72E128S4D6 {
   static constexpr int kNormRegisters = 88;    // of one that norms rows
   static constexpr int kSumRegisters = 144;    // of one that multiplies
   static constexpr int kStartRegisters = 104;  // that each begins with
-  static constexpr int kSmemBytes = 203028;    // dynamic shared memory
+  static constexpr int kSmemBytes = 203036;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1790,7 +1791,7 @@ struct WgmmaT128E64S2D7 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 200;    // of one that multiplies
   static constexpr int kStartRegisters = 104;  // that each begins with
-  static constexpr int kSmemBytes = 221660;    // dynamic shared memory
+  static constexpr int kSmemBytes = 221668;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1807,7 +1808,7 @@ struct WgmmaT128E64S1D7 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 200;    // of one that multiplies
   static constexpr int kStartRegisters = 104;  // that each begins with
-  static constexpr int kSmemBytes = 221916;    // dynamic shared memory
+  static constexpr int kSmemBytes = 221924;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 

@@ -1248,7 +1248,7 @@ struct Wgmma {
   static constexpr int kNormAt = kRingBytes;
   static constexpr int kRowsAt = kNormAt + V::kSplit * kSlice * static_cast<int>(sizeof(Activation));
   static constexpr int kBarriersAt = kRowsAt + V::kRowPlaces * kHiddenSize * static_cast<int>(sizeof(Activation));
-  static constexpr int kSquaresAt = kBarriersAt + (2 * V::kStages + 2 + 2 * V::kRowPlaces) * 8;
+  static constexpr int kSquaresAt = kBarriersAt + (2 * V::kStages + 3 + 2 * V::kRowPlaces) * 8;
   static constexpr int kDrawnAt = kSquaresAt + 2 * 4 * 4;
   static constexpr int kRstdsAt = kDrawnAt + V::kRowPlaces * 4;
   static constexpr int kBiasAt = kRstdsAt + kOwnTokens * 4;
@@ -1274,6 +1274,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   auto* norm_full = peers_free + 1;       // the norm weights are there
   auto* row_full = norm_full + 1;         // of each place: a row to norm is there, or it is known that there is none
   auto* row_empty = row_full + V::kRowPlaces;
+  auto* rstds_there = row_empty + V::kRowPlaces;
   auto* norm_weights = reinterpret_cast<Activation*>(ring + S::kNormAt);
   auto* row_places = reinterpret_cast<Activation*>(ring + S::kRowsAt);
   auto* drawn = reinterpret_cast<int*>(ring + S::kDrawnAt);    // of each place: the row, or -1
@@ -1303,8 +1304,9 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     barrier_init(norm_full, 1);
     for (int place = 0; place < V::kRowPlaces; ++place) {
       barrier_init(&row_full[place], 1);
-      barrier_init(&row_empty[place], 4);
+      barrier_init(&row_empty[place], 128);
     }
+    barrier_init(rstds_there, 128);
     barriers_are_initialized();
   }
   if constexpr (S::kGuardHidden) {  // weights beyond the row's end
@@ -1409,12 +1411,11 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
           store_activations(normed_row + k_of(c),
                             norm8<Norm>(load_shared(row + k_of(c)), rstd, load_shared(norm_weights + k_of(c))));
       }
-      __syncwarp();
-      if (lane == 0) barrier_arrive(&row_empty[place]);
+      barrier_arrive(&row_empty[place]);
     }
     const int own = slice * S::kOwnTokens + thread;
     if (thread < S::kOwnTokens && own < num_tokens) rstds[thread] = take(rstd_places(first_token + own) + tile);
-    arrive_threads(4, S::kThreads + 128);
+    barrier_arrive(rstds_there);
     return;
   }
 
@@ -1519,7 +1520,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
       push4(in_cta(&incoming[slice][q % S::kOwnQuads], q / S::kOwnQuads), sum, in_cta(&sums_pushed, q / S::kOwnQuads));
     }
   }
-  sync_threads(4, S::kThreads + 128);  // the rstds are there
+  barrier_wait(rstds_there, 0);
 
   // Stage: logits.
   if constexpr (V::kSplit > 1) barrier_wait(&sums_pushed, 0);
@@ -1708,7 +1709,7 @@ struct WgmmaT88E64S8D8 {
   static constexpr int kNormRegisters = 64;    // of one that norms rows
   static constexpr int kSumRegisters = 160;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 188696;    // dynamic shared memory
+  static constexpr int kSmemBytes = 188704;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1725,7 +1726,7 @@ struct WgmmaT56E64S4D5 {
   static constexpr int kNormRegisters = 96;    // of one that norms rows
   static constexpr int kSumRegisters = 128;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 109812;    // dynamic shared memory
+  static constexpr int kSmemBytes = 109820;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1742,7 +1743,7 @@ struct WgmmaT80E64S4D4 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 152;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 106748;    // dynamic shared memory
+  static constexpr int kSmemBytes = 106756;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1759,7 +1760,7 @@ struct WgmmaT64E64S2D4 {
   static constexpr int kNormRegisters = 88;    // of one that norms rows
   static constexpr int kSumRegisters = 136;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 98604;     // dynamic shared memory
+  static constexpr int kSmemBytes = 98612;     // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1776,7 +1777,7 @@ struct WgmmaT128E64S2D7 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 200;    // of one that multiplies
   static constexpr int kStartRegisters = 104;  // that each begins with
-  static constexpr int kSmemBytes = 205276;    // dynamic shared memory
+  static constexpr int kSmemBytes = 205284;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1793,7 +1794,7 @@ struct WgmmaT128E64S1D7 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 200;    // of one that multiplies
   static constexpr int kStartRegisters = 104;  // that each begins with
-  static constexpr int kSmemBytes = 205532;    // dynamic shared memory
+  static constexpr int kSmemBytes = 205540;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 

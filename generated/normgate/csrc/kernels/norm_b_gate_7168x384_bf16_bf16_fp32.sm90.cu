@@ -1266,7 +1266,7 @@ struct Wgmma {
   static constexpr int kNormAt = kRingBytes;
   static constexpr int kRowsAt = kNormAt + V::kSplit * kSlice * static_cast<int>(sizeof(Activation));
   static constexpr int kBarriersAt = kRowsAt + V::kRowPlaces * kHiddenSize * static_cast<int>(sizeof(Activation));
-  static constexpr int kSquaresAt = kBarriersAt + (2 * V::kStages + 2 + 2 * V::kRowPlaces) * 8;
+  static constexpr int kSquaresAt = kBarriersAt + (2 * V::kStages + 3 + 2 * V::kRowPlaces) * 8;
   static constexpr int kDrawnAt = kSquaresAt + 2 * 4 * 4;
   static constexpr int kRstdsAt = kDrawnAt + V::kRowPlaces * 4;
   static constexpr int kBiasAt = kRstdsAt + kOwnTokens * 4;
@@ -1292,6 +1292,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   auto* norm_full = peers_free + 1;       // the norm weights are there
   auto* row_full = norm_full + 1;         // of each place: a row to norm is there, or it is known that there is none
   auto* row_empty = row_full + V::kRowPlaces;
+  auto* rstds_there = row_empty + V::kRowPlaces;
   auto* norm_weights = reinterpret_cast<Activation*>(ring + S::kNormAt);
   auto* row_places = reinterpret_cast<Activation*>(ring + S::kRowsAt);
   auto* drawn = reinterpret_cast<int*>(ring + S::kDrawnAt);    // of each place: the row, or -1
@@ -1321,8 +1322,9 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
     barrier_init(norm_full, 1);
     for (int place = 0; place < V::kRowPlaces; ++place) {
       barrier_init(&row_full[place], 1);
-      barrier_init(&row_empty[place], 4);
+      barrier_init(&row_empty[place], 128);
     }
+    barrier_init(rstds_there, 128);
     barriers_are_initialized();
   }
   if constexpr (S::kGuardHidden) {  // weights beyond the row's end
@@ -1427,12 +1429,11 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
           store_activations(normed_row + k_of(c),
                             norm8<Norm>(load_shared(row + k_of(c)), rstd, load_shared(norm_weights + k_of(c))));
       }
-      __syncwarp();
-      if (lane == 0) barrier_arrive(&row_empty[place]);
+      barrier_arrive(&row_empty[place]);
     }
     const int own = slice * S::kOwnTokens + thread;
     if (thread < S::kOwnTokens && own < num_tokens) rstds[thread] = take(rstd_places(first_token + own) + tile);
-    arrive_threads(4, S::kThreads + 128);
+    barrier_arrive(rstds_there);
     return;
   }
 
@@ -1537,7 +1538,7 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
       push4(in_cta(&incoming[slice][q % S::kOwnQuads], q / S::kOwnQuads), sum, in_cta(&sums_pushed, q / S::kOwnQuads));
     }
   }
-  sync_threads(4, S::kThreads + 128);  // the rstds are there
+  barrier_wait(rstds_there, 0);
 
   // Stage: logits.
   if constexpr (V::kSplit > 1) barrier_wait(&sums_pushed, 0);
@@ -1663,7 +1664,7 @@ struct WgmmaT48E64S8D5 {
   static constexpr int kNormRegisters = 104;   // of one that norms rows
   static constexpr int kSumRegisters = 120;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 100524;    // dynamic shared memory
+  static constexpr int kSmemBytes = 100532;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1680,7 +1681,7 @@ struct WgmmaT64E64S8D4 {
   static constexpr int kNormRegisters = 88;    // of one that norms rows
   static constexpr int kSumRegisters = 136;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 108728;    // dynamic shared memory
+  static constexpr int kSmemBytes = 108736;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1697,7 +1698,7 @@ struct WgmmaT96E64S8D8 {
   static constexpr int kNormRegisters = 80;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
   static constexpr int kStartRegisters = 96;   // that each begins with
-  static constexpr int kSmemBytes = 207112;    // dynamic shared memory
+  static constexpr int kSmemBytes = 207120;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1714,7 +1715,7 @@ struct WgmmaT128E64S8D6 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 200;    // of one that multiplies
   static constexpr int kStartRegisters = 104;  // that each begins with
-  static constexpr int kSmemBytes = 205068;    // dynamic shared memory
+  static constexpr int kSmemBytes = 205076;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1731,7 +1732,7 @@ struct WgmmaT80E64S4D8 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 152;    // of one that multiplies
   static constexpr int kStartRegisters = 88;   // that each begins with
-  static constexpr int kSmemBytes = 205116;    // dynamic shared memory
+  static constexpr int kSmemBytes = 205124;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1748,7 +1749,7 @@ struct WgmmaT104E64S4D7 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 176;    // of one that multiplies
   static constexpr int kStartRegisters = 96;   // that each begins with
-  static constexpr int kSmemBytes = 208196;    // dynamic shared memory
+  static constexpr int kSmemBytes = 208204;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1765,7 +1766,7 @@ struct WgmmaT96E64S2D8 {
   static constexpr int kNormRegisters = 80;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
   static constexpr int kStartRegisters = 96;   // that each begins with
-  static constexpr int kSmemBytes = 221612;    // dynamic shared memory
+  static constexpr int kSmemBytes = 221620;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1782,7 +1783,7 @@ struct WgmmaT96E128S2D5 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
   static constexpr int kStartRegisters = 112;  // that each begins with
-  static constexpr int kSmemBytes = 201084;    // dynamic shared memory
+  static constexpr int kSmemBytes = 201092;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
@@ -1799,7 +1800,7 @@ struct WgmmaT96E128S1D5 {
   static constexpr int kNormRegisters = 72;    // of one that norms rows
   static constexpr int kSumRegisters = 168;    // of one that multiplies
   static constexpr int kStartRegisters = 112;  // that each begins with
-  static constexpr int kSmemBytes = 201276;    // dynamic shared memory
+  static constexpr int kSmemBytes = 201284;    // dynamic shared memory
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
