@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from ..spec import RouterSpec
+from ..spec import Norm, RouterSpec
 from .chain import CLOCK_HZ, Weights
 from .inputs import dtype, random_rows
 from .record import HostCost
@@ -31,19 +32,27 @@ def measure(spec: RouterSpec, weights: Weights, device: str = "cuda") -> dict[in
     norm = spec.norm
     if norm is None or weights.norm_weight is None:
         return {}
-    norm_gate, logits = torch.ops.normgate.norm_gate.default, dtype(spec.logits_dtype)
-    norm_weight, contract = weights.norm_weight, (norm.eps, norm.order)
-    usual = (spec.logits_from, logits) == ("unrounded", torch.float32)
-    rest = () if usual else (spec.logits_from, logits)  # the package too leaves out what the op has by default
+    norm_weight = weights.norm_weight
+    operator, rest = _operator(spec, norm, weights.gate_bias)
     found = {}
     for num_tokens in _TOKENS:
         x = random_rows(spec, num_tokens, device)
         ours, theirs = _interleaved_us(
-            partial(norm_gate, x, norm_weight, weights.gate_weight, weights.gate_bias, *contract, *rest),
+            partial(operator, x, norm_weight, weights.gate_weight, *rest),
             partial(F.rms_norm, x, (spec.hidden_size,), norm_weight, norm.eps),
         )
         found[num_tokens] = HostCost(norm_gate_us=round(ours, 2), rms_norm_us=round(theirs, 2))
     return found
+
+
+def _operator(spec: RouterSpec, norm: Norm, gate_bias: Tensor | None) -> tuple[Callable[..., object], tuple[Any, ...]]:
+    """The operator that the package's `norm_gate` calls, and its arguments after the tensors that each takes."""
+    ops, logits = torch.ops.normgate, dtype(spec.logits_dtype)
+    usual = (spec.logits_from, logits) == ("unrounded", torch.float32)
+    if usual and gate_bias is None:
+        return getattr(ops, f"norm_gate_{norm.order.lower()}").default, (norm.eps,)
+    contract = () if usual else (spec.logits_from, logits)
+    return ops.norm_gate.default, (gate_bias, norm.eps, norm.order, *contract)
 
 
 @torch.inference_mode()

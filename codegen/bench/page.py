@@ -159,7 +159,7 @@ def _host(found: Record) -> Iterator[str]:
     if rows:
         yield "## What a call costs the host"
         yield "Microseconds of an eager call, queued behind a busy GPU, in inference mode."
-        headings = ["model", "tokens", "torch.ops.normgate.norm_gate", "torch.nn.functional.rms_norm"]
+        headings = ["model", "tokens", "normgate.norm_gate's operator", "torch.nn.functional.rms_norm"]
         yield tables.markdown(headings, rows, left=1)
 
 

@@ -6,10 +6,12 @@ implementations; where it is missing, CUDA calls run the reference composition a
 command that compiles it.
 
 The library calls ``norm_gate_reference``, ``gate_reference`` and ``route_reference`` where no generated kernel
-serves a shape or SM.
+serves a shape or SM. ``norm_gate_a``, ``norm_gate_b`` and ``norm_gate_g`` are ``norm_gate`` of one order, without a
+bias, unrounded, with float32 logits, for calls that cost the host less.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,11 +61,14 @@ def norm_gate(
     if torch.is_grad_enabled():
         _refuse_gradients("norm_gate", x=x, norm_weight=norm_weight, gate_weight=gate_weight, gate_bias=gate_bias)
     rows = _rows(x)
-    # What the schema has by default is left out: each argument costs a call time, a dtype nearly a microsecond.
+    # Each argument costs an eager call up to half a microsecond, a dtype more: what is as usual is left out. `.default`
+    # where an operator is called, for the choice of an overload costs microseconds.
     usual = logits_from == "unrounded" and logits_dtype is torch.float32
-    contract = (eps, norm_order) if usual else (eps, norm_order, logits_from, logits_dtype)
-    # `.default`, for the choice of an overload costs a call microseconds.
-    normed_x, router_logits = _ops.norm_gate.default(rows, norm_weight, gate_weight, gate_bias, *contract)
+    if usual and gate_bias is None and norm_order in reference.NORM_ORDERS:
+        normed_x, router_logits = _IN_ORDER[norm_order](rows, norm_weight, gate_weight, eps)
+    else:
+        contract = (eps, norm_order) if usual else (eps, norm_order, logits_from, logits_dtype)
+        normed_x, router_logits = _ops.norm_gate.default(rows, norm_weight, gate_weight, gate_bias, *contract)
     if checking.wanted():
         got = Routed(normed_x, None, None, None, router_logits)
         checking.check(
@@ -422,6 +427,17 @@ def _norm_gate_fake(
     return x.new_empty(x.shape), x.new_empty(x.shape[0], gate_weight.shape[0], dtype=logits_dtype)
 
 
+def _in_order(
+    function: Callable[..., tuple[Tensor, Tensor]], norm_order: str
+) -> Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+    """A norm_gate_* operator's function, of norm_gate's."""
+
+    def of_four(x: Tensor, norm_weight: Tensor, gate_weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return function(x, norm_weight, gate_weight, None, eps, norm_order)
+
+    return of_four
+
+
 def _gate_fake(
     x: Tensor, gate_weight: Tensor, gate_bias: Tensor | None = None, logits_dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -633,18 +649,29 @@ def _define(library: Any) -> None:
         torch.library.register_fake(f"{OPS}::norm_gate{suffix}", _norm_gate_fake, lib=library)
         torch.library.register_fake(f"{OPS}::gate{suffix}", _gate_fake, lib=library)
         torch.library.register_fake(f"{OPS}::route{suffix}", _route_fake, lib=library)
-    for op, composition in _COMPOSITIONS:
+    for order, op in _NAMES_IN_ORDER.items():
+        library.define(
+            f"{op}(Tensor x, Tensor norm_weight, Tensor gate_weight, float eps) "
+            "-> (Tensor normed_x, Tensor router_logits)",
+            tags=tags,
+        )
+        torch.library.register_fake(f"{OPS}::{op}", _in_order(_norm_gate_fake, order), lib=library)
+    for op, composition in (*_COMPOSITIONS, *_COMPOSITIONS_IN_ORDER):
         library.impl(op, composition, "CPU")
+    for op, composition in _COMPOSITIONS:
         library.impl(f"{op}_reference", composition, "CompositeExplicitAutograd")
 
 
+_NAMES_IN_ORDER = {order: f"norm_gate_{order.lower()}" for order in reference.NORM_ORDERS}
 _COMPOSITIONS = (("norm_gate", _norm_gate_composition), ("gate", _gate_composition), ("route", _route_composition))
+_COMPOSITIONS_IN_ORDER = tuple((op, _in_order(_norm_gate_composition, order)) for order, op in _NAMES_IN_ORDER.items())
 _definitions = _own_namespace()
 _define(_definitions)
+_IN_ORDER = {order: getattr(_ops, op).default for order, op in _NAMES_IN_ORDER.items()}
 
 LIBRARY = _load_library()
 """The file with the CUDA implementations; ``None`` where there is none and the reference serves CUDA."""
 
 if LIBRARY is None:
-    for _op, _composition in _COMPOSITIONS:
+    for _op, _composition in (*_COMPOSITIONS, *_COMPOSITIONS_IN_ORDER):
         _definitions.impl(_op, _composition, "CUDA")

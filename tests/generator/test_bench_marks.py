@@ -4,14 +4,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-import normgate  # noqa: F401  registers torch.ops.normgate
+import normgate
 import pytest
 import torch
 from bench_records import RATES, a_spec
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from codegen.bench import ahead, chip, host, record
-from codegen.bench.inputs import random_weights
+from codegen.bench.inputs import random_rows, random_weights
 from codegen.bench.record import ChipRates, ModelRecord
 from codegen.bench.roofline import roofline_us
 from codegen.spec import Norm
@@ -61,6 +63,28 @@ def test_chip_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chip.measure(1000, device="cpu") == ChipRates(
         copy_bytes_per_s=2 * 20 * 1000 / 0.5, gemm_flops_per_s=2 * 32**3 / 0.5
     )
+
+
+@pytest.mark.parametrize("order", ["A", "B", "G"])
+@pytest.mark.parametrize("changes", [{}, {"gate_bias": True}, {"logits_from": "rounded"}])
+def test_the_operator_that_the_package_calls_is_timed(order: str, changes: dict[str, Any]) -> None:
+    spec = a_spec(norm=Norm.model_validate({"order": order, "eps": 1e-6}), gate_weight_dtype="float32", **changes)
+    assert spec.norm is not None
+    weights, x, called = random_weights(spec, "cpu"), random_rows(spec, 2, "cpu"), []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            called.append(func)
+            return func(*args, **(kwargs or {}))
+
+    tensors = x, weights.norm_weight, weights.gate_weight
+    with Watched():
+        right = normgate.norm_gate(
+            *tensors, weights.gate_bias, eps=spec.norm.eps, norm_order=order, logits_from=spec.logits_from
+        )
+    operator, rest = host._operator(spec, spec.norm, weights.gate_bias)
+    assert called[0] is operator
+    assert all(torch.equal(a, b) for a, b in zip(operator(*tensors, *rest), right, strict=True))
 
 
 def test_host_cost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,21 @@ def test_opcheck_norm_gate(suffix, order, logits_from, bias):
     torch.library.opcheck(op, (row_strided(x), *weights, EPS, order, logits_from, torch.float32))
 
 
+@pytest.mark.parametrize("gate_dtype", GATES)
+@pytest.mark.parametrize("dtype", ACTIVATIONS)
+@pytest.mark.parametrize("order", reference.NORM_ORDERS)
+def test_the_operators_of_one_order(order, dtype, gate_dtype):
+    x, norm_weight, gate_weight, _ = tensors(dtype, gate_dtype)
+    op = getattr(torch.ops.normgate, f"norm_gate_{order.lower()}").default
+    torch.library.opcheck(op, (row_strided(x), norm_weight, gate_weight, EPS))
+    right = torch.ops.normgate.norm_gate.default(x, norm_weight, gate_weight, None, EPS, order)
+    for got in (
+        op(x, norm_weight, gate_weight, EPS),
+        normgate.norm_gate(x, norm_weight, gate_weight, eps=EPS, norm_order=order),
+    ):
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(got, right, strict=True))
+
+
 @pytest.mark.parametrize("logits_dtype", LOGITS)
 @pytest.mark.parametrize("gate_dtype", GATES)
 @pytest.mark.parametrize("dtype", ACTIVATIONS)

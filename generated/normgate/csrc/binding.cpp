@@ -310,6 +310,14 @@ std::tuple<Tensor, Tensor> norm_gate(const Tensor& x_tensor, const Tensor& norm_
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
+// What most models' layers ask for. An eager call pays for each argument, so these have the fewest.
+template <char kNormOrder>
+std::tuple<Tensor, Tensor> norm_gate_in_order(const Tensor& x, const Tensor& norm_weight, const Tensor& gate_weight,
+                                              double eps) {
+  return norm_gate(x, norm_weight, gate_weight, std::nullopt, eps, std::string(1, kNormOrder), "unrounded",
+                   ScalarType::Float);
+}
+
 Tensor gate(const Tensor& x_tensor, const Tensor& gate_weight_tensor, const std::optional<Tensor>& gate_bias_tensor,
             ScalarType logits_dtype) {
   const Facts x(x_tensor), gate_weight(gate_weight_tensor);
@@ -575,6 +583,9 @@ FiveTensors route(const Tensor& x_tensor, const std::optional<Tensor>& residual_
 
 STABLE_TORCH_LIBRARY_IMPL(NORMGATE_OPS, CUDA, library) {
   library.impl("norm_gate", TORCH_BOX(&normgate::norm_gate));
+  library.impl("norm_gate_a", TORCH_BOX(&normgate::norm_gate_in_order<'A'>));
+  library.impl("norm_gate_b", TORCH_BOX(&normgate::norm_gate_in_order<'B'>));
+  library.impl("norm_gate_g", TORCH_BOX(&normgate::norm_gate_in_order<'G'>));
   library.impl("gate", TORCH_BOX(&normgate::gate));
   library.impl("route", TORCH_BOX(&normgate::route));
 }

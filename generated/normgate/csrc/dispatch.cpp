@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace normgate {
 namespace {
@@ -13,24 +14,23 @@ bool is_built(int sm) { return std::find(kBuiltSms.begin(), kBuiltSms.end(), sm)
 // The group whose machine code a chip runs: a minimum, never a maximum. Machine code runs on later chips of its major
 // version; the PTX of a kernel's newest target on all later chips.
 const Group* find_group(const Kernel& kernel, int sm) {
-  int newest = 0;
-  for (const Group& group : kernel.groups) {
-    for (int target : group.sm_targets) {
-      if (is_built(target)) newest = std::max(newest, target);
-    }
-  }
-  const Group* best = nullptr;
-  int best_target = 0;
-  for (const Group& group : kernel.groups) {
-    for (int target : group.sm_targets) {
-      const bool runs = is_built(target) && target <= sm && (target / 10 == sm / 10 || target == newest);
-      if (runs && target > best_target) {
-        best = &group;
-        best_target = target;
+  const auto newest_of = [&](const auto& fits) -> std::pair<int, const Group*> {
+    int newest = 0;
+    const Group* found = nullptr;
+    for (const Group& group : kernel.groups) {
+      for (int target : group.sm_targets) {
+        if (target > newest && fits(target) && is_built(target)) {
+          newest = target;
+          found = &group;
+        }
       }
     }
-  }
-  return best;
+    return {newest, found};
+  };
+  const auto [own_sm, own] = newest_of([&](int target) { return target <= sm && target / 10 == sm / 10; });
+  if (own != nullptr) return own;
+  const auto [newest_sm, newest] = newest_of([](int) { return true; });
+  return newest_sm <= sm ? newest : nullptr;
 }
 
 const Variant* find_function(std::string_view function) {
