@@ -163,6 +163,10 @@ POINTS: tuple[tuple[str, tuple[Shown, ...]], ...] = (
                 ),
             ),
             Shown(
+                "Kernels of all models in turn, in one stream and so in one memory to hand over in",
+                (f"{_GPU}test_in_turn.py::test_each_leaves_the_memory_as_it_was",),
+            ),
+            Shown(
                 "The current device and stream stay what they were",
                 (f"{_HARD}::test_the_device_and_the_stream_stay_what_they_were",),
             ),

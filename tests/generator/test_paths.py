@@ -172,3 +172,19 @@ def test_fused_launches_pass_logits_where_a_launch_apart_writes_them():
             fused = [v for v in group.variants if group.arch.has_cluster or isinstance(v, Gemv)]
             assert text.count("prepare_handover(") == len(fused)
             assert ("select_rows" in text) == bool(group.apart)
+
+
+def test_what_is_passed_is_what_is_taken():
+    """Four logits at a time where there are four: what nobody takes would be there for the next launch to find."""
+    tests_specs = places.home() / "tests" / "specs"
+    odd = [tests_specs / f"{name}.yaml" for name in ("routed-7", "routed-258")]
+    rendered = {**files(), **{path: str(text) for path, text in package.files_of(odd).items()}}
+    experts_of = {}
+    for path, text in rendered.items():
+        if path.endswith(".cu") and "pass4(" in text:
+            (experts,) = re.findall(r"constexpr int kNumExperts = (\d+);", text)
+            experts_of[path] = int(experts)
+            whole = "if (expert < kNumExperts) pass4(" in text
+            parts = "if (expert + 3 < kNumExperts) {\n      pass4(" in text
+            assert (whole, parts) == (int(experts) % 4 == 0, int(experts) % 4 != 0), path
+    assert {7, 258, 384} <= set(experts_of.values())

@@ -1046,7 +1046,7 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
   }
   if (threadIdx.x == 0) {
     for (int i = 0; i < V::kPlaces * S::kSteps; ++i) barrier_init(&full[0][i], 1);
-    barrier_init(weights_used, 4 * S::kMultiply);  // a lane of each warp
+    barrier_init(weights_used, S::kMultiply * 128);
     for (int i = 0; i < 2; ++i) {
       barrier_init(&empty[i], 4 * (S::kMultiply + 1));  // a lane of each warp that reads
       barrier_init(&sums_pushed[i], 1);
@@ -1185,7 +1185,7 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
     }
   }
   wait_for_copies<0>();  // of one step there is no second part, but it was asked for
-  warp_arrives(weights_used);
+  barrier_arrive(weights_used);
 
   // Stage: products.
 #pragma unroll 1
