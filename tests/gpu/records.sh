@@ -11,6 +11,7 @@
 #   shipped memcheck, synccheck, initcheck over the shipped functions, through the operators too
 #   tests   pytest tests/gpu on the shipped package
 #   specs   the same on the package of tests/specs
+#   random  the same on a package of specs drawn at random, without the 100,000 rows
 #   soak    two streams at once for a minute, then 10^5 replays of a graph of each of four paths
 #   ptx80   the tests on the library that has PTX of sm_80 alone
 #   ptx90   the same on PTX of sm_90 alone
@@ -28,7 +29,7 @@ AWKWARD="smallest odd-7 odd-17 odd-17-rounded odd-258 fp16-a gate-bias qwen2-moe
 ROUTED="add-norm-gate deepseek-v2 deepseek-v4-flash-vision ernie-4.5 gemma-4 granite-4-h-small grok-1 images-in-groups
   llama-4-maverick minimax-text-01 nemotron-3-super qwen2-moe-a2.7b routed-1024 routed-258 routed-7
   routed-gate-alone routed-rounded"
-LANES="race paths shapes shipped tests specs soak ptx80 ptx90"
+LANES="race paths shapes shipped tests specs random soak ptx80 ptx90"
 python="${PYTHON:-python3}"
 files() { for name in $1; do printf 'tests/specs/%s.yaml ' "$name"; done; }
 
@@ -41,6 +42,9 @@ build() {
       $python build.py $(printf -- '--spec %s ' $(files "$AWKWARD")) --out build/awkward --sm 90 ;;
     shipped | tests | soak) $python build.py --sm 90 ;;
     specs) $python build.py $(printf -- '--spec %s ' tests/specs/*.yaml) --out build/test-package --sm 90 ;;
+    random)
+      $python tests/gpu/random_specs.py --count 16 build/random/specs
+      $python build.py $(printf -- '--spec %s ' build/random/specs/*.yaml) --out build/random --sm 90 ;;
     ptx80) $python build.py --out build/ptx80 --sm 80 --ptx-only --ops normgate_ptx80 ;;
     ptx90) $python tests/gpu/portable.py ;;
   esac
@@ -91,6 +95,10 @@ shapes() {
 shipped() { sanitize h200-sanitize 400 --tools $THREE --shares 3 --operators; }
 tests() { gpu_tests h200-tests 500; }
 specs() { NORMGATE_TEST_PACKAGES=build/test-package/normgate gpu_tests h200-tests-shapes 500; }
+random() {
+  NORMGATE_TEST_PACKAGES=build/random/normgate \
+    gpu_tests h200-tests-random 500 -k "not test_random_rows_through_the_dispatch"
+}
 soak() {
   NORMGATE_SOAK_SECONDS=62 gpu_tests h200-soak-streams 120 -k "test_two_streams_at_once and 7168x384 and add_norm_a"
   NORMGATE_SOAK=1 gpu_tests h200-soak 400 -k "test_graph_replays_follow_changing_inputs and (7168 or 2880)"
