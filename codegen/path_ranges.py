@@ -12,6 +12,7 @@ from .arch import Arch
 from .families import FUSING, MOST_TOKENS_FUSED, Apart, parse_served
 from .problem import Problem
 from .ranges import Range, families_for, in_tokens, measured, ranked
+from .spills import IN_ONE_LAUNCH
 from .tuned import TunedTable
 from .variants import objections
 
@@ -66,7 +67,8 @@ def _path_range(
     )
     if last is None or last > MOST_TOKENS_FUSED:
         return apart
-    own = inner.variant.family in FUSING and inner.variant.name not in spilled
+    in_one = IN_ONE_LAUNCH not in spilled
+    own = in_one and inner.variant.family in FUSING and inner.variant.name not in spilled
     own = own and not objections(problem, arch, inner.variant)
     if as_the_gate:
         why = f"the gate's, with the other stages in its launch: {inner.why}"
@@ -78,7 +80,7 @@ def _path_range(
         variant = parse_served(served.variant)
         chosen = apart.variant if isinstance(variant, Apart) else variant
         return measured(first, last, chosen, table, at, tuned.measured(table, at))
-    if last > AUTO_FUSED_LIMIT:
+    if last > AUTO_FUSED_LIMIT or not in_one:
         return apart
     source = "no tuned table for this SM (python build.py tune); cost model"
     estimated = ranked(problem, arch, last, _fusing(last), spilled)

@@ -57,6 +57,24 @@ def test_a_build_plans_anew_without_what_spills(home, monkeypatch, capsys):
     assert len(runs) == 1
 
 
+def test_a_path_of_which_all_spills_has_its_stages_apart(home, monkeypatch):
+    """As with a thousand experts, of which each lane of the warp that chooses holds more than there are registers for."""
+    (path,) = make_plan([load_spec(home / "specs" / "small.yaml")]).paths
+
+    def spilled(functions):
+        own = [name for name in functions if name.startswith(path.name)]
+        return [name for name in own if not any(part in name for part in ("_add_sm", "_select_sm"))]
+
+    runs = compiler_that_spills(monkeypatch, spilled)
+    assert cli.main(["--out", str(home / "out")], "build.py") == 0
+    assert len(runs) <= 6 and any(name.startswith(path.name) for name in runs[-1])
+    assert spills.IN_ONE_LAUNCH in spills.read(home / "specs" / "tuned")[path.name]
+    # The next build begins with what the last one learned.
+    runs.clear()
+    assert cli.main(["--out", str(home / "out")], "build.py") == 0
+    assert len(runs) == 1
+
+
 def test_what_no_plan_can_leave_out_is_the_error_that_it_was(home, monkeypatch, capsys):
     runs = compiler_that_spills(monkeypatch, lambda functions: [name for name in functions if "_select_sm" in name])
     assert cli.main(["--out", str(home / "out")], "build.py") == 1

@@ -87,6 +87,8 @@ def _drawn(random: Random, name: str) -> dict[str, Any]:
         },
         "sm_targets": SM_TARGETS,
         "batch_invariant": seldom(True, False),
+        # What spills is as right as what does not, and the build need not note it among the shipped specs.
+        "allow_spills": True,
     }
 
 
