@@ -20,10 +20,7 @@ MEASURED = ROOT / "docs/measured"
 PATTERNS = ("fuzz-*.json", "*-sanitize*.json", "*-racecheck*.json", "*-soak*.json", "*-tests*.json")
 """The records of what was tried, in the page's order; others in the folder are of what was measured."""
 
-OPEN = {
-    "h200-racecheck.json": "notes/kernels.md#what-racecheck-says-of-rows-that-are-drawn",
-    "h200-racecheck-paths.json": "notes/kernels.md#what-racecheck-says-of-rows-that-are-drawn",
-}
+OPEN: dict[str, str] = {}
 """Records of runs that found something that is not mended; where in docs/ it is told."""
 
 Record = Mapping[str, Any]

@@ -25,7 +25,14 @@ _UNTRUSTED, _BUILDS, _OUTPUT = (f"{_GENERATOR}test_{name}.py" for name in ("untr
 _NUMERICS, _PATH, _ROUTE, _OPS, _HARD, _HANDOVER, _DRAWN = (
     f"{_GPU}test_{name}.py" for name in ("numerics", "path", "route", "op", "hard_use", "handover", "drawn_rows")
 )
-_GPU_TESTS = ("h200-tests.json", "h200-tests-gates.json", "h200-tests-shapes.json", "h200-tests-shapes-gates.json")
+_GPU_TESTS = (
+    "h200-tests.json",
+    "h200-tests-gates.json",
+    "h200-tests-shapes.json",
+    "h200-tests-shapes-gates.json",
+    "h200-tests-shapes-in-turn.json",
+    "h200-tests-shapes-odd.json",
+)
 
 POINTS: tuple[tuple[str, tuple[Shown, ...]], ...] = (
     (
