@@ -124,7 +124,7 @@ POINTS: tuple[tuple[str, tuple[Shown, ...]], ...] = (
                 "All four tools over whole paths that nothing shipped has: top-1 of sigmoid, a softcap, groups by their best, "
                 "scaled adds, scales of experts, images; racecheck over twins, one of each family's ways",
                 (f"{_GENERATOR}test_twins.py::test_one_of_a_family_stands_for_all_that_differ_in_constants_alone",),
-                ("h200-sanitize-paths.json", "h200-racecheck-paths.json"),
+                ("h200-sanitize-unshipped.json", "h200-racecheck-unshipped.json"),
                 "tests/gpu/records.sh OUT paths",
             ),
             Shown(

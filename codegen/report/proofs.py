@@ -64,6 +64,8 @@ class TestRun(_Software):
     def _numerics(self) -> Iterator[tuple[str, Numerics]]:
         prefixes = [f"{PurePosixPath(package).parent.name}-" for package in self.packages]
         for test, measured in self.measured.items():
+            if not measured:  # the run ended within it
+                continue
             name, _, inside = test.rstrip("]").partition("[")
             for prefix in prefixes:
                 if name in _NUMERIC_TESTS and inside.startswith(prefix):

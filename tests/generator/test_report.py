@@ -19,7 +19,7 @@ from codegen.bench.roofline import roofline_us
 from codegen.cli import main
 from codegen.errors import BadInput
 from codegen.problem import Problem
-from codegen.report import drawing, facts, listing, older, page, stages
+from codegen.report import drawing, facts, listing, older, page, proofs, stages
 from codegen.spec import RouterSpec, load_specs
 
 ROOT = Path(__file__).parents[2]
@@ -168,6 +168,16 @@ def test_what_is_missing_is_said_with_its_command(run: Run, tmp_path: Path) -> N
         line = next(line for line in said.splitlines() if what in line)
         assert command in line
         assert command in html.unescape((tmp_path / "report.html").read_text())
+
+
+def test_a_test_that_a_run_ended_within_has_measured_nothing(records: Path) -> None:
+    record = json.loads((records / "h200-tests.json").read_text())
+    whole = proofs.test_runs(records)["h200-tests.json"].numerics()
+    ended = next(name for name in record["measured"] if name.startswith("test_variants["))
+    record["measured"][ended] = {}
+    (records / "h200-tests.json").write_text(json.dumps(record))
+    left = proofs.test_runs(records)["h200-tests.json"].numerics()
+    assert len(left) == len(whole) - 1 and left.items() < whole.items()
 
 
 def test_a_package_that_is_not_compiled_names_the_build(records: Path, tmp_path: Path) -> None:

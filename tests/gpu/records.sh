@@ -83,8 +83,8 @@ THREE="memcheck,synccheck,initcheck"
 
 race() { race_over h200-racecheck build/twins; }
 paths() {
-  NORMGATE_TEST_PACKAGES=build/test-package/normgate sanitize h200-sanitize-paths 300 --tools $THREE --shares 3 --paths &
-  race_over h200-racecheck-paths build/twins-paths
+  NORMGATE_TEST_PACKAGES=build/test-package/normgate sanitize h200-sanitize-unshipped 300 --tools $THREE --shares 3 --paths &
+  race_over h200-racecheck-unshipped build/twins-paths
   wait
 }
 shapes() {
