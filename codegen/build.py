@@ -15,7 +15,6 @@ from .resources import BuildReport
 from .toolkit import select_sms
 
 _MOST_PLANS = 8  # of a build whose compiler spills what was planned
-_PLANS_IN_ONE_LAUNCH = 4  # after which a path of which something spills has its stages in launches of their own
 
 
 def build_package(
@@ -57,10 +56,7 @@ def build_package(
         except Spilled as spilled:
             if not plans_left:
                 raise
-            found = spills.named(spilled.functions, manifest.kernels)
-            if _MOST_PLANS - plans_left >= _PLANS_IN_ONE_LAUNCH:
-                found = {kernel: names | {spills.IN_ONE_LAUNCH} for kernel, names in found.items()}
-            plan_without(spilled, found)
+            plan_without(spilled, spills.named(spilled.functions, manifest.kernels))
     raise AssertionError("the last plan is returned or raised")
 
 
@@ -83,8 +79,5 @@ def plan_without(spilled: Spilled, found: dict[str, frozenset[str]]) -> None:
     if not any(names - known.get(kernel, frozenset()) for kernel, names in found.items()):
         raise spilled
     spills.add(folder, found)
-    names = {name for each in found.values() for name in each}
-    said = f"{', '.join(sorted(names - {spills.IN_ONE_LAUNCH}))}: spilled; planned anew without"
-    if spills.IN_ONE_LAUNCH in names:
-        said += ", and with a path's stages in launches of their own"
-    print(f"{said} ({places.shown(folder / spills.FILE)})", file=sys.stderr)
+    names = ", ".join(sorted({name for each in found.values() for name in each}))
+    print(f"{names}: spilled; planned anew without ({places.shown(folder / spills.FILE)})", file=sys.stderr)

@@ -12,13 +12,15 @@ from .arch import Arch
 from .families import FUSING, MOST_TOKENS_FUSED, Apart, parse_served
 from .problem import Problem
 from .ranges import Range, families_for, in_tokens, measured, ranked
-from .spills import IN_ONE_LAUNCH
 from .tuned import TunedTable
 from .variants import objections
 
 # Where nothing was measured, a path is one launch up to here: where it was, the largest shapes are served faster apart
 # from 24 tokens on (docs/notes/path.md).
 AUTO_FUSED_LIMIT = 16
+# Variants in one launch that the compiler spilled, after which no more are tried: it is the selection itself that has
+# too few registers, as with 1009 experts, so the stages are launches of their own.
+MOST_SPILLED = 8
 
 
 def path_ranges(
@@ -67,7 +69,7 @@ def _path_range(
     )
     if last is None or last > MOST_TOKENS_FUSED:
         return apart
-    in_one = IN_ONE_LAUNCH not in spilled
+    in_one = len(spilled) < MOST_SPILLED
     own = in_one and inner.variant.family in FUSING and inner.variant.name not in spilled
     own = own and not objections(problem, arch, inner.variant)
     if as_the_gate:

@@ -18,9 +18,6 @@ from .output import replace_whole
 
 FILE = "spills.json"
 
-IN_ONE_LAUNCH = "in_one_launch"
-"""In place of a variant's name: all of a path's that have its other stages in their launch."""
-
 Spills = Mapping[str, frozenset[str]]
 """Names of variants by kernel."""
 
@@ -39,9 +36,7 @@ def read(folder: Path) -> dict[str, frozenset[str]]:
     try:
         found = _File.model_validate_json(path.read_bytes())
         for names in found.kernels.values():
-            for name in names:
-                if name != IN_ONE_LAUNCH:
-                    parse(name)
+            list(map(parse, names))
     except (ValidationError, ValueError) as error:
         said = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise BadInput([Problem(str(path), None, f"{said}; delete the file, a build writes it anew")]) from None

@@ -20,9 +20,6 @@ MEASURED = ROOT / "docs/measured"
 PATTERNS = ("fuzz-*.json", "*-sanitize*.json", "*-racecheck*.json", "*-soak*.json", "*-tests*.json")
 """The records of what was tried, in the page's order; others in the folder are of what was measured."""
 
-OPEN: dict[str, str] = {}
-"""Records of runs that found something that is not mended; where in docs/ it is told."""
-
 Record = Mapping[str, Any]
 
 
@@ -58,7 +55,7 @@ def text(found: Mapping[str, Record]) -> str:
         command = record.get("command") or record["what"].partition(", ")[2] or record["what"]
         on = record.get("chip", "CPU")
         lines.append(
-            f"| [{name}](measured/{name}) | `{command}` | {on} | {tried} | {_said(name, failures)} | `{record['commit'][:7]}` |"
+            f"| [{name}](measured/{name}) | `{command}` | {on} | {tried} | {failures} | `{record['commit'][:7]}` |"
         )
     lines += ["", *_what_it_means(found)]
     return "\n".join(lines) + "\n"
@@ -72,7 +69,7 @@ def _point(number: int, title: str, shown: Iterable[Shown], found: Mapping[str, 
         for name in claim.measured:
             if name in found:
                 tried, failures = figures(name, found[name])
-                said.append(f"[{name}](measured/{name}): {tried}; failures: {_said(name, failures)}")
+                said.append(f"[{name}](measured/{name}): {tried}; failures: {failures}")
             else:
                 said.append(f"no record yet: `{claim.command}`")
         by += [f"`{claim.command}`"] * bool(claim.command)
@@ -93,10 +90,6 @@ def _on_a_gpu(claim: Shown, found: Mapping[str, Record]) -> list[str]:
             else f"no record yet of {test.partition('::')[2]}"
         )
     return said
-
-
-def _said(name: str, failures: int) -> str:
-    return f"{failures}, [open]({OPEN[name]})" if name in OPEN else str(failures)
 
 
 def figures(name: str, record: Record) -> tuple[str, int]:

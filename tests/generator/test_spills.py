@@ -5,6 +5,7 @@ import pytest
 from codegen import cli, compile, package, places, spills
 from codegen.errors import BadInput, Spilled
 from codegen.families import Apart
+from codegen.path_ranges import MOST_SPILLED
 from codegen.plan import make_plan
 from codegen.resources import BuildReport
 from codegen.spec import load_spec
@@ -68,7 +69,7 @@ def test_a_path_of_which_all_spills_has_its_stages_apart(home, monkeypatch):
     runs = compiler_that_spills(monkeypatch, spilled)
     assert cli.main(["--out", str(home / "out")], "build.py") == 0
     assert len(runs) <= 6 and any(name.startswith(path.name) for name in runs[-1])
-    assert spills.IN_ONE_LAUNCH in spills.read(home / "specs" / "tuned")[path.name]
+    assert len(spills.read(home / "specs" / "tuned")[path.name]) >= MOST_SPILLED
     # The next build begins with what the last one learned.
     runs.clear()
     assert cli.main(["--out", str(home / "out")], "build.py") == 0

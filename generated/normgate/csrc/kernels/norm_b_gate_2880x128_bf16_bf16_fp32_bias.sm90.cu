@@ -945,7 +945,7 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
   }
   if (threadIdx.x == 0) {
     for (int i = 0; i < V::kPlaces * S::kSteps; ++i) barrier_init(&full[0][i], 1);
-    barrier_init(weights_used, S::kMultiply * 128);
+    barrier_init(weights_used, S::kMultiply * 128);  // each thread: racecheck does not see a lane arrive for its warp
     for (int i = 0; i < 2; ++i) {
       barrier_init(&empty[i], 4 * (S::kMultiply + 1));  // a lane of each warp that reads
       barrier_init(&sums_pushed[i], 1);
@@ -1251,7 +1251,8 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
       barrier_init(&row_full[place], 1);
       barrier_init(&row_empty[place], 128);
     }
-    barrier_init(rstds_there, 128);
+    barrier_init(rstds_there,
+                 128);  // each thread of those that norm: racecheck does not see a lane arrive for its warp
     barriers_are_initialized();
   }
   if constexpr (S::kGuardHidden) {  // weights beyond the row's end
