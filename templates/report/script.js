@@ -3,6 +3,7 @@
 (() => {
   const tip = document.getElementById("tip");
   const TOKENS = /, ([\d,]+ tokens?): /;
+  let shownAt = [0, 0];
 
   function marksOf(plot) {
     return [...plot.querySelectorAll("svg [role=graphics-symbol][aria-label]:not([aria-roledescription=axis])")].map((mark) => {
@@ -23,6 +24,7 @@
       text.textContent = lines[0];
     }
     tip.hidden = false;
+    shownAt = [scrollX, scrollY];
     const box = tip.getBoundingClientRect();
     tip.style.left = `${Math.max(4, Math.min(x + 14, innerWidth - box.width - 8))}px`;
     tip.style.top = `${Math.max(4, Math.min(y + 14, innerHeight - box.height - 8))}px`;
@@ -61,5 +63,7 @@
     });
     for (const leaving of ["pointerleave", "blur"]) plot.addEventListener(leaving, () => (tip.hidden = true));
   }
-  addEventListener("scroll", () => (tip.hidden = true), { passive: true });
+  // Focus brings a chart into view, and the event of that scroll comes a frame later: by then the page stands where the
+  // values were shown.
+  addEventListener("scroll", () => (tip.hidden ||= scrollX !== shownAt[0] || scrollY !== shownAt[1]), { passive: true });
 })();
