@@ -41,6 +41,7 @@ def build_package(
     select_sms(sm)  # what no package could have is said before anything is written
     folder = out / places.PACKAGE
     for plans_left in reversed(range(_MOST_PLANS)):
+        known = spills.read(places.tuned_folder())
         generate(specs, out, ops, console)
         manifest = load_manifest(folder)
         targets = {target for source in manifest.sources for target in source.sm_targets}
@@ -56,7 +57,7 @@ def build_package(
         except Spilled as spilled:
             if not plans_left:
                 raise
-            plan_without(spilled, spills.named(spilled.functions, manifest.kernels))
+            plan_without(spilled, spills.named(spilled.functions, manifest.kernels), known)
     raise AssertionError("the last plan is returned or raised")
 
 
@@ -72,10 +73,9 @@ def generate(specs: Sequence[Path], out: Path, ops: str, console: Console | None
     console.print(f"{places.shown(out / places.PACKAGE)}: {said}", markup=False, soft_wrap=True)
 
 
-def plan_without(spilled: Spilled, found: dict[str, frozenset[str]]) -> None:
-    """Have plans leave out what spilled from now on. `spilled` again where it was not theirs to leave out."""
+def plan_without(spilled: Spilled, found: spills.Spills, known: spills.Spills) -> None:
+    """Have plans leave out what spilled from now on. `spilled` again where the plan, made from `known`, could not."""
     folder = places.tuned_folder()
-    known = spills.read(folder)
     if not any(names - known.get(kernel, frozenset()) for kernel, names in found.items()):
         raise spilled
     spills.add(folder, found)

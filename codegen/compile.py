@@ -200,7 +200,8 @@ def reported(package_dir: Path, build_dir: Path) -> list[Row]:
         stamp = json.loads((package_dir / STAMP).read_bytes())
         if stamp["manifest"] != sha256((package_dir / NAME).read_bytes()):
             return []
-        return _collect(_select(load_manifest(package_dir), stamp["sms"]), build_dir)[0]
+        selection = _select(load_manifest(package_dir), stamp["sms"] or stamp["ptx_sms"], bool(stamp["sms"]))
+        return _collect(selection, build_dir)[0]
     except (OSError, ValueError, LookupError):
         return []
 
@@ -378,9 +379,12 @@ def _run_ninja(
     return done
 
 
+_LIBC = ctypes.CDLL(None)  # found before a child begins, which may not wait for a lock of another thread
+
+
 def _die_with_parent() -> None:
     """Have the system end ninja, which ends its compilers, when the build is killed: its lock is free from then on."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG (linux/prctl.h)
+    _LIBC.prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG (linux/prctl.h)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from . import terminal
 from .arch import ARCHS, Arch
-from .families import Apart, Gemv, SplitK, Variant, ceil_div
+from .families import Apart, Gemv, SplitK, Variant, ceil_div, mma_terms
 from .plan import Group, Kernel
 from .problem import Problem
 from .ranges import Range, in_tokens
@@ -134,8 +134,8 @@ def of_problem(problem: Problem) -> list[Quantity]:
         ),
         Quantity(
             "mma_flops_per_token",
-            "flops_per_token * gate_terms * row_terms",
-            flops * problem.gate_terms * problem.row_terms,
+            "flops_per_token * pairs of gate_terms and row_terms above fp32's last bit",
+            flops * mma_terms(problem),
             "what the tensor cores compute instead",
         ),
         Quantity(
@@ -232,7 +232,7 @@ def _mma_rows(problem: Problem, variant: Variant, last: int) -> Iterator[Quantit
     tiles = f"tiles of {in_tokens(variant.tokens)} at the last count"
     yield Quantity("token_tiles", f"ceil({last} / {variant.tokens})", ceil_div(last, variant.tokens), tiles)
     taken = variant.slice if isinstance(variant, SplitK) else variant.steps(problem) * variant.step
-    terms = problem.gate_terms * problem.row_terms
+    terms = mma_terms(problem)
     mmas = variant.experts * variant.tokens * taken * terms // _MMA
     formula = f"{variant.experts} * {variant.tokens} * slice * {terms} terms / {_MMA}"
     yield Quantity("mma_per_block", formula, mmas, "m16n8k16 instructions")

@@ -19,7 +19,7 @@ from . import places
 from .compile import LIBRARY, OLDEST_TORCH, STAMP
 from .errors import CheckFailed, ToolError
 from .manifest import NAME, check_outputs, load_manifest, sha256
-from .output import locked
+from .output import locked, os_errors, replacing
 
 _BUILD = "python build.py"
 _CPU = "torch-cpu"
@@ -52,7 +52,7 @@ class _Built:
     folder: Path
     files: tuple[str, ...]
     models: tuple[str, ...]
-    sms: tuple[int, ...]
+    sms: tuple[int, ...]  # of machine code, or of PTX where there is nothing else
     nvcc: str
     digest: str
 
@@ -75,28 +75,17 @@ def write(built: Path, folder: Path) -> tuple[str, ...]:
     Raises CheckFailed where the package is not whole or its library is not of it, ToolError where there is no library,
     or `folder` is something else or cannot be written.
     """
-    package = built / places.PACKAGE
+    package, folder = built / places.PACKAGE, folder.resolve()
     with locked(package), locked(folder):
         found = _require_built(package)
         if folder.exists() and not (folder / "build" / _CPU / "metadata.json").is_file():
             raise ToolError(f"{folder}: is there and no kernel that this wrote; name an empty or new folder: --out DIR")
-        part, old = (folder.with_name(f".{folder.name}.{word}.normgate-tmp") for word in ("new", "old"))
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        try:
-            _write_variant(found, part / "build" / found.variant, (*found.files, LIBRARY, STAMP), "cuda", found.archs)
-            _write_variant(found, part / "build" / _CPU, found.files, "cpu", None)
+        with os_errors(folder), replacing(folder) as stage:
+            library = (*found.files, LIBRARY, STAMP)
+            _write_variant(found, stage / "build" / found.variant, library, "cuda", found.archs)
+            _write_variant(found, stage / "build" / _CPU, found.files, "cpu", None)
             card = _CARD.format(models=", ".join(found.models), model=found.models[0], version=_VERSION)
-            (part / "README.md").write_text(card, encoding="utf-8")
-            if folder.exists():
-                folder.rename(old)
-            part.rename(folder)
-        except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            raise ToolError(f"{folder}: cannot be written ({error.strerror}); name another: --out DIR") from None
-        shutil.rmtree(old, ignore_errors=True)
+            (stage / "README.md").write_text(card, encoding="utf-8")
     return found.variant, _CPU
 
 
@@ -112,7 +101,9 @@ def _require_built(package: Path) -> _Built:
     if stamp.get("manifest") != digest or stamp.get("library") != library:
         raise CheckFailed(f"{package / LIBRARY}: was not compiled from this package's files; compile it anew: {_BUILD}")
     files, models = (*manifest.outputs, NAME), tuple(manifest.models)
-    return _Built(package, files, models, tuple(stamp["sms"]), stamp["nvcc"], sha256(digest + library))
+    return _Built(
+        package, files, models, tuple(stamp["sms"] or stamp["ptx_sms"]), stamp["nvcc"], sha256(digest + library)
+    )
 
 
 def _write_variant(built: _Built, folder: Path, files: tuple[str, ...], backend: str, archs: list[str] | None) -> None:

@@ -1,4 +1,4 @@
-"""Every identifier, symbol and path, from one function each."""
+"""Every identifier, symbol and path of what is generated."""
 
 from __future__ import annotations
 
@@ -76,6 +76,16 @@ def kernel_name(problem: Problem) -> str:
 def function_name(kernel: str, variant: str, group_sm: int) -> str:
     """The symbol of a variant's `__global__` function and, with `launch_` before it, of its launcher."""
     return f"{kernel}_{variant}_sm{group_sm}"
+
+
+def finish_name(function: str) -> str:
+    """The symbol of what a variant's function leaves to a second launch."""
+    return f"{function}_finish"
+
+
+def group_name(kernel: str, group_sm: int) -> str:
+    """Of what the look-up tables hold for a kernel on one group of SM targets."""
+    return f"{kernel}_sm{group_sm}"
 
 
 def struct_name(variant: str) -> str:

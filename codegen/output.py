@@ -2,12 +2,14 @@
 
 The set is a mapping of relative posix path to content and holds manifest.json. A folder that is not
 normgate's is never written to, and only files that the manifest in a folder owns are ever removed from it.
-The folder is replaced as a whole, in one step: whoever dies midway leaves the old one or the new one.
+The folder is replaced as a whole, in one step: whoever dies midway leaves the old one or the new one. Where the file
+system has no such step, whoever takes the folder's lock next finishes what was begun.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import sys
@@ -80,15 +82,13 @@ def collect(files: Iterable[tuple[str, Content]]) -> dict[str, Content]:
 
 
 @contextmanager
-def os_errors(folder: Path) -> Iterator[None]:
+def os_errors(path: Path, mend: str = "free the path or name another folder: --out DIR") -> Iterator[None]:
     """Inside, what the system refuses (a full disk, a read-only folder) is a ToolError that names the path."""
     try:
         yield
     except OSError as error:
-        where = error.filename2 or error.filename or folder
-        raise ToolError(
-            f"{where}: cannot be written ({error.strerror or error}); free the path or name another folder: --out DIR"
-        ) from error
+        where = error.filename2 or error.filename or path
+        raise ToolError(f"{where}: cannot be written ({error.strerror or error}); {mend}") from error
 
 
 @contextmanager
@@ -110,6 +110,8 @@ def locked(folder: Path) -> Iterator[None]:
             print(f"waiting for another normgate that works on {folder}", file=sys.stderr)
             lock.acquire()
     try:
+        with os_errors(folder):
+            _finish(folder)
         yield
     finally:
         lock.release()
@@ -138,12 +140,13 @@ def write(files: Mapping[str, Content], folder: Path) -> Written:
         wrong = [path for path, content in files.items() if _read(folder / path) != _bytes(content)]
         gone = sorted(path for path in owned - files.keys() if (folder / path).is_file())
         if wrong or gone:
-            with _staged(folder) as stage:
+            with replacing(folder) as stage:
+                if folder.is_dir():
+                    shutil.copytree(folder, stage, symlinks=True, copy_function=_link)
                 for path in gone:
                     _remove(stage, path)
                 for path in wrong:
                     _replace(stage / path, _bytes(files[path]))
-                _put_in_place(stage, folder)
     return Written(tuple(sorted(wrong)), tuple(gone), len(files) - len(wrong))
 
 
@@ -157,11 +160,27 @@ def diff(files: Mapping[str, Content], folder: Path) -> Freshness:
     return Freshness(tuple(sorted(missing)), tuple(sorted(there - files.keys())), tuple(sorted(changed)))
 
 
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A path for a folder to be made, which takes the place of `folder` when all went well."""
+    stage = folder.with_name(f".{folder.name}{_TMP}")
+    shutil.rmtree(stage, ignore_errors=True)  # of a run that died
+    try:
+        yield stage
+        _put_in_place(stage, folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
 def replace_whole(path: Path, content: bytes) -> bool:
-    """Write a file so that readers see the old or the new one, never a part. False: it was right already."""
-    if _read(path) == content:
-        return False
-    _replace(path, content)
+    """Write a file so that readers see the old or the new one, never a part. False: it was right already.
+
+    The folder is made if need be. Raises ToolError where the system refuses.
+    """
+    with os_errors(path, "free the path or name another"):
+        if _read(path) == content:
+            return False
+        _replace(path, content)
     return True
 
 
@@ -203,21 +222,6 @@ def _replace(path: Path, content: bytes) -> None:
         raise
 
 
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A copy of `folder` beside it, made of links to the same files; removed at the end, whatever it is by then."""
-    stage = folder.with_name(f".{folder.name}{_TMP}")
-    shutil.rmtree(stage, ignore_errors=True)  # of a run that died
-    try:
-        if folder.is_dir():
-            shutil.copytree(folder, stage, symlinks=True, copy_function=_link)
-        else:
-            stage.mkdir()
-        yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
 def _link(source: str, target: str) -> None:
     """One file under two names; a copy with its time stamp where the file system has no such thing."""
     try:
@@ -227,7 +231,9 @@ def _link(source: str, target: str) -> None:
 
 
 def _put_in_place(stage: Path, folder: Path) -> None:
-    """Give `stage` the name of `folder`, in one step; where there was a folder, that one is `stage` afterwards."""
+    """Give `stage` the name of `folder`, in one step if the file system can; where there was a folder, that one is gone
+    or `stage` afterwards.
+    """
     if not folder.is_dir() or not any(folder.iterdir()):
         os.rename(stage, folder)
         return
@@ -235,9 +241,29 @@ def _put_in_place(stage: Path, folder: Path) -> None:
     exchanged = ctypes.CDLL(None, use_errno=True).renameat2(
         -100, os.fsencode(stage), -100, os.fsencode(folder), ctypes.c_uint(1 << 1)
     )
-    if exchanged:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{os.strerror(number)}; it needs a file system that can exchange folders", str(folder))
+    if not exchanged:
+        return
+    number = ctypes.get_errno()
+    if number not in _CANNOT_EXCHANGE:
+        raise OSError(number, os.strerror(number), str(folder))
+    os.rename(stage, _ready(folder))  # from here on the new folder is what counts, whoever finishes
+    _finish(folder)
+
+
+# overlayfs says EXDEV of a folder that comes with a container's image, other file systems EINVAL; old kernels ENOSYS.
+_CANNOT_EXCHANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def _ready(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.ready{_TMP}")
+
+
+def _finish(folder: Path) -> None:
+    """Put a folder in place that was ready when a run died, or is now."""
+    if (ready := _ready(folder)).is_dir():
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        os.rename(ready, folder)
 
 
 def _read(path: Path) -> bytes | None:

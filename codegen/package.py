@@ -118,9 +118,7 @@ def generate(spec_paths: Sequence[Path], out: Path, ops: str = naming.OPS) -> ou
     with output.locked(folder):  # the stamp too has one writer at a time
         written = output.write(files, folder)
         stamp = {"made_from": made_from, "manifest": manifest.sha256((folder / manifest.NAME).read_bytes())}
-        with output.os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            output.replace_whole(path, json.dumps(stamp).encode())
+        output.replace_whole(path, json.dumps(stamp).encode())
     return written
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import BadInput, Problem
 from .families import parse
-from .output import replace_whole
+from .output import locked, replace_whole
 
 FILE = "spills.json"
 
@@ -44,13 +44,15 @@ def read(folder: Path) -> dict[str, frozenset[str]]:
 
 
 def add(folder: Path, more: Spills) -> None:
-    """Write what the file has and `more`."""
-    known = read(folder)
-    for kernel, names in more.items():
-        known[kernel] = known.get(kernel, frozenset()) | names
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"kernels": {kernel: sorted(known[kernel]) for kernel in sorted(known)}}, indent=1)
-    replace_whole(folder / FILE, f"{text}\n".encode())
+    """Write what the file has and `more`; builds of other packages at the same time add theirs. ToolError where it
+    cannot be written.
+    """
+    with locked(folder / FILE):
+        known = read(folder)
+        for kernel, names in more.items():
+            known[kernel] = known.get(kernel, frozenset()) | names
+        text = json.dumps({"kernels": {kernel: sorted(known[kernel]) for kernel in sorted(known)}}, indent=1)
+        replace_whole(folder / FILE, f"{text}\n".encode())
 
 
 def named(functions: Iterable[str], kernels: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -109,7 +109,7 @@ def select_sms(wanted: str, targets: Collection[int] = SM_TARGETS) -> tuple[int,
     if wanted == "all":
         return tuple(sorted(targets))
     if wanted == "native":
-        return tuple(sorted({_serving(sm, targets) for sm in native_sms()}))
+        return tuple(sorted({serving(sm, targets) for sm in native_sms()}))
     words = [word.strip() for word in wanted.split(",")]
     bad = [word for word in words if not word.isdecimal() or int(word) not in targets]
     if bad:
@@ -137,14 +137,18 @@ def native_sms() -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _serving(sm: int, targets: Collection[int]) -> int:
+def serving(sm: int, targets: Collection[int]) -> int:
     """The target whose code runs on `sm`: the newest up to it, of its own generation if there is one.
 
-    Machine code runs on later minor versions of its major one; beyond that the newest target's PTX carries.
+    Machine code runs on later minor versions of its major one; beyond that the newest target's PTX carries. Raises
+    ToolError where every target is newer.
     """
     older = [target for target in targets if target <= sm]
     if not older:
-        raise ToolError(f"--sm native: the GPU here is sm_{sm}, and the oldest target is sm_{min(targets)}")
+        raise ToolError(
+            f"the GPU here is sm_{sm}, and the oldest target is sm_{min(targets)}: no kernel runs on it; "
+            f"--sm {min(targets)} compiles for another machine"
+        )
     return max(older)
 
 

@@ -127,6 +127,8 @@ def build(
             own = launched_by_name(kernel.problem, kernel.specs[0], aparts, arch)
             todo.append((kernel.name, f"{kernel.name}.{parts}", Plan((inner,), (own,)), kernel.specs[0]))
     functions: dict[str, dict[str, dict[str, str]]] = {name: {} for name in wanted}
+    with output.os_errors(folder):
+        (folder / INDEX).unlink(missing_ok=True)  # until the last part is there, nothing whole is
 
     def compile_part(name: str, part: str, of: Plan, spec: RouterSpec) -> dict[str, str]:
         output.write(package_files(spec, of, arch, marks=part.endswith(".0")), folder / part)

@@ -37,7 +37,8 @@ def router_kernels(package: str, specs: Sequence[str], *, ops: str, sm: str = "a
     package: where the generated package goes, as "acme_engine.normgate"; the one around it must be the project's.
     specs: paths of the spec files. ops: the namespace of its operators, torch.ops.<ops>, which nobody else may have.
     sm: what to compile for, as behind --sm. Objects are kept in build/normgate, so a second build compiles only what
-    changed. What goes wrong is a NormgateError: what it was, and what mends it.
+    changed. What goes wrong in the build is a NormgateError: what it was, and what mends it. Raises ValueError for a
+    package that is in no other.
     """
     parent, _, name = package.rpartition(".")
     if not (parent and all(part.isidentifier() for part in package.split("."))):
@@ -49,12 +50,14 @@ def router_kernels(package: str, specs: Sequence[str], *, ops: str, sm: str = "a
         def run(self) -> None:
             super().run()
             from .build import build_package
+            from .output import locked, os_errors, replacing
 
             out = Path("build") / "normgate"
-            build_package([Path(spec) for spec in specs], out, ops=ops, sm=sm)
             around = self.get_package_dir(parent) if self.editable_mode else Path(self.build_lib, *parent.split("."))
             target = Path(around, name)
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(out / "normgate", target)
+            with locked(out / "normgate"):  # nobody else's build comes between this one and its copy
+                build_package([Path(spec) for spec in specs], out, ops=ops, sm=sm)
+                with os_errors(target, "free the path"), replacing(target) as stage:
+                    shutil.copytree(out / "normgate", stage)
 
     return {"build_py": BuildPy, "bdist_wheel": LibraryWheel}

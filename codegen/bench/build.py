@@ -73,6 +73,8 @@ def build(
     path_tokens: where whole paths are timed.
     """
     arch, found = ARCHS[sm], {}
+    with output.os_errors(folder):
+        (folder / INDEX).unlink(missing_ok=True)  # until the last package is there, nothing whole is
     for spec in specs:
         plan, built = _plan(spec, tokens, path_tokens, arch)
         output.write(package_files(spec, plan, arch), folder / spec.name)

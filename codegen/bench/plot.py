@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 from matplotlib.artist import Artist
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from ..output import replace_whole
 from . import tables
 from .record import ChipRates, ModelRecord, Record
 
@@ -59,9 +61,10 @@ def figure(record: Record) -> Figure:
 
 
 def save(record: Record, path: Path) -> None:
-    """Write the figure as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure(record).savefig(path, dpi=_DPI, metadata={"Software": None})  # the same record gives the same file
+    """Write the figure as PNG. ToolError where it cannot be written."""
+    picture = io.BytesIO()
+    figure(record).savefig(picture, dpi=_DPI, metadata={"Software": None})  # the same record gives the same file
+    replace_whole(path, picture.getvalue())
 
 
 def _panel(axes: Axes, name: str, model: ModelRecord, rates: ChipRates | None) -> None:

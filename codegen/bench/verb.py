@@ -17,6 +17,7 @@ from ..compile import LIBRARY
 from ..errors import BadInput, Problem, ToolError
 from ..problem import Problem as RouterPath
 from ..spec import RouterSpec
+from ..toolkit import serving
 from . import against, ahead, peers, record, run, shown
 from .build import Built, Index, build, built_before, folder_of
 from .native import BenchLibrary, Library
@@ -101,11 +102,13 @@ def _require_gpu_and_library(out: Path) -> None:
 
 
 def target(sm: int | None) -> int:
-    """The target whose code the GPU here runs best, or the one named."""
+    """The target whose code the GPU here runs best, or the one named. ToolError where none runs, BadInput for a name
+    of none.
+    """
     if sm is None:
         major, minor = torch.cuda.get_device_capability()
         device = 10 * major + minor
-        return max(target for target in SM_TARGETS if target <= device)
+        return serving(device, SM_TARGETS)
     if sm not in SM_TARGETS:
         raise BadInput([Problem(None, None, f"--sm {sm}: one of {', '.join(map(str, SM_TARGETS))} would be right")])
     return sm

@@ -54,11 +54,7 @@ def add(config: Path, name: str | None, out: Path | None, force: bool, source: s
         return
     from ..output import replace_whole
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_whole(path, text.encode())
-    except OSError as error:
-        raise BadInput([Problem(places.shown(path), None, f"cannot be written: {error.strerror}")]) from None
+    replace_whole(path, text.encode())
     print(f"{places.shown(path)} written; next: python build.py")
 
 

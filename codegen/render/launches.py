@@ -33,7 +33,7 @@ def entry_points(kernel: Kernel, group: Group) -> list[dict[str, Any]]:
         entries.append({**entry, "accelerated": variant.accelerated, "maps": _maps(variant), "registers": registers})
         if _finishes_apart(group, variant):
             finish = {
-                "symbol": symbol + "_finish",
+                "symbol": naming.finish_name(symbol),
                 "threads": ROW_NORM_THREADS,
                 "body": f"finish<{struct}>",
                 "accelerated": False,
@@ -84,7 +84,7 @@ def steps_of(kernel: Kernel, group: Group, variant: Variant) -> list[dict[str, A
         step["args"] = f"from_normed_x(args, {problem.hidden_size})"
         steps.insert(0, {**per_row, "symbol": naming.function_name(kernel.name, "row_norm", group.sm)})
     if _finishes_apart(group, variant):
-        steps.append({**per_row, "symbol": symbol + "_finish"})
+        steps.append({**per_row, "symbol": naming.finish_name(symbol)})
     return steps
 
 

@@ -19,7 +19,7 @@ def table_context(plan: Plan) -> dict[str, Any]:
         groups = []
         for group in kernel.groups:
             index = {variant: i for i, variant in enumerate(group.served_by)}
-            group_id = f"{kernel.name}_sm{group.sm}"
+            group_id = naming.group_name(kernel.name, group.sm)
             variants = [
                 {
                     "name": v.name,

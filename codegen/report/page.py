@@ -8,7 +8,6 @@ import jinja2
 from markupsafe import Markup
 
 from ..bench.against import Change
-from ..errors import BadInput, Problem
 from ..output import replace_whole
 from ..places import templates_folder
 from . import changes as change_parts
@@ -20,7 +19,8 @@ from .parts import Figure
 def write(page: Path, measured: Path, out: Path, against: Path | None = None) -> Facts:
     """Write the report of the records in `measured` and the package in `out`; what it was made from.
 
-    against: an older record or report. BadInput and CheckFailed before anything is written.
+    against: an older record or report. BadInput and CheckFailed before anything is written; ToolError where it
+    cannot be.
     """
     found = facts.collect(measured, out)
     changed = None
@@ -28,10 +28,7 @@ def write(page: Path, measured: Path, out: Path, against: Path | None = None) ->
         now = [record for chip in found.chips for record in chip.records]
         changed = older.compare(now, older.read(against))
     text = html(found, changed)
-    try:
-        replace_whole(page, text.encode())
-    except OSError as error:
-        raise BadInput([Problem(str(page), None, f"cannot be written: {error.strerror}")]) from None
+    replace_whole(page, text.encode())
     return found
 
 

@@ -40,7 +40,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend. look: line, dash, dot or block."""
+    """An entry of a legend. look: line, or the colour alone of a square."""
 
     key: str
     label: str

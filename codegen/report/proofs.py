@@ -84,8 +84,9 @@ class SanitizerRun(_Software):
 
 
 def test_runs(folder: Path) -> dict[str, TestRun]:
-    """By file name. BadInput names what does not fit."""
-    found = _read(folder, "*-tests*.json", TypeAdapter(TestRun))
+    """By file name; of the test suite on a GPU, and of its soak. BadInput names what does not fit."""
+    reader = TypeAdapter(TestRun)
+    found = {**_read(folder, "*-tests*.json", reader), **_read(folder, "*-soak*.json", reader)}
     for name, run in found.items():
         try:
             run.numerics()
@@ -97,7 +98,7 @@ def test_runs(folder: Path) -> dict[str, TestRun]:
 def sanitizer_runs(folder: Path) -> dict[str, SanitizerRun]:
     """By file name; memcheck and its like, and racecheck, which have a record each."""
     reader = TypeAdapter(SanitizerRun)
-    return {**_read(folder, "*-sanitize.json", reader), **_read(folder, "*-racecheck.json", reader)}
+    return {**_read(folder, "*-sanitize*.json", reader), **_read(folder, "*-racecheck*.json", reader)}
 
 
 def _read(folder: Path, pattern: str, reader: TypeAdapter[_Read]) -> dict[str, _Read]:

@@ -33,7 +33,9 @@ def find_chromium() -> str | None:
 
 
 def take(page: Path, picture: Path) -> None:
-    """Write the page's first screens as PNG. ToolError where there is no browser, or it fails."""
+    """Write the page's first screens as PNG. ToolError where there is no browser, it fails, or the file cannot be
+    written.
+    """
     program = find_chromium()
     if program is None:
         raise ToolError(f"--screenshot needs Chromium, and there is none of {', '.join(_NAMES)}: {_INSTALL}")
@@ -50,8 +52,4 @@ def take(page: Path, picture: Path) -> None:
             raise ToolError(f"{program} took no picture: {error}") from None
         if done.returncode or not shot.is_file():
             raise ToolError(f"{program} took no picture: {done.stderr.strip()[-500:]}")
-        try:
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            replace_whole(picture, shot.read_bytes())
-        except OSError as error:
-            raise ToolError(f"{picture}: cannot be written ({error.strerror}); name another file") from None
+        replace_whole(picture, shot.read_bytes())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..problem import Problem, Selection
 
 _ACTIVATION_BYTES = 2
+_ADD_FLOPS = {"add": 1, "scaled_add": 2, "scaled_sum": 3}  # of an element: the sum, and what is multiplied before
 _SIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int32": 4, "int64": 8}
 
 
@@ -37,7 +38,6 @@ def stages(problem: Problem) -> list[Stage]:
     hidden, experts, row = problem.hidden_size, problem.num_experts, problem.hidden_size * _ACTIVATION_BYTES
     found = []
     if problem.residual:
-        scaled = problem.residual == "scaled_add"
         found.append(
             Stage(
                 "add",
@@ -45,7 +45,7 @@ def stages(problem: Problem) -> list[Stage]:
                 ("x", "residual"),
                 ("residual_out",),
                 token_bytes=3 * row,
-                flops=hidden * (1 + scaled),
+                flops=hidden * _ADD_FLOPS[problem.residual],
             )
         )
     if problem.has_norm:

@@ -70,7 +70,8 @@ def text(found: dict[str, Any]) -> str:
     if library["file"] is None:
         lines.append("  none beside the package; `python build.py` compiles it")
     else:
-        sms = ", ".join(f"sm_{sm}" for sm in library["sms"]) or "SMs unknown: libnormgate.build.json is missing"
+        code = [*(f"sm_{sm}" for sm in library["sms"]), *(f"PTX of sm_{sm}" for sm in library["ptx_sms"])]
+        sms = ", ".join(code) or "SMs unknown: libnormgate.build.json is missing"
         symbol = "found" if library["stream_symbol"] else "not found (a CPU build of torch has none)"
         lines += [f"  {library['file']}", f"  {sms}", f"  torch's stream symbol: {symbol}"]
     for model, kernels in found["variants"].items():
@@ -120,7 +121,8 @@ def _misfits(chip: dict[str, Any], library: dict[str, Any]) -> list[str]:
     problems = []
     sm = chip["sm"]
     own = any(built <= sm and built // 10 == sm // 10 for built in library["sms"])
-    if library["sms"] and not own and not any(built <= sm for built in library["ptx_sms"]):
+    known = library["sms"] or library["ptx_sms"]
+    if known and not own and not any(built <= sm for built in library["ptx_sms"]):
         problems.append(f"the library holds no code for sm_{sm}; `python build.py --sm {sm}` compiles it")
     if not library["stream_symbol"]:
         problems.append(

@@ -14,7 +14,8 @@ import pytest
 import torch
 from bench_records import H200_L2, MACHINE, MB, RATES, a_record, a_spec
 
-from codegen.bench import against, ahead, flashinfer, record
+from codegen.bench import against, ahead, flashinfer, record, verb
+from codegen.bench import build as bench_build
 from codegen.bench import run as bench_run
 from codegen.bench.agreement import Agreement, agree, expected, tolerance, ulp_limit
 from codegen.bench.chain import Candidate, Graph, Measured, Outputs, Timing, Weights
@@ -23,6 +24,7 @@ from codegen.bench.peers import chosen, seed_allows, torch_eager
 from codegen.bench.probe import geometries, kernel_names, template_values
 from codegen.bench.record import HostCost, Record, Source
 from codegen.bench.rotation import Protocol, Rotation, rotation
+from codegen.compile import LIBRARY
 from codegen.errors import BadInput, CheckFailed, ToolError
 from codegen.spec import Norm, RouterSpec
 
@@ -544,3 +546,25 @@ def test_run_wants_a_gpu(tmp_path: Path) -> None:
         pytest.skip("there is one here")
     with pytest.raises(ToolError, match="needs a GPU"):
         do_run(tmp_path / "r.json")
+
+
+def test_a_build_that_fails_leaves_no_index_of_the_one_before(tmp_path, monkeypatch):
+    """Its packages are replaced one by one; what an older index names may be gone."""
+    monkeypatch.setattr(bench_build, "compile_package", lambda folder, **_: (folder / LIBRARY).write_bytes(b"made"))
+    bench_build.build([a_spec()], (1,), (), 90, tmp_path)
+    assert bench_build.built_before(tmp_path).sm == 90
+
+    def fails(folder, **_):
+        raise ToolError("compiling failed")
+
+    monkeypatch.setattr(bench_build, "compile_package", fails)
+    with pytest.raises(ToolError, match="compiling failed"):
+        bench_build.build([a_spec()], (1, 2), (), 90, tmp_path)
+    with pytest.raises(ToolError, match=r"bench.json: no benchmark was built there; build it where"):
+        bench_build.built_before(tmp_path)
+
+
+def test_a_chip_older_than_every_target_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(ToolError, match="the GPU here is sm_75, and the oldest target is sm_80: no kernel runs on it"):
+        verb.target(None)

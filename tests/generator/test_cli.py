@@ -250,3 +250,11 @@ def test_second_build_is_quick_and_imports_no_torch(cli, small_spec, tmp_path):
     listed = [line.split() for line in cli(*arguments, "--table").stdout.splitlines()[2:-1]]
     assert {line[-1] for line in listed} == set(rows)
     assert all(line[:2] == [str(rows[line[-1]][key]) for key in ("registers", "smem")] for line in listed)
+
+
+def test_plan_counts_the_products_that_kernels_do(cli):
+    """Three terms of a weight times two of a row, less the one pair below fp32's last bit."""
+    done = cli("plan", ROOT / "tests" / "specs" / "fp16-a.yaml", "--json")
+    quantities = {one["name"]: one["value"] for one in json.loads(done.stdout)["kernels"][0]["quantities"]}
+    assert (quantities["gate_terms"], quantities["row_terms"]) == (3, 2)
+    assert quantities["mma_flops_per_token"] == 5 * quantities["flops_per_token"]

@@ -186,6 +186,7 @@ def test_ptx_alone(project: tuple[Path, Build]) -> None:
     assert json.loads((root / "pkg/libnormgate.build.json").read_text())["sms"] == []
     assert listed("--list-elf", report.library) == []
     assert listed("--list-ptx", report.library) == ["sm_90", "sm_90"]
+    assert compile.reported(root / "pkg", root / "build") == []
 
 
 def test_ptx_is_of_each_kernels_own_newest_target(tmp_path: Path) -> None:

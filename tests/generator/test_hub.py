@@ -108,6 +108,14 @@ def test_it_names_the_chips(cli, built, tmp_path):
     assert {chip: _supports_cuda_capability(said.backend.archs, chip) for chip in runs} == runs
 
 
+def test_of_ptx_alone_it_names_what_runs_that(cli, built, tmp_path):
+    path = built / "normgate" / "libnormgate.build.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sms": []}))
+    assert cli("hub", "--from", built, "--out", tmp_path / "hub").returncode == 0
+    metadata = json.loads((tmp_path / "hub" / "build" / STABLE / "metadata.json").read_text())
+    assert metadata["backend"]["archs"] == ["9.0+PTX"]
+
+
 def test_it_is_replaced_whole_and_only_if_it_is_one(cli, built, tmp_path):
     out = tmp_path / "hub"
     cli("hub", "--from", built, "--out", out)
@@ -145,7 +153,7 @@ def test_from_what_is_not_whole_nothing_is_written(cli, built, tmp_path, harm, c
 
 
 def test_a_write_that_fails_leaves_the_old_folder(cli, built, tmp_path, monkeypatch):
-    from codegen import hub
+    from codegen import hub, output
     from codegen.errors import ToolError
 
     out = tmp_path / "hub"
@@ -155,7 +163,7 @@ def test_a_write_that_fails_leaves_the_old_folder(cli, built, tmp_path, monkeypa
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    for module, name in ((hub.shutil, "copy2"), (Path, "rename")):
+    for module, name in ((hub.shutil, "copy2"), (output, "_put_in_place")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
             with pytest.raises(ToolError, match="cannot be written .No space left on device."):

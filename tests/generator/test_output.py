@@ -176,18 +176,71 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "out/a.py").read_text() == "old\n"
 
 
-def test_a_file_system_that_cannot_exchange_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output.write(package(a_py="old\n"), tmp_path / "out")
-
+def exchange_fails_by(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     class NoExchange:
         def renameat2(self, *arguments: object) -> int:
-            ctypes.set_errno(errno.EINVAL)
+            ctypes.set_errno(number)
             return -1
 
     monkeypatch.setattr(ctypes, "CDLL", lambda *arguments, **named: NoExchange())
-    with pytest.raises(ToolError, match="out: cannot be written .Invalid argument; it needs a file system that can"):
-        output.write(package(a_py="1\n"), tmp_path / "out")
-    assert (tmp_path / "out/a.py").read_text() == "old\n"
+
+
+def test_a_file_system_that_cannot_exchange_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = package(a_py="old\n", b_py="2\n"), package(a_py="1\n")
+    output.write(old, tmp_path / "out")
+    (tmp_path / "out/libnormgate.so").write_text("keep")
+    exchange_fails_by(monkeypatch, errno.EIO)
+    with pytest.raises(ToolError, match="out: cannot be written .Input/output error.; free the path"):
+        output.write(new, tmp_path / "out")
+    assert output.diff(old, tmp_path / "out").fresh
+    exchange_fails_by(monkeypatch, errno.EINVAL)
+    assert output.write(new, tmp_path / "out").removed == ("b.py",)
+    assert output.diff(new, tmp_path / "out").fresh and (tmp_path / "out/libnormgate.so").read_text() == "keep"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.lock"}
+
+
+def test_killed_where_folders_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the old folder is gone: who takes the lock next puts the new one there."""
+    old, new = package(a_py="old\n", b_py="2\n"), package(a_py="1\n")
+    output.write(old, tmp_path / "out")
+    exchange_fails_by(monkeypatch, errno.EXDEV)
+    remove = shutil.rmtree
+
+    def killed(path: Path, *arguments: Any, **named: Any) -> None:
+        if path == tmp_path / "out":
+            (path / "manifest.json").unlink()
+            raise KeyboardInterrupt
+        remove(path, *arguments, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        output.write(new, tmp_path / "out")
+    monkeypatch.undo()
+    with output.locked(tmp_path / "out"):
+        assert output.diff(new, tmp_path / "out").fresh
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.lock"}
+
+
+def test_in_a_container_whose_image_brought_the_folder(tmp_path: Path) -> None:
+    """overlayfs renames no folder of a lower layer."""
+    old, new = package(a_py="old\n", csrc__c_cu="3\n"), package(a_py="1\n", csrc__c_cu="4\n")
+    image, mounted = tmp_path / "image", tmp_path / "mounted"
+    output.write(old, image / "out")
+    for name in ("upper", "work", "mounted"):
+        (tmp_path / name).mkdir()
+    layers = f"lowerdir={image},upperdir={tmp_path / 'upper'},workdir={tmp_path / 'work'}"
+    done = subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, mounted], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no overlayfs may be mounted here: {done.stderr.strip()}")
+    try:
+        with pytest.raises(OSError, match="cross-device"):
+            os.rename(mounted / "out", mounted / "moved")
+        for files in (new, old, new):
+            output.write(files, mounted / "out")
+            assert output.diff(files, mounted / "out").fresh
+        assert {path.name for path in mounted.iterdir()} == {"out", ".out.lock"}
+    finally:
+        subprocess.run(["umount", mounted], check=True)
 
 
 def test_a_link_to_the_folder_stays_one(tmp_path: Path) -> None:

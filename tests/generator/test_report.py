@@ -99,6 +99,12 @@ def test_a_whole_path_moves_what_its_stages_hand_out_and_no_tensor_twice() -> No
     assert len(tensors) == len(set(tensors))
 
 
+@pytest.mark.parametrize(("name", "flops"), [("add-norm-gate", 1), ("granite-4-h-small", 2), ("minimax-text-01", 3)])
+def test_an_add_that_multiplies_too_counts_that(name: str, flops: int) -> None:
+    [spec] = load_specs([ROOT / "tests" / "specs" / f"{name}.yaml"])
+    assert stages.stages(Problem.of(spec))[0].flops == flops * spec.hidden_size
+
+
 def test_softmax_of_the_chosen_comes_after_the_choice() -> None:
     [spec] = load_specs([ROOT / "specs" / "gpt-oss-120b.yaml"])
     assert [stage.key for stage in stages.stages(Problem.of(spec))][-2:] == ["choice", "scoring"]

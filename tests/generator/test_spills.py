@@ -1,7 +1,11 @@
 """What a compiler could not keep in registers: how a build learns of it and plans anew."""
 
+import subprocess
+import sys
+
 import pytest
 
+from codegen import build as building
 from codegen import cli, compile, package, places, spills
 from codegen.errors import BadInput, Spilled
 from codegen.families import Apart
@@ -128,3 +132,26 @@ def test_a_file_that_is_none_is_said(tmp_path, text):
     (tmp_path / spills.FILE).write_text(text)
     with pytest.raises(BadInput, match="delete the file"):
         spills.read(tmp_path)
+
+
+def test_builds_of_two_packages_add_to_what_is_known_at_once(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from codegen import spills\n"
+        "for tile in range(8, 72, 8):\n"
+        "    spills.add(Path(sys.argv[1]), {sys.argv[2]: frozenset({f'split_k_t{tile}_e16_s8_w4_b1'})})\n"
+    )
+    builds = [subprocess.Popen([sys.executable, "-c", script, tmp_path, kernel]) for kernel in ("one", "two", "three")]
+    assert [build.wait() for build in builds] == [0, 0, 0]
+    assert {kernel: len(names) for kernel, names in spills.read(tmp_path).items()} == dict.fromkeys(
+        ("one", "two", "three"), 8
+    )
+
+
+def test_what_another_build_learned_meanwhile_is_no_error(tmp_path, monkeypatch):
+    """It is in the file by the time that this build finds it out, but was not when this build made its plan."""
+    monkeypatch.setattr(places, "tuned_folder", lambda: tmp_path)
+    found = {"kernel": frozenset({"split_k_t8_e16_s8_w4_b1"})}
+    spills.add(tmp_path, found)
+    building.plan_without(Spilled("spills", ["f"]), found, {})
+    with pytest.raises(Spilled):
+        building.plan_without(Spilled("spills", ["f"]), found, found)

@@ -127,7 +127,7 @@ class Run:
         if found.keys() <= self.planned_anew:
             return bool(found)
         try:
-            build.plan_without(spilled, found)
+            build.plan_without(spilled, found, spills.read(places.tuned_folder()))
         except Spilled:
             return False
         self.planned_anew |= found.keys()

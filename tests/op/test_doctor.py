@@ -64,7 +64,9 @@ LIBRARY = {"file": "libnormgate.so", "sms": [80, 90], "ptx_sms": [90], "stream_s
         ({}, {}, None),
         ({"sm": 86}, {}, None),
         ({"sm": 120}, {}, None),
-        ({}, {"sms": []}, None),
+        ({}, {"sms": [], "ptx_sms": []}, None),
+        ({"sm": 120}, {"sms": []}, None),
+        ({"sm": 86}, {"sms": []}, "the library holds no code for sm_86"),
         ({"sm": 75}, {}, r"the library holds no code for sm_75; `python build.py --sm 75` compiles it"),
         ({"sm": 90}, {"sms": [120], "ptx_sms": [120]}, "the library holds no code for sm_90"),
         ({}, {"file": None}, "there is a CUDA device and no libnormgate.so; `python build.py --sm native`"),
@@ -74,6 +76,20 @@ LIBRARY = {"file": "libnormgate.so", "sms": [80, 90], "ptx_sms": [90], "stream_s
 def test_what_keeps_kernels_from_running(chip, library, problem):
     found = doctor._misfits({**CHIP, **chip}, {**LIBRARY, **library})
     assert found == [] if problem is None else problem in found[0]
+
+
+@pytest.mark.parametrize(
+    "library, said",
+    [
+        ({}, "  sm_80, sm_90, PTX of sm_90"),
+        ({"sms": []}, "  PTX of sm_90"),
+        ({"sms": [], "ptx_sms": []}, "  SMs unknown"),
+    ],
+)
+def test_what_a_library_holds_is_said(library, said):
+    found = {"versions": {}, "chip": None, "library": {**LIBRARY, **library}, "variants": {}, "problems": []}
+    lines = doctor.text({**found, "self_test": {"device": "cpu", "models": {}}}).splitlines()
+    assert any(line.startswith(said) for line in lines)
 
 
 def test_variants_of_a_chip(monkeypatch):
