@@ -81,13 +81,18 @@ def _path_range(
         # Apart, it is the gate's table that says which of its variants serves.
         variant = parse_served(served.variant)
         chosen = apart.variant if isinstance(variant, Apart) else variant
-        return measured(first, last, chosen, table, at, tuned.measured(table, at))
+        timed = tuned.measured(table, at)
+        if isinstance(chosen, Apart) and all(chosen != other for _, other in timed):
+            why = f"in launches of their own, as measured on {table.chip}, the gate's: {inner.why}"
+            return Range(first, last, chosen, why, ())
+        return measured(first, last, chosen, table, at, timed)
     if last > AUTO_FUSED_LIMIT or not in_one:
         return apart
     source = "no tuned table for this SM (python build.py tune); cost model"
     estimated = ranked(problem, arch, last, _fusing(last), spilled)
     if own:
-        fused, why = inner.variant, f"the gate's, with the other stages in its launch ({source}); {inner.why}"
+        unless_said = "" if source in inner.why else f" ({source})"
+        fused, why = inner.variant, f"the gate's, with the other stages in its launch{unless_said}: {inner.why}"
     elif estimated:
         fused = estimated[0][1]
         why = f"cheapest of {len(estimated)} legal variants in one launch at {in_tokens(last)} ({source})"

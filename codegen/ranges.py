@@ -194,7 +194,8 @@ def _chosen(
     source = "the spec says so" if limits.explicit else "no tuned table for this SM (python build.py tune); cost model"
     if table and not limits.explicit:
         source = "not measured on this SM yet (python build.py tune); cost model"
-    why = f"cheapest of {len(estimated)} legal variants of {' and '.join(families)} at {in_tokens(anchor)} ({source})"
+    legal = " and ".join(family for family in families if any(v.family == family for _, v in estimated))
+    why = f"cheapest of {len(estimated)} legal variants of {legal} at {in_tokens(anchor)} ({source})"
     rejected = tuple((v.name, f"{us / estimated[0][0]:.2f} times the estimate") for us, v in estimated[1:4])
     return Range(first, last, estimated[0][1], why, rejected)
 

@@ -139,6 +139,11 @@ POINTS: tuple[tuple[str, tuple[Shown, ...]], ...] = (
                 _GPU_TESTS,
                 "python -m pytest tests/gpu",
             ),
+            Shown(
+                "The choice of experts of every kind, lane by lane on the CPU: ids and weights against float64, the lower of "
+                "equals, NaN and infinities",
+                ("tests/warp/test_selection.py",),
+            ),
             Shown("1,000 runs, the same bits", (f"{_HARD}::test_a_thousand_runs_give_the_same_bits",)),
             Shown("8 streams of 4 threads at once", (f"{_HARD}::test_eight_streams_of_four_threads",)),
             Shown(

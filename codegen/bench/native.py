@@ -198,7 +198,7 @@ class Library:
         return bool(self._c.normgate_has_stream_symbol())  # an int, as ctypes takes it for unless told otherwise
 
     def built_sms(self) -> str:
-        """What the library holds machine code for, as in "80,90,120+PTX120"."""
+        """What the library holds machine code for, as in "80,90,120"."""
         name: bytes = self._c.normgate_built_sms()
         return name.decode()
 

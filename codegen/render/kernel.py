@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from typing import Any
 
 from .. import naming
@@ -21,12 +23,13 @@ _NORM_FORMULAS = {
     "B": "round(norm_weight[k] * x[m, k] * rstd[m])",
     "G": "round((1 + norm_weight[k]) * x[m, k] * rstd[m])",
 }
-_SCORES = {
-    "softmax": "softmax(router_logits[m, :])[n]",
-    "softmax_of_chosen": "router_logits[m, n]",
-    "sigmoid": "sigmoid(router_logits[m, n])",
-    "sqrtsoftplus": "sqrt(log(1 + exp(router_logits[m, n])))",
+_SCORES = {  # of a logit, and of a row of them
+    "softmax": "softmax({row})[n]",
+    "softmax_of_chosen": "{one}",
+    "sigmoid": "sigmoid({one})",
+    "sqrtsoftplus": "sqrt(log(1 + exp({one})))",
 }
+_FORMULA_WIDTH = 115  # of a line of 120, behind the comment's mark
 
 
 def kernel_context(kernel: Kernel) -> dict[str, Any]:
@@ -47,14 +50,19 @@ def kernel_context(kernel: Kernel) -> dict[str, Any]:
     path = " and ".join([", ".join(stages[:-1]), stages[-1]] if stages[1:] else stages)
     product = "x[m, k]" if problem.residual == "add" else "round(residual_multiplier * x[m, k])"
     stream = "round(stream_multiplier * residual[m, k])" if problem.residual == "scaled_sum" else "residual[m, k]"
+    formulas = {"router_logits[m, n]": formula}
+    if problem.has_norm:
+        norm = _NORM_FORMULAS[problem.norm_order].replace("x[m, k] * r", f"{row}[m, k] * r")
+        formulas |= {"normed_x[m, k]": norm, "rstd[m]": f"1 / sqrt(mean({row}[m, :]^2) + eps)"}
+    if problem.residual:
+        formulas["residual_out[m, k]"] = f"round({stream} + {product})"
+    if problem.selection:
+        formulas |= _selection_formulas(problem.selection)
     return {
         "title": f"{path[0].upper()}{path[1:]} of {models}.",
         "specs": [f"specs/{spec.name}.yaml" for spec in kernel.specs],
-        "formula": formula,
-        "norm_formula": (_NORM_FORMULAS.get(problem.norm_order) or "").replace("x[m, k] * r", f"{row}[m, k] * r"),
-        "row": row,
+        "formulas": [line for name, right in formulas.items() for line in _formula(name, right)],
         "residual": problem.residual,
-        "residual_formula": f"round({stream} + {product})",
         "selection": _selection_context(problem.selection) if problem.selection else None,
         "returns_logits": problem.returns_logits,
         "rounds_logits": problem.logits_dtype != "float32",
@@ -68,39 +76,55 @@ def kernel_context(kernel: Kernel) -> dict[str, Any]:
         "norm_type": f"Norm{problem.norm_order}",
         "norm_comment": _NORM_COMMENTS.get(problem.norm_order),
         "gate_bias": problem.gate_bias,
+        "early_weights": problem.early_weight_loads,
         "gate_terms": problem.gate_terms,
         "gate_terms_comment": ("a gate weight times a norm weight" if problem.folds_norm else "a gate weight exactly"),
         "row_terms": problem.row_terms,
     }
 
 
-def _selection_context(chosen: Selection) -> dict[str, Any]:
-    logits = "softcap * tanh(router_logits / softcap)" if chosen.softcaps else "router_logits"
-    formulas = [f"score[m, n]         = {_SCORES[chosen.scoring].replace('router_logits', logits)}"]
+def _formula(name: str, right: str) -> list[str]:
+    """A formula in lines that fit a comment of the source, which its formatter would else run into the next one."""
+    begin, joined = f"{name:19} = ", "\xa0"
+    indexed = re.sub(r"\[[^]]*\]", lambda index: index[0].replace(" ", joined), right)  # no line ends in an index
+    lines = textwrap.wrap(begin + indexed, _FORMULA_WIDTH, subsequent_indent=" " * len(begin), break_on_hyphens=False)
+    return [line.replace(joined, " ") for line in lines]
+
+
+def _selection_formulas(chosen: Selection) -> dict[str, str]:
+    one, row = (
+        f"softcap * tanh({logits} / softcap)" if chosen.softcaps else logits
+        for logits in ("router_logits[m, n]", "router_logits[m, :]")
+    )
     choice = "score[m, n] + e_score_correction_bias[n]" if chosen.correction_bias else "score[m, n]"
     among = "experts"
     if chosen.n_group > 1:
         best = "largest" if chosen.group_score == "max" else "sum of the two largest"
         among = f"experts of the {chosen.topk_group} of {chosen.n_group} groups whose {best} is largest"
-    formulas.append(f"topk_ids[m, :]      = the {chosen.top_k} {among} with the largest {choice}, the lower of equals")
-    if chosen.hashes:
-        formulas.append("or, in hash layers, tid2eid[input_ids[m], :]")
+    ids = f"the {chosen.top_k} {among} with the largest {choice}, the lower of equals"
+    ids += "; in hash layers tid2eid[input_ids[m], :]" * chosen.hashes
     if chosen.image_bias:
-        formulas.append("or, where image_mask[m], those with the largest score[m, n] + e_score_correction_bias_vl[n]")
-    weight = "score[m, i]"
+        ids += "; where image_mask[m] those with the largest score[m, n] + e_score_correction_bias_vl[n]"
+    weight = "score[m, topk_ids[m, i]]"
     if chosen.scoring == "softmax_of_chosen":
         weight = "softmax(score[m, topk_ids[m, :]])[i]"
     elif chosen.renormalize:
-        total = "sum_j(score[m, j])"
+        total = "sum_j(score[m, topk_ids[m, j]])"
         bounded = f"max({total} + epsilon, floor)"
         weight += f" / {bounded if chosen.renormalize == 'bounded' else total}"
-    weight += " * per_expert_scale[i]" * chosen.scales_experts
-    formulas.append(f"topk_weights[m, i]  = routed_scaling_factor * {weight}; i and j among the chosen")
+    weight += " * per_expert_scale[topk_ids[m, i]]" * chosen.scales_experts
+    return {
+        "score[m, n]": _SCORES[chosen.scoring].format(one=one, row=row),
+        "topk_ids[m, :]": ids,
+        "topk_weights[m, i]": f"routed_scaling_factor * {weight}",
+    }
+
+
+def _selection_context(chosen: Selection) -> dict[str, Any]:
     # Softmax keeps the order of the logits, which then need no scores, unless something is added to those.
     softmax = chosen.scoring in ("softmax", "softmax_of_chosen")
     by_logits = softmax and not chosen.correction_bias and chosen.group_score != "top2_sum"
     return {
-        "formulas": formulas,
         "top_k": chosen.top_k,
         "grouped": chosen.n_group > 1,
         "n_group": chosen.n_group,

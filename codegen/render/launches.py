@@ -43,7 +43,7 @@ def entry_points(kernel: Kernel, group: Group) -> list[dict[str, Any]]:
             entries.append(finish)
     if any(_norms_apart(kernel, group, variant) for variant in group.variants):
         symbol = naming.function_name(kernel.name, "row_norm", group.sm)
-        entry = {"symbol": symbol, "threads": ROW_NORM_THREADS, "body": "row_norm<RowNorm>"}
+        entry = {"symbol": symbol, "threads": ROW_NORM_THREADS, "body": "row_norm"}
         entries.append({**entry, "accelerated": False, "maps": [], "registers": 0})
     stages = [("add", "add_residual", ROW_NORM_THREADS)] * bool(kernel.problem.residual)
     stages += [("select", "select_rows", SELECT_WARPS * 32)] * bool(kernel.problem.selection)

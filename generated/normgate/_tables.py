@@ -61,7 +61,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 54 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.01 times the estimate"),
@@ -73,7 +73,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 98 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -85,7 +85,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm80",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 255 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 255 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t8_e32_s4_w8_b3", "1.02 times the estimate"),
@@ -97,7 +97,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm80",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 255 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 255 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -109,7 +109,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 299 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 299 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -121,7 +121,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 290 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 290 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -133,7 +133,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 290 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 290 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -145,7 +145,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s4_w124_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s8_w222_k128_d3", "1.01 times the estimate"),
@@ -157,7 +157,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s6_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s3_w124_k128_d3", "1.02 times the estimate"),
@@ -169,7 +169,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s4_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s4_w412_k128_d3", "1.04 times the estimate"),
@@ -181,7 +181,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w412_k128_d3", "1.04 times the estimate"),
@@ -193,7 +193,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e128_s3_w222_k64_d4_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.01 times the estimate"),
                             ("tiled_t128_e32_s3_w222_k128_d3", "1.03 times the estimate"),
@@ -205,7 +205,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w412_k128_d3", "1.05 times the estimate"),
@@ -217,7 +217,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm80",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
@@ -229,7 +229,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm80",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 256 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s1_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s1_w214_k128_d3", "1.03 times the estimate"),
@@ -282,7 +282,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 54 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.01 times the estimate"),
@@ -294,7 +294,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 98 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -306,7 +306,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm86",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 203 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 203 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t8_e32_s4_w8_b3", "1.02 times the estimate"),
@@ -318,7 +318,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm86",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 203 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 203 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -330,7 +330,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 195 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 195 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -342,7 +342,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s4_w124_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 163 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 163 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s4_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e32_s4_w214_k128_d3", "1.05 times the estimate"),
@@ -354,7 +354,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 163 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 163 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -366,7 +366,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s4_w124_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s4_w214_k128_d3", "1.03 times the estimate"),
@@ -378,7 +378,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s3_w214_k128_d3", "1.03 times the estimate"),
@@ -390,7 +390,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm86",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -402,7 +402,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w412_k64_d4", "1.04 times the estimate"),
@@ -414,7 +414,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s3_w124_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s3_w222_k64_d4", "1.02 times the estimate"),
@@ -426,7 +426,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s2_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k64_d4", "1.02 times the estimate"),
@@ -438,7 +438,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 129 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e32_s2_w412_k64_d4", "1.05 times the estimate"),
@@ -879,7 +879,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm100",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 54 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -891,7 +891,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 98 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.03 times the estimate"),
@@ -903,7 +903,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm100",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 282 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 282 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t8_e32_s4_w8_b3", "1.03 times the estimate"),
@@ -915,7 +915,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm100",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 282 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 282 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -927,7 +927,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 344 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 344 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.05 times the estimate"),
@@ -939,7 +939,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e64_s8_w124_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 336 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 336 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -951,7 +951,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s6_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 336 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 336 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -963,7 +963,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s4_w124_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s8_w222_k128_d3", "1.01 times the estimate"),
@@ -975,7 +975,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e32_s6_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -987,7 +987,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s4_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e96_s3_w124_k128_d3", "1.04 times the estimate"),
@@ -999,7 +999,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -1011,7 +1011,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s2_w222_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s1_w124_k128_d3", "1.03 times the estimate"),
@@ -1023,7 +1023,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e32_s1_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s1_w222_k128_d3", "1.02 times the estimate"),
@@ -1035,7 +1035,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t128_e64_s1_w412_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 303 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s1_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t128_e32_s1_w222_k128_d3", "1.07 times the estimate"),
@@ -1088,7 +1088,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t8_e16_s6_w4_b4_sm120",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 54 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w16_b1", "1.02 times the estimate"),
@@ -1100,7 +1100,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t16_e16_s6_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 98 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b1", "1.03 times the estimate"),
@@ -1112,7 +1112,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_split_k_t32_e16_s6_w8_b2_sm120",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.00 times the estimate"),
                             ("split_k_t8_e32_s4_w8_b3", "1.03 times the estimate"),
@@ -1124,7 +1124,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e16_s6_w214_k128_d3_sm120",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -1136,7 +1136,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s6_w124_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 162 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 162 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.05 times the estimate"),
@@ -1148,7 +1148,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s4_w124_k128_d3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 118 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 118 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s4_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e32_s4_w214_k128_d3", "1.06 times the estimate"),
@@ -1160,7 +1160,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s3_w124_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 118 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 118 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t32_e32_s3_w222_k128_d3", "1.06 times the estimate"),
@@ -1172,7 +1172,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="cheapest of 85 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 85 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s4_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.07 times the estimate"),
@@ -1184,7 +1184,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t32_e32_s1_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 85 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 85 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s1_w214_k128_d3", "1.10 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k64_d4", "1.10 times the estimate"),
@@ -1196,7 +1196,7 @@ KERNELS = {
                         function="norm_a_gate_3072x256_bf16_fp32_fp32_tiled_t64_e32_s1_w222_k64_d4_sm120",
                         first_token=513,
                         last_token=None,
-                        why="cheapest of 85 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 85 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s1_w124_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e64_s1_w222_k64_d4", "1.08 times the estimate"),
@@ -1262,7 +1262,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 43 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w16_b1", "1.01 times the estimate"),
@@ -1274,7 +1274,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80",
                         first_token=9,
                         last_token=24,
-                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -1286,7 +1286,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80",
                         first_token=25,
                         last_token=48,
-                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.03 times the estimate"),
@@ -1298,7 +1298,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 404 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 404 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.02 times the estimate"),
@@ -1310,7 +1310,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 415 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 415 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -1322,7 +1322,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 415 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 415 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -1334,7 +1334,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s8_w412_k128_d3", "1.01 times the estimate"),
@@ -1346,7 +1346,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -1358,7 +1358,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
@@ -1370,7 +1370,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -1382,7 +1382,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -1394,7 +1394,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.05 times the estimate"),
@@ -1447,7 +1447,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e16_s8_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 43 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w8_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w16_b1", "1.01 times the estimate"),
@@ -1459,7 +1459,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86",
                         first_token=9,
                         last_token=24,
-                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -1471,7 +1471,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86",
                         first_token=25,
                         last_token=48,
-                        why="cheapest of 262 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.03 times the estimate"),
@@ -1483,7 +1483,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 318 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 318 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.02 times the estimate"),
@@ -1495,7 +1495,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -1507,7 +1507,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -1519,7 +1519,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s8_w412_k128_d3", "1.01 times the estimate"),
@@ -1531,7 +1531,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -1543,7 +1543,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.02 times the estimate"),
@@ -1555,7 +1555,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -1567,7 +1567,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w412_k128_d3", "1.03 times the estimate"),
@@ -1579,7 +1579,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k64_d4", "1.04 times the estimate"),
@@ -1591,7 +1591,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.03 times the estimate"),
@@ -1603,7 +1603,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s4_w222_k64_d4", "1.03 times the estimate"),
@@ -2044,7 +2044,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm100",
                         first_token=9,
                         last_token=24,
-                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -2056,7 +2056,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm100",
                         first_token=25,
                         last_token=48,
-                        why="cheapest of 297 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 297 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.05 times the estimate"),
@@ -2068,7 +2068,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm100",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 403 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 403 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.04 times the estimate"),
@@ -2080,7 +2080,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 416 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 416 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w412_k128_d3", "1.05 times the estimate"),
@@ -2092,7 +2092,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 416 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 416 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -2104,7 +2104,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s8_w412_k128_d3", "1.02 times the estimate"),
@@ -2116,7 +2116,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -2128,7 +2128,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
@@ -2140,7 +2140,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
@@ -2152,7 +2152,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -2164,7 +2164,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -2176,7 +2176,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.02 times the estimate"),
@@ -2188,7 +2188,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s1_w412_k128_d3", "1.05 times the estimate"),
@@ -2241,7 +2241,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm120",
                         first_token=9,
                         last_token=24,
-                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -2253,7 +2253,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm120",
                         first_token=25,
                         last_token=48,
-                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t32_e16_s8_w4_b4", "1.05 times the estimate"),
@@ -2265,7 +2265,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 252 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 252 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t16_e32_s4_w8_b4", "1.04 times the estimate"),
@@ -2277,7 +2277,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_split_k_t32_e32_s8_w8_b2_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 214 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 214 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w412_k128_d3", "1.05 times the estimate"),
@@ -2289,7 +2289,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 214 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 214 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -2301,7 +2301,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s8_w412_k128_d3", "1.02 times the estimate"),
@@ -2313,7 +2313,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -2325,7 +2325,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s4_w222_k128_d3_sm120",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.01 times the estimate"),
@@ -2337,7 +2337,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.01 times the estimate"),
@@ -2349,7 +2349,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -2361,7 +2361,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.03 times the estimate"),
@@ -2373,7 +2373,7 @@ KERNELS = {
                         function="norm_a_gate_4096x128_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.02 times the estimate"),
@@ -2439,7 +2439,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 68 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 68 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w16_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w6_b4", "1.01 times the estimate"),
@@ -2451,7 +2451,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 127 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.01 times the estimate"),
@@ -2463,7 +2463,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm80",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 349 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b3", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b2", "1.01 times the estimate"),
@@ -2475,7 +2475,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm80",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 349 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.04 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.08 times the estimate"),
@@ -2487,7 +2487,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm80",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 426 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 426 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b3", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b2", "1.02 times the estimate"),
@@ -2499,7 +2499,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 426 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 426 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -2511,7 +2511,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 412 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 412 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.04 times the estimate"),
@@ -2523,7 +2523,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 412 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 412 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -2535,7 +2535,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e96_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -2547,7 +2547,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -2559,7 +2559,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e96_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e128_s8_w222_k128_d3", "1.02 times the estimate"),
@@ -2571,7 +2571,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -2583,7 +2583,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=4096,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -2595,7 +2595,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s3_w222_k128_d3", "1.05 times the estimate"),
@@ -2648,7 +2648,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e16_s6_w8_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 68 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 68 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w16_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w6_b4", "1.01 times the estimate"),
@@ -2660,7 +2660,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 127 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.01 times the estimate"),
@@ -2672,7 +2672,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm86",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 309 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 309 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b3", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b2", "1.01 times the estimate"),
@@ -2684,7 +2684,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm86",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 309 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 309 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.04 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.08 times the estimate"),
@@ -2696,7 +2696,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm86",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 334 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 334 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b3", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b2", "1.02 times the estimate"),
@@ -2708,7 +2708,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 334 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 334 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -2720,7 +2720,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 293 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 293 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s8_w214_k128_d3", "1.04 times the estimate"),
@@ -2732,7 +2732,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 293 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 293 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -2744,7 +2744,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e96_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -2756,7 +2756,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s6_w124_k128_d3", "1.04 times the estimate"),
@@ -2768,7 +2768,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w214_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s4_w412_k128_d3", "1.04 times the estimate"),
@@ -2780,7 +2780,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w412_k64_d4", "1.05 times the estimate"),
@@ -2792,7 +2792,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.04 times the estimate"),
@@ -2804,7 +2804,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e64_s4_w214_k128_d3", "1.03 times the estimate"),
@@ -2816,7 +2816,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 260 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s4_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s4_w412_k64_d4", "1.06 times the estimate"),
@@ -3215,7 +3215,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 127 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.02 times the estimate"),
@@ -3227,7 +3227,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm100",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 349 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b3", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b2", "1.02 times the estimate"),
@@ -3239,7 +3239,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm100",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 349 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.06 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.11 times the estimate"),
@@ -3251,7 +3251,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm100",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 426 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 426 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b3", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b2", "1.03 times the estimate"),
@@ -3263,7 +3263,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 426 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 426 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -3275,7 +3275,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 412 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 412 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.05 times the estimate"),
@@ -3287,7 +3287,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 412 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 412 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -3299,7 +3299,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -3311,7 +3311,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -3323,7 +3323,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -3335,7 +3335,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -3347,7 +3347,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -3359,7 +3359,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.05 times the estimate"),
@@ -3371,7 +3371,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 379 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s2_w222_k128_d3", "1.06 times the estimate"),
@@ -3424,7 +3424,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 127 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 127 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w8_b4", "1.01 times the estimate"),
                             ("split_k_t16_e16_s6_w16_b2", "1.02 times the estimate"),
@@ -3436,7 +3436,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t8_e32_s8_w6_b4_sm120",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 283 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 283 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b3", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b2", "1.02 times the estimate"),
@@ -3448,7 +3448,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s6_w8_b4_sm120",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 283 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 283 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e16_s6_w8_b4", "1.06 times the estimate"),
                             ("tiled_t32_e16_s6_w214_k128_d3", "1.11 times the estimate"),
@@ -3460,7 +3460,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_split_k_t16_e32_s8_w6_b4_sm120",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 273 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 273 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b3", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b2", "1.03 times the estimate"),
@@ -3472,7 +3472,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 273 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 273 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -3484,7 +3484,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 216 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 216 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s8_w214_k128_d3", "1.05 times the estimate"),
@@ -3496,7 +3496,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 216 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 216 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -3508,7 +3508,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.02 times the estimate"),
@@ -3520,7 +3520,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s2_w124_k128_d3", "1.02 times the estimate"),
@@ -3532,7 +3532,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s4_w222_k64_d4", "1.03 times the estimate"),
@@ -3544,7 +3544,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s1_w214_k128_d3", "1.04 times the estimate"),
@@ -3556,7 +3556,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
@@ -3568,7 +3568,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s1_w222_k64_d4", "1.00 times the estimate"),
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
@@ -3580,7 +3580,7 @@ KERNELS = {
                         function="norm_a_gate_6144x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 183 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.04 times the estimate"),
@@ -3646,7 +3646,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -3658,7 +3658,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.04 times the estimate"),
@@ -3670,7 +3670,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t8_e16_s7_w8_b4", "1.05 times the estimate"),
@@ -3682,7 +3682,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm80",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -3694,7 +3694,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -3706,7 +3706,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -3718,7 +3718,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w214_k128_d3", "1.03 times the estimate"),
@@ -3730,7 +3730,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -3742,7 +3742,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -3754,7 +3754,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -3766,7 +3766,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -3778,7 +3778,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -3790,7 +3790,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=4096,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -3802,7 +3802,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s3_w222_k128_d3", "1.05 times the estimate"),
@@ -3855,7 +3855,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -3867,7 +3867,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.04 times the estimate"),
@@ -3879,7 +3879,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 261 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t8_e16_s7_w8_b4", "1.05 times the estimate"),
@@ -3891,7 +3891,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm86",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 261 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -3903,7 +3903,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 296 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -3915,7 +3915,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 296 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -3927,7 +3927,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w214_k128_d3", "1.03 times the estimate"),
@@ -3939,7 +3939,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -3951,7 +3951,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s8_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s8_w124_k128_d3", "1.04 times the estimate"),
@@ -3963,7 +3963,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e64_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -3975,7 +3975,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s8_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e96_s6_w222_k64_d4", "1.02 times the estimate"),
@@ -3987,7 +3987,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w412_k64_d4", "1.05 times the estimate"),
@@ -3999,7 +3999,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s7_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.01 times the estimate"),
@@ -4011,7 +4011,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=4096,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s7_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
@@ -4023,7 +4023,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm86",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s7_w222_k64_d4", "1.04 times the estimate"),
@@ -4431,7 +4431,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm100",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -4443,7 +4443,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.06 times the estimate"),
@@ -4455,7 +4455,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm100",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w7_b4", "1.04 times the estimate"),
                             ("split_k_t8_e32_s7_w8_b4", "1.04 times the estimate"),
@@ -4467,7 +4467,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm100",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -4479,7 +4479,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm100",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w7_b4", "1.06 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.06 times the estimate"),
@@ -4491,7 +4491,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -4503,7 +4503,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s8_w214_k128_d3", "1.04 times the estimate"),
@@ -4515,7 +4515,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -4527,7 +4527,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s8_w412_k128_d3", "1.04 times the estimate"),
@@ -4539,7 +4539,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -4551,7 +4551,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -4563,7 +4563,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -4575,7 +4575,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -4587,7 +4587,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.06 times the estimate"),
@@ -4599,7 +4599,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s2_w222_k128_d3", "1.05 times the estimate"),
@@ -4652,7 +4652,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w8_b5", "1.00 times the estimate"),
                             ("split_k_t8_e16_s6_w10_b4", "1.00 times the estimate"),
@@ -4664,7 +4664,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e16_s6_w8_b5_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w7_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.06 times the estimate"),
@@ -4676,7 +4676,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w7_b4", "1.04 times the estimate"),
                             ("split_k_t8_e32_s7_w8_b4", "1.04 times the estimate"),
@@ -4688,7 +4688,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t32_e16_s6_w8_b5_sm120",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -4700,7 +4700,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 243 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 243 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e16_s8_w7_b4", "1.06 times the estimate"),
                             ("split_k_t16_e32_s7_w8_b4", "1.06 times the estimate"),
@@ -4712,7 +4712,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 243 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 243 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.01 times the estimate"),
@@ -4724,7 +4724,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s8_w214_k128_d3", "1.04 times the estimate"),
@@ -4736,7 +4736,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -4748,7 +4748,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.03 times the estimate"),
@@ -4760,7 +4760,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -4772,7 +4772,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
@@ -4784,7 +4784,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s1_w214_k128_d3", "1.04 times the estimate"),
@@ -4796,7 +4796,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
@@ -4808,7 +4808,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s1_w222_k64_d4", "1.01 times the estimate"),
                             ("tiled_t64_e64_s2_w222_k64_d4", "1.02 times the estimate"),
@@ -4820,7 +4820,7 @@ KERNELS = {
                         function="norm_a_gate_7168x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.04 times the estimate"),
@@ -4886,7 +4886,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -4898,7 +4898,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -4910,7 +4910,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -4922,7 +4922,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -4934,7 +4934,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -4946,7 +4946,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -4958,7 +4958,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -4970,7 +4970,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -4982,7 +4982,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -4994,7 +4994,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s4_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e96_s3_w222_k128_d3", "1.03 times the estimate"),
@@ -5006,7 +5006,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.06 times the estimate"),
@@ -5018,7 +5018,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s4_w222_k128_d3", "1.05 times the estimate"),
@@ -5030,7 +5030,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s1_w222_k128_d3", "1.04 times the estimate"),
@@ -5042,7 +5042,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s2_w222_k128_d3", "1.05 times the estimate"),
@@ -5095,7 +5095,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -5107,7 +5107,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -5119,7 +5119,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 261 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -5131,7 +5131,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 296 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -5143,7 +5143,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -5155,7 +5155,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s8_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s8_w124_k128_d3", "1.04 times the estimate"),
@@ -5167,7 +5167,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e64_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -5179,7 +5179,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s8_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e96_s6_w222_k64_d4", "1.02 times the estimate"),
@@ -5191,7 +5191,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w412_k64_d4", "1.05 times the estimate"),
@@ -5203,7 +5203,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s7_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.05 times the estimate"),
@@ -5215,7 +5215,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s7_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s8_w222_k64_d4", "1.03 times the estimate"),
@@ -5227,7 +5227,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s4_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.03 times the estimate"),
@@ -5239,7 +5239,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s3_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t64_e96_s2_w412_k64_d4", "1.06 times the estimate"),
@@ -5251,7 +5251,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm86",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w222_k64_d4", "1.04 times the estimate"),
                             ("tiled_t64_e96_s1_w412_k64_d4", "1.06 times the estimate"),
@@ -5638,7 +5638,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -5650,7 +5650,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm100",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -5662,7 +5662,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -5674,7 +5674,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e96_s8_w214_k128_d3", "1.06 times the estimate"),
@@ -5686,7 +5686,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.04 times the estimate"),
@@ -5698,7 +5698,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s4_w124_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.04 times the estimate"),
@@ -5710,7 +5710,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -5722,7 +5722,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.02 times the estimate"),
@@ -5734,7 +5734,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e96_s2_w214_k128_d3", "1.05 times the estimate"),
@@ -5746,7 +5746,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w412_k128_d3", "1.06 times the estimate"),
                             ("tiled_t32_e96_s1_w124_k128_d3", "1.08 times the estimate"),
@@ -5758,7 +5758,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w222_k128_d3", "1.06 times the estimate"),
                             ("tiled_t64_e96_s1_w412_k128_d3", "1.07 times the estimate"),
@@ -5770,7 +5770,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
@@ -5782,7 +5782,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
@@ -5835,7 +5835,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -5847,7 +5847,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -5859,7 +5859,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 243 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 243 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -5871,7 +5871,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k64_d4_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s3_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s3_w214_k128_d3", "1.03 times the estimate"),
@@ -5883,7 +5883,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.03 times the estimate"),
@@ -5895,7 +5895,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s3_w214_k128_d3", "1.04 times the estimate"),
@@ -5907,7 +5907,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
@@ -5919,7 +5919,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k64_d4_sm120",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w412_k64_d4", "1.04 times the estimate"),
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.05 times the estimate"),
@@ -5931,7 +5931,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w222_k64_d4_sm120",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.05 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.07 times the estimate"),
@@ -5943,7 +5943,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -5955,7 +5955,7 @@ KERNELS = {
                         function="norm_a_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w412_k64_d4", "1.06 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.18 times the estimate"),
@@ -6021,7 +6021,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -6033,7 +6033,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 154 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -6045,7 +6045,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm80",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 378 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 378 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b1", "1.01 times the estimate"),
@@ -6057,7 +6057,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm80",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 378 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 378 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.01 times the estimate"),
@@ -6069,7 +6069,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm80",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 437 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 437 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b1", "1.02 times the estimate"),
@@ -6081,7 +6081,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm80",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 437 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 437 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -6093,7 +6093,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 419 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 419 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.03 times the estimate"),
@@ -6105,7 +6105,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 419 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 419 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.04 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -6117,7 +6117,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s8_w412_k128_d3", "1.01 times the estimate"),
@@ -6129,7 +6129,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.01 times the estimate"),
@@ -6141,7 +6141,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s4_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s8_w222_k128_d3", "1.02 times the estimate"),
@@ -6153,7 +6153,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -6165,7 +6165,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.03 times the estimate"),
@@ -6177,7 +6177,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 366 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
@@ -6230,7 +6230,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -6242,7 +6242,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 154 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.01 times the estimate"),
@@ -6254,7 +6254,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm86",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 350 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 350 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b1", "1.01 times the estimate"),
@@ -6266,7 +6266,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm86",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 350 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 350 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.01 times the estimate"),
@@ -6278,7 +6278,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm86",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 368 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 368 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b1", "1.02 times the estimate"),
@@ -6290,7 +6290,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm86",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 368 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 368 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.02 times the estimate"),
@@ -6302,7 +6302,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 316 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 316 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.03 times the estimate"),
@@ -6314,7 +6314,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 316 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 316 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.04 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.05 times the estimate"),
@@ -6326,7 +6326,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s8_w412_k128_d3", "1.01 times the estimate"),
@@ -6338,7 +6338,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.01 times the estimate"),
@@ -6350,7 +6350,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s4_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s8_w222_k128_d3", "1.02 times the estimate"),
@@ -6362,7 +6362,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.02 times the estimate"),
@@ -6374,7 +6374,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w124_k128_d3", "1.03 times the estimate"),
@@ -6386,7 +6386,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 263 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k64_d4", "1.04 times the estimate"),
@@ -6752,7 +6752,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm100",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -6764,7 +6764,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 154 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.02 times the estimate"),
@@ -6776,7 +6776,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm100",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 377 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 377 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b1", "1.02 times the estimate"),
@@ -6788,7 +6788,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm100",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 377 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 377 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.02 times the estimate"),
@@ -6800,7 +6800,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm100",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 436 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 436 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b1", "1.04 times the estimate"),
@@ -6812,7 +6812,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm100",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 436 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 436 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.02 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.04 times the estimate"),
@@ -6824,7 +6824,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 422 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 422 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w6_b2", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.05 times the estimate"),
@@ -6836,7 +6836,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 422 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 422 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.05 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.07 times the estimate"),
@@ -6848,7 +6848,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s8_w412_k128_d3", "1.02 times the estimate"),
@@ -6860,7 +6860,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.02 times the estimate"),
@@ -6872,7 +6872,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s4_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s8_w222_k128_d3", "1.02 times the estimate"),
@@ -6884,7 +6884,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s6_w222_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
@@ -6896,7 +6896,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.02 times the estimate"),
@@ -6908,7 +6908,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s2_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s2_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.01 times the estimate"),
@@ -6920,7 +6920,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e128_s1_w124_k128_d3_sm100",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s1_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s1_w214_k128_d3", "1.02 times the estimate"),
@@ -6932,7 +6932,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 370 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s1_w412_k128_d3", "1.05 times the estimate"),
@@ -6985,7 +6985,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm120",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 79 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s8_w6_b2", "1.00 times the estimate"),
                             ("split_k_t8_e16_s8_w12_b1", "1.01 times the estimate"),
@@ -6997,7 +6997,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 154 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e16_s6_w4_b4", "1.01 times the estimate"),
                             ("split_k_t8_e16_s6_w8_b2", "1.02 times the estimate"),
@@ -7009,7 +7009,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t8_e32_s8_w4_b3_sm120",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 325 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 325 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s8_w12_b1", "1.02 times the estimate"),
@@ -7021,7 +7021,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e16_s6_w5_b3_sm120",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 325 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 325 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s6_w5_b3", "1.00 times the estimate"),
                             ("split_k_t16_e16_s6_w4_b4", "1.02 times the estimate"),
@@ -7033,7 +7033,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s8_w4_b3_sm120",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 300 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 300 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w6_b2", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w12_b1", "1.04 times the estimate"),
@@ -7045,7 +7045,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t16_e32_s6_w5_b3_sm120",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 300 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 300 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s6_w4_b4", "1.02 times the estimate"),
                             ("split_k_t16_e32_s6_w8_b2", "1.04 times the estimate"),
@@ -7057,7 +7057,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s8_w4_b3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 227 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 227 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s8_w6_b2", "1.02 times the estimate"),
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.05 times the estimate"),
@@ -7069,7 +7069,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_split_k_t32_e32_s6_w5_b3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 227 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 227 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t32_e32_s6_w8_b2", "1.05 times the estimate"),
                             ("tiled_t32_e32_s6_w222_k128_d3", "1.07 times the estimate"),
@@ -7081,7 +7081,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s8_w412_k128_d3", "1.02 times the estimate"),
@@ -7093,7 +7093,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s6_w412_k128_d3", "1.02 times the estimate"),
@@ -7105,7 +7105,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s4_w222_k128_d3_sm120",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.02 times the estimate"),
@@ -7117,7 +7117,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.01 times the estimate"),
@@ -7129,7 +7129,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.02 times the estimate"),
@@ -7141,7 +7141,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.03 times the estimate"),
@@ -7153,7 +7153,7 @@ KERNELS = {
                         function="norm_b_gate_2880x128_bf16_bf16_fp32_bias_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 175 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t128_e32_s1_w412_k64_d4", "1.03 times the estimate"),
@@ -7219,7 +7219,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 43 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s5_w4_b7", "1.02 times the estimate"),
@@ -7231,7 +7231,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.03 times the estimate"),
@@ -7243,7 +7243,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm80",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -7255,7 +7255,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm80",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -7267,7 +7267,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm80",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 404 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 404 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -7279,7 +7279,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 404 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 404 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -7291,7 +7291,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 415 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 415 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.03 times the estimate"),
@@ -7303,7 +7303,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 415 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 415 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -7315,7 +7315,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
@@ -7327,7 +7327,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -7339,7 +7339,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s4_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.03 times the estimate"),
@@ -7351,7 +7351,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s3_w222_k128_d3", "1.02 times the estimate"),
@@ -7363,7 +7363,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -7375,7 +7375,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s3_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.06 times the estimate"),
@@ -7387,7 +7387,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e128_s4_w222_k128_d3", "1.04 times the estimate"),
@@ -7399,7 +7399,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 389 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.05 times the estimate"),
@@ -7452,7 +7452,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s8_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 43 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 43 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e16_s5_w4_b7", "1.02 times the estimate"),
@@ -7464,7 +7464,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.01 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.03 times the estimate"),
@@ -7476,7 +7476,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm86",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 262 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 262 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -7488,7 +7488,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm86",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 262 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.01 times the estimate"),
@@ -7500,7 +7500,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm86",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 318 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 318 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -7512,7 +7512,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 318 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 318 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.02 times the estimate"),
@@ -7524,7 +7524,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.03 times the estimate"),
@@ -7536,7 +7536,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 298 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -7548,7 +7548,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.02 times the estimate"),
@@ -7560,7 +7560,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -7572,7 +7572,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s4_w124_k128_d3", "1.04 times the estimate"),
@@ -7584,7 +7584,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w412_k128_d3", "1.04 times the estimate"),
@@ -7596,7 +7596,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s3_w412_k64_d4", "1.05 times the estimate"),
@@ -7608,7 +7608,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s3_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.04 times the estimate"),
@@ -7620,7 +7620,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 272 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s3_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s4_w222_k64_d4", "1.04 times the estimate"),
@@ -8070,7 +8070,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.05 times the estimate"),
@@ -8082,7 +8082,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm100",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 297 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 297 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -8094,7 +8094,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm100",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 297 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 297 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -8106,7 +8106,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm100",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 403 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 403 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w4_b4", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w8_b2", "1.03 times the estimate"),
@@ -8118,7 +8118,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 403 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 403 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -8130,7 +8130,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 416 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 416 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.05 times the estimate"),
@@ -8142,7 +8142,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 416 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 416 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
@@ -8154,7 +8154,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.02 times the estimate"),
@@ -8166,7 +8166,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
@@ -8178,7 +8178,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s4_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s4_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.03 times the estimate"),
@@ -8190,7 +8190,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -8202,7 +8202,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s2_w222_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s2_w214_k128_d3", "1.02 times the estimate"),
@@ -8214,7 +8214,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.02 times the estimate"),
@@ -8226,7 +8226,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 391 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s1_w412_k128_d3", "1.07 times the estimate"),
@@ -8279,7 +8279,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s8_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w8_b2", "1.02 times the estimate"),
                             ("split_k_t8_e32_s5_w7_b4", "1.05 times the estimate"),
@@ -8291,7 +8291,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t8_e32_s4_w8_b4_sm120",
                         first_token=17,
                         last_token=24,
-                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s8_w4_b4", "1.00 times the estimate"),
                             ("split_k_t8_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -8303,7 +8303,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s5_w7_b4_sm120",
                         first_token=25,
                         last_token=32,
-                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("split_k_t32_e32_s8_w8_b2", "1.02 times the estimate"),
@@ -8315,7 +8315,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_split_k_t16_e32_s4_w8_b4_sm120",
                         first_token=33,
                         last_token=48,
-                        why="cheapest of 252 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 252 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s8_w4_b4", "1.01 times the estimate"),
                             ("split_k_t16_e32_s8_w8_b2", "1.03 times the estimate"),
@@ -8327,7 +8327,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=49,
                         last_token=64,
-                        why="cheapest of 252 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 252 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s6_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s6_w214_k128_d3", "1.03 times the estimate"),
@@ -8339,7 +8339,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 214 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 214 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.05 times the estimate"),
                             ("tiled_t32_e64_s8_w412_k128_d3", "1.05 times the estimate"),
@@ -8351,7 +8351,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 214 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 214 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.03 times the estimate"),
@@ -8363,7 +8363,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s4_w222_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.01 times the estimate"),
@@ -8375,7 +8375,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s2_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s2_w214_k128_d3", "1.01 times the estimate"),
@@ -8387,7 +8387,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t64_e32_s2_w222_k128_d3", "1.03 times the estimate"),
@@ -8399,7 +8399,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s1_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e32_s1_w214_k128_d3", "1.04 times the estimate"),
@@ -8411,7 +8411,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=4096,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.03 times the estimate"),
@@ -8423,7 +8423,7 @@ KERNELS = {
                         function="norm_b_gate_4096x256_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 189 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s1_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t32_e128_s1_w222_k64_d4", "1.04 times the estimate"),
@@ -8489,7 +8489,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -8501,7 +8501,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -8513,7 +8513,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm80",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -8525,7 +8525,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -8537,7 +8537,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -8549,7 +8549,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.03 times the estimate"),
@@ -8561,7 +8561,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s6_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e128_s6_w124_k128_d3", "1.02 times the estimate"),
@@ -8573,7 +8573,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -8585,7 +8585,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s3_w124_k128_d3", "1.00 times the estimate"),
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.01 times the estimate"),
@@ -8597,7 +8597,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s4_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s4_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e96_s3_w222_k128_d3", "1.03 times the estimate"),
@@ -8609,7 +8609,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t32_e128_s1_w124_k128_d3", "1.06 times the estimate"),
@@ -8621,7 +8621,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s4_w222_k128_d3", "1.05 times the estimate"),
@@ -8633,7 +8633,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s1_w222_k128_d3", "1.04 times the estimate"),
@@ -8645,7 +8645,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm80",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e128_s2_w222_k128_d3", "1.05 times the estimate"),
@@ -8698,7 +8698,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t8_e32_s7_w8_b4", "1.02 times the estimate"),
                             ("split_k_t8_e16_s4_w8_b7", "1.05 times the estimate"),
@@ -8710,7 +8710,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.03 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.09 times the estimate"),
@@ -8722,7 +8722,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm86",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 261 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 261 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -8734,7 +8734,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 296 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 296 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.01 times the estimate"),
@@ -8746,7 +8746,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s6_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s6_w124_k128_d3", "1.01 times the estimate"),
@@ -8758,7 +8758,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s8_w412_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e64_s8_w124_k128_d3", "1.04 times the estimate"),
@@ -8770,7 +8770,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s6_w412_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e64_s6_w214_k128_d3", "1.04 times the estimate"),
@@ -8782,7 +8782,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k64_d4_sm86",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s8_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e96_s6_w222_k64_d4", "1.02 times the estimate"),
@@ -8794,7 +8794,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s6_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w412_k64_d4", "1.05 times the estimate"),
@@ -8806,7 +8806,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s7_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.05 times the estimate"),
@@ -8818,7 +8818,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s7_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t128_e64_s7_w412_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s8_w222_k64_d4", "1.03 times the estimate"),
@@ -8830,7 +8830,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s4_w222_k64_d4", "1.02 times the estimate"),
                             ("tiled_t64_e128_s6_w222_k64_d4", "1.03 times the estimate"),
@@ -8842,7 +8842,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s3_w222_k64_d4", "1.05 times the estimate"),
                             ("tiled_t64_e96_s2_w412_k64_d4", "1.06 times the estimate"),
@@ -8854,7 +8854,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm86",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 249 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w222_k64_d4", "1.04 times the estimate"),
                             ("tiled_t64_e96_s1_w412_k64_d4", "1.06 times the estimate"),
@@ -9232,7 +9232,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -9244,7 +9244,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm100",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -9256,7 +9256,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -9268,7 +9268,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s8_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e96_s8_w214_k128_d3", "1.06 times the estimate"),
@@ -9280,7 +9280,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e128_s8_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e32_s8_w412_k128_d3", "1.04 times the estimate"),
@@ -9292,7 +9292,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s4_w124_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.04 times the estimate"),
@@ -9304,7 +9304,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s8_w222_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e128_s4_w124_k128_d3", "1.01 times the estimate"),
@@ -9316,7 +9316,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e128_s3_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e64_s3_w214_k128_d3", "1.02 times the estimate"),
@@ -9328,7 +9328,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e96_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t32_e96_s2_w214_k128_d3", "1.05 times the estimate"),
@@ -9340,7 +9340,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s2_w222_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w412_k128_d3", "1.06 times the estimate"),
                             ("tiled_t32_e96_s1_w124_k128_d3", "1.08 times the estimate"),
@@ -9352,7 +9352,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s2_w222_k128_d3", "1.06 times the estimate"),
                             ("tiled_t64_e96_s1_w412_k128_d3", "1.07 times the estimate"),
@@ -9364,7 +9364,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=4096,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t128_e64_s2_w412_k128_d3", "1.03 times the estimate"),
@@ -9376,7 +9376,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=4097,
                         last_token=None,
-                        why="cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 374 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e128_s2_w222_k128_d3", "1.02 times the estimate"),
                             ("tiled_t128_e64_s1_w412_k128_d3", "1.03 times the estimate"),
@@ -9429,7 +9429,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("split_k_t16_e32_s7_w8_b4", "1.05 times the estimate"),
                             ("split_k_t16_e16_s8_w7_b4", "1.13 times the estimate"),
@@ -9441,7 +9441,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e32_s8_w222_k128_d3_sm120",
                         first_token=17,
                         last_token=32,
-                        why="cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 237 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s8_w124_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e32_s8_w214_k128_d3", "1.02 times the estimate"),
@@ -9453,7 +9453,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="cheapest of 243 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 243 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e32_s8_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t32_e64_s8_w124_k128_d3", "1.02 times the estimate"),
@@ -9465,7 +9465,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s8_w222_k64_d4_sm120",
                         first_token=65,
                         last_token=96,
-                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e32_s3_w124_k128_d3", "1.02 times the estimate"),
                             ("tiled_t32_e32_s3_w214_k128_d3", "1.03 times the estimate"),
@@ -9477,7 +9477,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 202 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w222_k128_d3", "1.01 times the estimate"),
                             ("tiled_t64_e32_s4_w222_k128_d3", "1.03 times the estimate"),
@@ -9489,7 +9489,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s3_w222_k128_d3", "1.03 times the estimate"),
                             ("tiled_t64_e32_s3_w214_k128_d3", "1.04 times the estimate"),
@@ -9501,7 +9501,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s4_w222_k64_d4", "1.03 times the estimate"),
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
@@ -9513,7 +9513,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e64_s3_w222_k64_d4_sm120",
                         first_token=257,
                         last_token=384,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e64_s3_w412_k64_d4", "1.04 times the estimate"),
                             ("tiled_t32_e64_s3_w124_k128_d3", "1.05 times the estimate"),
@@ -9525,7 +9525,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e96_s2_w222_k64_d4_sm120",
                         first_token=385,
                         last_token=512,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s4_w124_k128_d3", "1.05 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.07 times the estimate"),
@@ -9537,7 +9537,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t32_e64_s2_w222_k128_d3", "1.04 times the estimate"),
                             ("tiled_t64_e32_s2_w214_k128_d3", "1.04 times the estimate"),
@@ -9549,7 +9549,7 @@ KERNELS = {
                         function="norm_b_gate_7168x384_bf16_bf16_fp32_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="cheapest of 181 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("tiled_t64_e96_s1_w412_k64_d4", "1.06 times the estimate"),
                             ("tiled_t32_e64_s1_w124_k128_d3", "1.18 times the estimate"),
@@ -9579,7 +9579,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e3_w12_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w12_c1", "1.57 times the estimate"),
                         ),
@@ -9589,7 +9589,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm80",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 90 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e3_w12_c1", "1.51 times the estimate"),
                         ),
@@ -9599,7 +9599,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e3_w12_c1_sm80",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 90 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e3_w12_c1", "1.43 times the estimate"),
                         ),
@@ -9609,7 +9609,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 54 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w4_b4", "1.27 times the estimate"),
                         ),
@@ -9619,7 +9619,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 98 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e16_s6_w4_b4", "1.25 times the estimate"),
                         ),
@@ -9629,7 +9629,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w8_b2_sm80",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 255 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 255 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9638,7 +9638,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e16_s6_w214_k128_d3_sm80",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 255 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 255 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9647,7 +9647,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s6_w124_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 299 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 299 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9656,7 +9656,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e64_s8_w124_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 290 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 290 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9665,7 +9665,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s6_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 290 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 290 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9674,7 +9674,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s4_w124_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9683,7 +9683,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s6_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9692,7 +9692,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s4_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9701,7 +9701,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s3_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9710,7 +9710,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e128_s3_w222_k64_d4_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9719,7 +9719,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9728,7 +9728,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s2_w222_k128_d3_sm80",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9737,7 +9737,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s1_w222_k128_d3_sm80",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 256 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9751,7 +9751,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e3_w12_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w12_c1", "1.52 times the estimate"),
                         ),
@@ -9761,7 +9761,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e3_w12_c1_sm86",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 90 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e3_w12_c1", "1.44 times the estimate"),
                         ),
@@ -9771,7 +9771,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e3_w12_c1_sm86",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 90 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e3_w12_c1", "1.34 times the estimate"),
                         ),
@@ -9781,7 +9781,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 54 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w4_b4", "1.26 times the estimate"),
                         ),
@@ -9791,7 +9791,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 98 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e16_s6_w4_b4", "1.23 times the estimate"),
                         ),
@@ -9801,7 +9801,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w8_b2_sm86",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 203 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 203 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9810,7 +9810,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e16_s6_w214_k128_d3_sm86",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 203 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 203 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9819,7 +9819,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s6_w124_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 195 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 195 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9828,7 +9828,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s4_w124_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 163 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 163 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9837,7 +9837,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s6_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 163 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 163 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9846,7 +9846,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s4_w124_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9855,7 +9855,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s3_w124_k128_d3_sm86",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9864,7 +9864,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s2_w124_k128_d3_sm86",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9873,7 +9873,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s3_w222_k64_d4_sm86",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9882,7 +9882,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s3_w124_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9891,7 +9891,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -9900,7 +9900,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s2_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 129 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10141,7 +10141,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t16_e32_s8_w6_b2_sm90",
                         first_token=33,
                         last_token=48,
-                        why="measured on NVIDIA H200",
+                        why="in launches of their own, as measured on NVIDIA H200, the gate's: resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run",
                         rejected=(
                         ),
                     ),
@@ -10248,7 +10248,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w12_c1", "1.57 times the estimate"),
                         ),
@@ -10258,7 +10258,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w12_c1_sm100",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 90 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e2_w12_c1", "1.52 times the estimate"),
                         ),
@@ -10268,7 +10268,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm100",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 90 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e2_w12_c1", "1.44 times the estimate"),
                         ),
@@ -10278,7 +10278,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm100",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 54 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w4_b4", "1.41 times the estimate"),
                         ),
@@ -10288,7 +10288,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 98 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e16_s6_w4_b4", "1.37 times the estimate"),
                         ),
@@ -10298,7 +10298,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w8_b2_sm100",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 282 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 282 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10307,7 +10307,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e16_s6_w214_k128_d3_sm100",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 282 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 282 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10316,7 +10316,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s6_w124_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 344 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 344 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10325,7 +10325,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e64_s8_w124_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 336 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 336 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10334,7 +10334,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s6_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 336 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 336 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10343,7 +10343,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s4_w124_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10352,7 +10352,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s2_w124_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10361,7 +10361,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s4_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10370,7 +10370,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10379,7 +10379,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s2_w222_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10388,7 +10388,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e32_s1_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10397,7 +10397,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t128_e64_s1_w412_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 303 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10411,7 +10411,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t1_e2_w12_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w12_c1", "1.57 times the estimate"),
                         ),
@@ -10421,7 +10421,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t2_e2_w12_c1_sm120",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 90 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e2_w12_c1", "1.52 times the estimate"),
                         ),
@@ -10431,7 +10431,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_gemv_t4_e2_w12_c1_sm120",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 90 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e2_w12_c1", "1.44 times the estimate"),
                         ),
@@ -10441,7 +10441,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t8_e16_s6_w4_b4_sm120",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 54 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w4_b4", "1.41 times the estimate"),
                         ),
@@ -10451,7 +10451,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_split_k_t16_e16_s6_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 98 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e16_s6_w4_b4", "1.37 times the estimate"),
                         ),
@@ -10461,7 +10461,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w8_b2_sm120",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10470,7 +10470,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e16_s6_w214_k128_d3_sm120",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10479,7 +10479,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s6_w124_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 162 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 162 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10488,7 +10488,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s4_w124_k128_d3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 118 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 118 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10497,7 +10497,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s3_w124_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 118 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 118 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10506,7 +10506,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 85 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 85 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10515,7 +10515,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s1_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 85 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 85 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10524,7 +10524,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s1_w222_k64_d4_sm120",
                         first_token=513,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 85 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 85 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10568,7 +10568,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w12_c2", "1.51 times the estimate"),
                         ),
@@ -10578,7 +10578,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm80",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 96 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 96 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e3_w12_c2", "1.43 times the estimate"),
                         ),
@@ -10588,7 +10588,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t4_e3_w12_c2_sm80",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e3_w12_c2", "1.33 times the estimate"),
                         ),
@@ -10598,7 +10598,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w8_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 68 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 68 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w8_b4", "1.26 times the estimate"),
                         ),
@@ -10608,7 +10608,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 127 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 127 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e16_s6_w8_b4", "1.24 times the estimate"),
                         ),
@@ -10618,7 +10618,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t8_e32_s8_w6_b4_sm80",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 349 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10627,7 +10627,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s6_w8_b4_sm80",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 349 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10636,7 +10636,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s8_w6_b4_sm80",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 426 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 426 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10645,7 +10645,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 426 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 426 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10654,7 +10654,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 412 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 412 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10663,7 +10663,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 412 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 412 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10672,7 +10672,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10681,7 +10681,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10690,7 +10690,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10699,7 +10699,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10708,7 +10708,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10717,7 +10717,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10731,7 +10731,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w12_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w12_c2", "1.44 times the estimate"),
                         ),
@@ -10741,7 +10741,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w12_c2_sm86",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 96 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 96 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e3_w12_c2", "1.34 times the estimate"),
                         ),
@@ -10751,7 +10751,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t4_e3_w12_c2_sm86",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e3_w12_c2", "1.24 times the estimate"),
                         ),
@@ -10761,7 +10761,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w8_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 68 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 68 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w8_b4", "1.24 times the estimate"),
                         ),
@@ -10771,7 +10771,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 127 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 127 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e16_s6_w8_b4", "1.21 times the estimate"),
                         ),
@@ -10781,7 +10781,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t8_e32_s8_w6_b4_sm86",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 309 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 309 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10790,7 +10790,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s6_w8_b4_sm86",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 309 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 309 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10799,7 +10799,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s8_w6_b4_sm86",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 334 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 334 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10808,7 +10808,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 334 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 334 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10817,7 +10817,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 293 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 293 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10826,7 +10826,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 293 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 293 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10835,7 +10835,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10844,7 +10844,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10853,7 +10853,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s4_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10862,7 +10862,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10871,7 +10871,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10880,7 +10880,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s4_w222_k128_d3_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -10889,7 +10889,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s4_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 260 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11133,7 +11133,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t32_e32_s6_w8_b2_r2_sm90",
                         first_token=49,
                         last_token=64,
-                        why="measured on NVIDIA H200",
+                        why="in launches of their own, as measured on NVIDIA H200, the gate's: resident_t64_e64_s16 needs sm_90a; this is the best that later chips can run",
                         rejected=(
                         ),
                     ),
@@ -11210,7 +11210,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w12_c2_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w12_c2", "1.52 times the estimate"),
                         ),
@@ -11220,7 +11220,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e2_w12_c2_sm100",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 96 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 96 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e2_w12_c2", "1.44 times the estimate"),
                         ),
@@ -11230,7 +11230,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w8_b4_sm100",
                         first_token=3,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w8_b4", "1.39 times the estimate"),
                         ),
@@ -11240,7 +11240,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 127 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 127 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e16_s6_w8_b4", "1.33 times the estimate"),
                         ),
@@ -11250,7 +11250,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t8_e32_s8_w6_b4_sm100",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 349 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11259,7 +11259,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s6_w8_b4_sm100",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 349 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 349 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11268,7 +11268,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s8_w6_b4_sm100",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 426 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 426 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11277,7 +11277,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 426 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 426 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11286,7 +11286,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 412 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 412 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11295,7 +11295,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s6_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 412 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 412 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11304,7 +11304,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11313,7 +11313,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11322,7 +11322,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s4_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11331,7 +11331,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11340,7 +11340,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11349,7 +11349,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11358,7 +11358,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 379 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11372,7 +11372,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t1_e2_w12_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 82 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w12_c2", "1.52 times the estimate"),
                         ),
@@ -11382,7 +11382,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_gemv_t2_e2_w12_c2_sm120",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 96 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 96 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e2_w12_c2", "1.44 times the estimate"),
                         ),
@@ -11392,7 +11392,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t8_e16_s6_w8_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 96 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w8_b4", "1.39 times the estimate"),
                         ),
@@ -11402,7 +11402,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_split_k_t16_e16_s6_w8_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 127 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 127 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e16_s6_w8_b4", "1.33 times the estimate"),
                         ),
@@ -11412,7 +11412,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t8_e32_s8_w6_b4_sm120",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 283 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 283 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11421,7 +11421,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s6_w8_b4_sm120",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 283 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 283 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11430,7 +11430,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_split_k_t16_e32_s8_w6_b4_sm120",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 273 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 273 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11439,7 +11439,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 273 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 273 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11448,7 +11448,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 216 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 216 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11457,7 +11457,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 216 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 216 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11466,7 +11466,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11475,7 +11475,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11484,7 +11484,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11493,7 +11493,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11502,7 +11502,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11511,7 +11511,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11520,7 +11520,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_6144x256_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 183 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11564,7 +11564,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w14_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w14_c2", "1.49 times the estimate"),
                         ),
@@ -11574,7 +11574,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w14_c2_sm80",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e3_w14_c2", "1.41 times the estimate"),
                         ),
@@ -11584,7 +11584,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t4_e3_w7_c4_sm80",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e3_w7_c4", "1.30 times the estimate"),
                         ),
@@ -11594,7 +11594,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w7_b4", "1.25 times the estimate"),
                         ),
@@ -11604,7 +11604,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_sm80",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e16_s6_w8_b5", "1.22 times the estimate"),
                         ),
@@ -11614,7 +11614,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11623,7 +11623,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t32_e16_s6_w8_b5_sm80",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11632,7 +11632,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11641,7 +11641,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11650,7 +11650,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11659,7 +11659,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11668,7 +11668,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11677,7 +11677,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11686,7 +11686,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s8_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11695,7 +11695,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11704,7 +11704,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11713,7 +11713,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11727,7 +11727,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e3_w14_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w14_c2", "1.42 times the estimate"),
                         ),
@@ -11737,7 +11737,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e3_w14_c2_sm86",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e3_w14_c2", "1.32 times the estimate"),
                         ),
@@ -11747,7 +11747,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t4_e3_w7_c4_sm86",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e3_w7_c4", "1.21 times the estimate"),
                         ),
@@ -11757,7 +11757,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w7_b4", "1.25 times the estimate"),
                         ),
@@ -11767,7 +11767,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_sm86",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e16_s6_w8_b5", "1.19 times the estimate"),
                         ),
@@ -11777,7 +11777,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 261 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 261 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11786,7 +11786,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t32_e16_s6_w8_b5_sm86",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 261 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 261 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11795,7 +11795,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 296 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 296 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11804,7 +11804,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 296 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 296 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11813,7 +11813,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 270 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11822,7 +11822,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11831,7 +11831,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11840,7 +11840,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11849,7 +11849,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s8_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11858,7 +11858,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11867,7 +11867,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s7_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11876,7 +11876,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -11885,7 +11885,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e96_s1_w222_k64_d4_sm86",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12153,7 +12153,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s6_w5_b4_r2_sm90",
                         first_token=25,
                         last_token=32,
-                        why="measured on NVIDIA H200",
+                        why="in launches of their own, as measured on NVIDIA H200, the gate's: resident_t32_e64_s14 needs sm_90a; this is the best that later chips can run",
                         rejected=(
                         ),
                     ),
@@ -12162,7 +12162,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm90",
                         first_token=33,
                         last_token=48,
-                        why="measured on NVIDIA H200",
+                        why="in launches of their own, as measured on NVIDIA H200, the gate's: resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run",
                         rejected=(
                         ),
                     ),
@@ -12171,7 +12171,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w124_k128_d3_sm90",
                         first_token=49,
                         last_token=64,
-                        why="measured on NVIDIA H200",
+                        why="in launches of their own, as measured on NVIDIA H200, the gate's: resident_t64_e64_s16 needs sm_90a; this is the best that later chips can run",
                         rejected=(
                         ),
                     ),
@@ -12257,7 +12257,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e2_w14_c2_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w14_c2", "1.51 times the estimate"),
                         ),
@@ -12267,7 +12267,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e2_w14_c2_sm100",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e2_w14_c2", "1.42 times the estimate"),
                         ),
@@ -12277,7 +12277,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w8_b5_sm100",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w8_b5", "1.37 times the estimate"),
                         ),
@@ -12287,7 +12287,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_sm100",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w7_b4", "1.37 times the estimate"),
                         ),
@@ -12297,7 +12297,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_sm100",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e16_s6_w8_b5", "1.31 times the estimate"),
                         ),
@@ -12307,7 +12307,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t8_e32_s8_w7_b4_sm100",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12316,7 +12316,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t32_e16_s6_w8_b5_sm100",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12325,7 +12325,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm100",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12334,7 +12334,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12343,7 +12343,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12352,7 +12352,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12361,7 +12361,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12370,7 +12370,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12379,7 +12379,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s8_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12388,7 +12388,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12397,7 +12397,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12406,7 +12406,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12415,7 +12415,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12429,7 +12429,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t1_e2_w14_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w14_c2", "1.51 times the estimate"),
                         ),
@@ -12439,7 +12439,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_gemv_t2_e2_w14_c2_sm120",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e2_w14_c2", "1.42 times the estimate"),
                         ),
@@ -12449,7 +12449,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e16_s6_w8_b5_sm120",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w8_b5", "1.37 times the estimate"),
                         ),
@@ -12459,7 +12459,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w7_b4", "1.37 times the estimate"),
                         ),
@@ -12469,7 +12469,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_split_k_t16_e16_s6_w8_b5_sm120",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e16_s6_w8_b5", "1.31 times the estimate"),
                         ),
@@ -12479,7 +12479,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12488,7 +12488,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t32_e16_s6_w8_b5_sm120",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12497,7 +12497,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 243 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 243 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12506,7 +12506,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 243 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 243 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12515,7 +12515,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12524,7 +12524,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12533,7 +12533,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12542,7 +12542,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12551,7 +12551,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12560,7 +12560,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12569,7 +12569,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12578,7 +12578,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12587,7 +12587,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12631,7 +12631,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w14_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e4_w14_c2", "1.47 times the estimate"),
                         ),
@@ -12641,7 +12641,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e4_w7_c4_sm80",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e4_w7_c4", "1.38 times the estimate"),
                         ),
@@ -12661,7 +12661,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e32_s8_w7_b4", "1.21 times the estimate"),
                         ),
@@ -12671,7 +12671,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w222_k128_d3_sm80",
                         first_token=17,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12680,7 +12680,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12689,7 +12689,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12698,7 +12698,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12707,7 +12707,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12716,7 +12716,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s8_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12725,7 +12725,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12734,7 +12734,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s4_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12743,7 +12743,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12752,7 +12752,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s1_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12761,7 +12761,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12770,7 +12770,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s1_w222_k128_d3_sm80",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12784,7 +12784,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e4_w14_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e4_w14_c2", "1.39 times the estimate"),
                         ),
@@ -12794,7 +12794,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e4_w7_c4_sm86",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e4_w7_c4", "1.29 times the estimate"),
                         ),
@@ -12814,7 +12814,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w7_b4", "1.22 times the estimate"),
                         ),
@@ -12824,7 +12824,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e32_s8_w7_b4", "1.18 times the estimate"),
                         ),
@@ -12834,7 +12834,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w222_k128_d3_sm86",
                         first_token=17,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 261 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 261 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12843,7 +12843,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 296 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 296 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12852,7 +12852,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 270 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12861,7 +12861,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12870,7 +12870,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12879,7 +12879,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s8_w222_k64_d4_sm86",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12888,7 +12888,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12897,7 +12897,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12906,7 +12906,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s7_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12915,7 +12915,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12924,7 +12924,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s2_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -12933,7 +12933,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s1_w222_k64_d4_sm86",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13186,7 +13186,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w124_k128_d3_sm90",
                         first_token=25,
                         last_token=32,
-                        why="measured on NVIDIA H200",
+                        why="in launches of their own, as measured on NVIDIA H200, the gate's: resident_t32_e64_s16 needs sm_90a; this is the best that later chips can run",
                         rejected=(
                         ),
                     ),
@@ -13195,7 +13195,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e32_s8_w412_k128_d3_sm90",
                         first_token=33,
                         last_token=64,
-                        why="measured on NVIDIA H200",
+                        why="in launches of their own, as measured on NVIDIA H200, the gate's: resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run",
                         rejected=(
                         ),
                     ),
@@ -13281,7 +13281,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w14_c2_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w14_c2", "1.48 times the estimate"),
                         ),
@@ -13291,7 +13291,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w14_c2_sm100",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e3_w14_c2", "1.39 times the estimate"),
                         ),
@@ -13301,7 +13301,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w7_b4_sm100",
                         first_token=3,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w7_b4", "1.35 times the estimate"),
                         ),
@@ -13311,7 +13311,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e32_s8_w7_b4", "1.29 times the estimate"),
                         ),
@@ -13321,7 +13321,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w222_k128_d3_sm100",
                         first_token=17,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13330,7 +13330,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13339,7 +13339,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13348,7 +13348,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13357,7 +13357,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13366,7 +13366,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s8_w222_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13375,7 +13375,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e128_s3_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13384,7 +13384,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13393,7 +13393,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s2_w222_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13402,7 +13402,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s1_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13411,7 +13411,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13420,7 +13420,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13434,7 +13434,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t1_e3_w14_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w14_c2", "1.48 times the estimate"),
                         ),
@@ -13444,7 +13444,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_gemv_t2_e3_w14_c2_sm120",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e3_w14_c2", "1.39 times the estimate"),
                         ),
@@ -13454,7 +13454,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w7_b4", "1.35 times the estimate"),
                         ),
@@ -13464,7 +13464,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e32_s8_w7_b4", "1.29 times the estimate"),
                         ),
@@ -13474,7 +13474,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e32_s8_w222_k128_d3_sm120",
                         first_token=17,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13483,7 +13483,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 243 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 243 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13492,7 +13492,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s8_w222_k64_d4_sm120",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13501,7 +13501,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13510,7 +13510,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13519,7 +13519,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13528,7 +13528,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e64_s3_w222_k64_d4_sm120",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13537,7 +13537,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e96_s2_w222_k64_d4_sm120",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13546,7 +13546,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13555,7 +13555,7 @@ KERNELS = {
                         function="add_norm_a_gate_sigmoid_top8_7168x384_bf16_bf16_fp32_corrected_bounded_apart_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13599,7 +13599,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w16_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w16_c1", "1.57 times the estimate"),
                         ),
@@ -13609,7 +13609,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w16_c1_sm80",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e2_w16_c1", "1.52 times the estimate"),
                         ),
@@ -13619,7 +13619,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t4_e2_w16_c1_sm80",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e2_w16_c1", "1.43 times the estimate"),
                         ),
@@ -13629,7 +13629,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 43 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 43 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s8_w4_b4", "1.29 times the estimate"),
                         ),
@@ -13639,7 +13639,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w4_b4", "1.27 times the estimate"),
                         ),
@@ -13649,7 +13649,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s8_w4_b4_sm80",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13658,7 +13658,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w4_b4_sm80",
                         first_token=25,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13667,7 +13667,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s5_w7_b4_sm80",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 404 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 404 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13676,7 +13676,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s8_w8_b2_sm80",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 415 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 415 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13685,7 +13685,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 415 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 415 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13694,7 +13694,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13703,7 +13703,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13712,7 +13712,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13721,7 +13721,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13730,7 +13730,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13739,7 +13739,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13753,7 +13753,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e2_w16_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w16_c1", "1.57 times the estimate"),
                         ),
@@ -13763,7 +13763,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e2_w16_c1_sm86",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e2_w16_c1", "1.52 times the estimate"),
                         ),
@@ -13773,7 +13773,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t4_e2_w16_c1_sm86",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e2_w16_c1", "1.43 times the estimate"),
                         ),
@@ -13783,7 +13783,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 43 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 43 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s8_w4_b4", "1.29 times the estimate"),
                         ),
@@ -13793,7 +13793,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w4_b4", "1.27 times the estimate"),
                         ),
@@ -13803,7 +13803,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s8_w4_b4_sm86",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13812,7 +13812,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w4_b4_sm86",
                         first_token=25,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 262 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13821,7 +13821,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s5_w7_b4_sm86",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 318 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 318 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13830,7 +13830,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s8_w8_b2_sm86",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13839,7 +13839,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13848,7 +13848,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13857,7 +13857,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13866,7 +13866,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13875,7 +13875,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13884,7 +13884,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13893,7 +13893,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13902,7 +13902,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -13911,7 +13911,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14286,7 +14286,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e1_w16_c1", "1.58 times the estimate"),
                         ),
@@ -14296,7 +14296,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e1_w16_c1_sm100",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e1_w16_c1", "1.52 times the estimate"),
                         ),
@@ -14306,7 +14306,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w4_b4_sm100",
                         first_token=3,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s8_w4_b4", "1.45 times the estimate"),
                         ),
@@ -14316,7 +14316,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w4_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w4_b4", "1.41 times the estimate"),
                         ),
@@ -14326,7 +14326,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s8_w4_b4_sm100",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14335,7 +14335,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w4_b4_sm100",
                         first_token=25,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 297 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 297 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14344,7 +14344,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s5_w7_b4_sm100",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 403 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 403 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14353,7 +14353,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s8_w8_b2_sm100",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 416 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 416 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14362,7 +14362,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 416 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 416 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14371,7 +14371,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14380,7 +14380,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s6_w222_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14389,7 +14389,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14398,7 +14398,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e32_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14407,7 +14407,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14416,7 +14416,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14425,7 +14425,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14434,7 +14434,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14448,7 +14448,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t1_e1_w16_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e1_w16_c1", "1.58 times the estimate"),
                         ),
@@ -14458,7 +14458,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_gemv_t2_e1_w16_c1_sm120",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e1_w16_c1", "1.52 times the estimate"),
                         ),
@@ -14468,7 +14468,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e16_s8_w4_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s8_w4_b4", "1.45 times the estimate"),
                         ),
@@ -14478,7 +14478,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_split_k_t8_e32_s8_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w4_b4", "1.41 times the estimate"),
                         ),
@@ -14488,7 +14488,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t8_e32_s8_w4_b4_sm120",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14497,7 +14497,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s8_w4_b4_sm120",
                         first_token=25,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14506,7 +14506,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t16_e32_s5_w7_b4_sm120",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 252 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 252 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14515,7 +14515,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_split_k_t32_e32_s8_w8_b2_sm120",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 214 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 214 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14524,7 +14524,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 214 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 214 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14533,7 +14533,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14542,7 +14542,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14551,7 +14551,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s4_w222_k128_d3_sm120",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14560,7 +14560,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14569,7 +14569,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14578,7 +14578,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14587,7 +14587,7 @@ KERNELS = {
                         function="add_norm_a_gate_softmax_top8_4096x128_bf16_bf16_fp32_normalized_apart_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=2049,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14631,7 +14631,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w12_c1", "1.59 times the estimate"),
                         ),
@@ -14641,7 +14641,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w12_c1_sm80",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 115 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 115 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e2_w12_c1", "1.55 times the estimate"),
                         ),
@@ -14651,7 +14651,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t4_e2_w12_c1_sm80",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e2_w12_c1", "1.47 times the estimate"),
                         ),
@@ -14661,7 +14661,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm80",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s8_w4_b3", "1.29 times the estimate"),
                         ),
@@ -14671,7 +14671,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm80",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 154 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w5_b3", "1.28 times the estimate"),
                         ),
@@ -14681,7 +14681,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w4_b3_sm80",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 378 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 378 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14690,7 +14690,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e16_s6_w5_b3_sm80",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 378 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 378 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14699,7 +14699,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s8_w4_b3_sm80",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 437 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 437 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14708,7 +14708,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w5_b3_sm80",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 437 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 437 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14717,7 +14717,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s8_w4_b3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 419 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 419 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14726,7 +14726,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s6_w5_b3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 419 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 419 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14735,7 +14735,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 366 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14744,7 +14744,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s6_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 366 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14753,7 +14753,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s4_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 366 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14762,7 +14762,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 366 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14771,7 +14771,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 366 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14780,7 +14780,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 366 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14794,7 +14794,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e2_w12_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w12_c1", "1.59 times the estimate"),
                         ),
@@ -14804,7 +14804,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e2_w12_c1_sm86",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 115 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 115 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e2_w12_c1", "1.55 times the estimate"),
                         ),
@@ -14814,7 +14814,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t4_e2_w12_c1_sm86",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e2_w12_c1", "1.47 times the estimate"),
                         ),
@@ -14824,7 +14824,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm86",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s8_w4_b3", "1.29 times the estimate"),
                         ),
@@ -14834,7 +14834,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm86",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 154 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w5_b3", "1.27 times the estimate"),
                         ),
@@ -14844,7 +14844,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w4_b3_sm86",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 350 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 350 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14853,7 +14853,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e16_s6_w5_b3_sm86",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 350 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 350 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14862,7 +14862,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s8_w4_b3_sm86",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 368 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 368 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14871,7 +14871,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w5_b3_sm86",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 368 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 368 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14880,7 +14880,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s8_w4_b3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 316 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 316 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14889,7 +14889,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s6_w5_b3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 316 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 316 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14898,7 +14898,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 263 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14907,7 +14907,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s6_w222_k128_d3_sm86",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 263 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14916,7 +14916,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s4_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 263 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14925,7 +14925,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 263 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14934,7 +14934,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 263 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -14943,7 +14943,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 263 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 263 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15234,7 +15234,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e1_w12_c1", "1.60 times the estimate"),
                         ),
@@ -15244,7 +15244,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm100",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 115 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 115 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e1_w12_c1", "1.55 times the estimate"),
                         ),
@@ -15254,7 +15254,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm100",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e1_w12_c1", "1.48 times the estimate"),
                         ),
@@ -15264,7 +15264,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm100",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s8_w4_b3", "1.46 times the estimate"),
                         ),
@@ -15274,7 +15274,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm100",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 154 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w5_b3", "1.44 times the estimate"),
                         ),
@@ -15284,7 +15284,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w4_b3_sm100",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 377 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 377 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15293,7 +15293,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e16_s6_w5_b3_sm100",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 377 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 377 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15302,7 +15302,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s8_w4_b3_sm100",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 436 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 436 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15311,7 +15311,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w5_b3_sm100",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 436 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 436 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15320,7 +15320,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s8_w4_b3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 422 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 422 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15329,7 +15329,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s6_w5_b3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 422 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 422 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15338,7 +15338,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15347,7 +15347,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s6_w222_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15356,7 +15356,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s4_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15365,7 +15365,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s6_w222_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15374,7 +15374,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15383,7 +15383,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s2_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15392,7 +15392,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e128_s1_w124_k128_d3_sm100",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15401,7 +15401,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 370 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15415,7 +15415,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t1_e1_w12_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e1_w12_c1", "1.60 times the estimate"),
                         ),
@@ -15425,7 +15425,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t2_e1_w12_c1_sm120",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 115 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 115 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e1_w12_c1", "1.55 times the estimate"),
                         ),
@@ -15435,7 +15435,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_gemv_t4_e1_w12_c1_sm120",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e1_w12_c1", "1.48 times the estimate"),
                         ),
@@ -15445,7 +15445,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s8_w4_b3_sm120",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s8_w4_b3", "1.46 times the estimate"),
                         ),
@@ -15455,7 +15455,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_split_k_t8_e16_s6_w5_b3_sm120",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 154 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e16_s6_w5_b3", "1.44 times the estimate"),
                         ),
@@ -15465,7 +15465,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w4_b3_sm120",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 325 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 325 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15474,7 +15474,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e16_s6_w5_b3_sm120",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 325 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 325 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15483,7 +15483,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s8_w4_b3_sm120",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 300 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 300 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15492,7 +15492,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w5_b3_sm120",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 300 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 300 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15501,7 +15501,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s8_w4_b3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 227 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 227 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15510,7 +15510,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s6_w5_b3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 227 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 227 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15519,7 +15519,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15528,7 +15528,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15537,7 +15537,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s4_w222_k128_d3_sm120",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15546,7 +15546,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15555,7 +15555,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15564,7 +15564,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15573,7 +15573,7 @@ KERNELS = {
                         function="add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=2049,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 175 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15617,7 +15617,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w16_c1_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w16_c1", "1.22 times the estimate"),
                         ),
@@ -15627,7 +15627,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w16_c1_sm80",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e3_w16_c1", "1.19 times the estimate"),
                         ),
@@ -15637,7 +15637,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t4_e3_w16_c1_sm80",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e3_w16_c1", "1.15 times the estimate"),
                         ),
@@ -15647,7 +15647,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w4_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 43 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 43 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w4_b4", "1.11 times the estimate"),
                         ),
@@ -15657,7 +15657,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w4_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e32_s8_w4_b4", "1.10 times the estimate"),
                         ),
@@ -15667,7 +15667,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm80",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15676,7 +15676,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s5_w7_b4_sm80",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15685,7 +15685,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm80",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 404 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 404 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15694,7 +15694,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s6_w222_k128_d3_sm80",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 404 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 404 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15703,7 +15703,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 415 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 415 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15712,7 +15712,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 415 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 415 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15721,7 +15721,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15730,7 +15730,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15739,7 +15739,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s4_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15748,7 +15748,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s3_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15757,7 +15757,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15766,7 +15766,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s1_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15775,7 +15775,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s3_w222_k128_d3_sm80",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15784,7 +15784,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 389 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15798,7 +15798,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w16_c1_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w16_c1", "1.20 times the estimate"),
                         ),
@@ -15808,7 +15808,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w16_c1_sm86",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e3_w16_c1", "1.16 times the estimate"),
                         ),
@@ -15818,7 +15818,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t4_e3_w16_c1_sm86",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e3_w16_c1", "1.12 times the estimate"),
                         ),
@@ -15828,7 +15828,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w4_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 43 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 43 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w4_b4", "1.11 times the estimate"),
                         ),
@@ -15838,7 +15838,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w4_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e32_s8_w4_b4", "1.10 times the estimate"),
                         ),
@@ -15848,7 +15848,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm86",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 262 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 262 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15857,7 +15857,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s5_w7_b4_sm86",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 262 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15866,7 +15866,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm86",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 318 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 318 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15875,7 +15875,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s6_w222_k128_d3_sm86",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 318 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 318 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15884,7 +15884,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15893,7 +15893,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 298 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15902,7 +15902,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15911,7 +15911,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15920,7 +15920,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s4_w222_k128_d3_sm86",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15929,7 +15929,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15938,7 +15938,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15947,7 +15947,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s3_w222_k128_d3_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -15956,7 +15956,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s3_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 272 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16233,7 +16233,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s8_w8_b2_sm90",
                         first_token=49,
                         last_token=64,
-                        why="measured on NVIDIA H200",
+                        why="in launches of their own, as measured on NVIDIA H200, the gate's: resident_t32_e32_s6 needs sm_90a; this is the best that later chips can run",
                         rejected=(
                         ),
                     ),
@@ -16319,7 +16319,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w16_c1_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w16_c1", "1.23 times the estimate"),
                         ),
@@ -16329,7 +16329,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w16_c1_sm100",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e2_w16_c1", "1.20 times the estimate"),
                         ),
@@ -16339,7 +16339,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w4_b4_sm100",
                         first_token=3,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w4_b4", "1.16 times the estimate"),
                         ),
@@ -16349,7 +16349,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w4_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e32_s8_w4_b4", "1.15 times the estimate"),
                         ),
@@ -16359,7 +16359,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm100",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 297 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 297 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16368,7 +16368,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s5_w7_b4_sm100",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 297 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 297 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16377,7 +16377,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm100",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 403 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 403 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16386,7 +16386,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s6_w222_k128_d3_sm100",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 403 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 403 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16395,7 +16395,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 416 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 416 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16404,7 +16404,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 416 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 416 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16413,7 +16413,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16422,7 +16422,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s2_w124_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16431,7 +16431,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s4_w222_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16440,7 +16440,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16449,7 +16449,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e128_s2_w124_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16458,7 +16458,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16467,7 +16467,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 391 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16481,7 +16481,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e2_w16_c1_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 61 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e2_w16_c1", "1.23 times the estimate"),
                         ),
@@ -16491,7 +16491,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e2_w16_c1_sm120",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e2_w16_c1", "1.20 times the estimate"),
                         ),
@@ -16501,7 +16501,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w4_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 79 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w4_b4", "1.16 times the estimate"),
                         ),
@@ -16511,7 +16511,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w4_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 83 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e32_s8_w4_b4", "1.15 times the estimate"),
                         ),
@@ -16521,7 +16521,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t8_e32_s4_w8_b4_sm120",
                         first_token=17,
                         last_token=24,
-                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16530,7 +16530,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s5_w7_b4_sm120",
                         first_token=25,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16539,7 +16539,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_split_k_t16_e32_s4_w8_b4_sm120",
                         first_token=33,
                         last_token=48,
-                        why="between launches of the other stages, the gate's: cheapest of 252 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 252 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16548,7 +16548,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s6_w222_k128_d3_sm120",
                         first_token=49,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 252 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 252 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16557,7 +16557,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 214 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 214 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16566,7 +16566,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s6_w222_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 214 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 214 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16575,7 +16575,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s4_w222_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16584,7 +16584,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s2_w124_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16593,7 +16593,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=257,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16602,7 +16602,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s1_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16611,7 +16611,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16620,7 +16620,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_4096x256_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 189 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16663,7 +16663,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w14_c2_sm80",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e4_w14_c2", "1.19 times the estimate"),
                         ),
@@ -16673,7 +16673,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e4_w7_c4_sm80",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e4_w7_c4", "1.15 times the estimate"),
                         ),
@@ -16683,7 +16683,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t4_e4_w7_c4_sm80",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e4_w7_c4", "1.11 times the estimate"),
                         ),
@@ -16693,7 +16693,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm80",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w7_b4", "1.09 times the estimate"),
                         ),
@@ -16703,7 +16703,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w7_b4_sm80",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e32_s8_w7_b4", "1.08 times the estimate"),
                         ),
@@ -16713,7 +16713,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w222_k128_d3_sm80",
                         first_token=17,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16722,7 +16722,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm80",
                         first_token=33,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16731,7 +16731,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w222_k128_d3_sm80",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16740,7 +16740,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s8_w222_k128_d3_sm80",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16749,7 +16749,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s6_w222_k128_d3_sm80",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16758,7 +16758,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s8_w222_k128_d3_sm80",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16767,7 +16767,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s6_w222_k128_d3_sm80",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16776,7 +16776,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s4_w222_k128_d3_sm80",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16785,7 +16785,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16794,7 +16794,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s1_w222_k128_d3_sm80",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16803,7 +16803,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s2_w222_k128_d3_sm80",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16812,7 +16812,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s1_w222_k128_d3_sm80",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16826,7 +16826,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e4_w14_c2_sm86",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e4_w14_c2", "1.15 times the estimate"),
                         ),
@@ -16836,7 +16836,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e4_w7_c4_sm86",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e4_w7_c4", "1.11 times the estimate"),
                         ),
@@ -16846,7 +16846,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t4_e4_w7_c4_sm86",
                         first_token=3,
                         last_token=4,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t4_e4_w7_c4", "1.07 times the estimate"),
                         ),
@@ -16856,7 +16856,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm86",
                         first_token=5,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 52 legal variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w7_b4", "1.08 times the estimate"),
                         ),
@@ -16866,7 +16866,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w7_b4_sm86",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e32_s8_w7_b4", "1.07 times the estimate"),
                         ),
@@ -16876,7 +16876,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w222_k128_d3_sm86",
                         first_token=17,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 261 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 261 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16885,7 +16885,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm86",
                         first_token=33,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 296 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 296 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16894,7 +16894,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w222_k128_d3_sm86",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 270 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16903,7 +16903,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s8_w222_k128_d3_sm86",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 270 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16912,7 +16912,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s6_w222_k128_d3_sm86",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16921,7 +16921,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s8_w222_k64_d4_sm86",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16930,7 +16930,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s6_w222_k64_d4_sm86",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16939,7 +16939,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16948,7 +16948,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s7_w222_k64_d4_sm86",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16957,7 +16957,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s3_w222_k64_d4_sm86",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16966,7 +16966,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s2_w222_k64_d4_sm86",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -16975,7 +16975,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s1_w222_k64_d4_sm86",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17216,7 +17216,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w124_k128_d3_sm90",
                         first_token=17,
                         last_token=32,
-                        why="measured on NVIDIA H200",
+                        why="in launches of their own, as measured on NVIDIA H200, the gate's: resident_t24_e64_s16 needs sm_90a; this is the best that later chips can run",
                         rejected=(
                         ),
                     ),
@@ -17225,7 +17225,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e32_s8_w412_k128_d3_sm90",
                         first_token=33,
                         last_token=64,
-                        why="measured on NVIDIA H200",
+                        why="in launches of their own, as measured on NVIDIA H200, the gate's: resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run",
                         rejected=(
                         ),
                     ),
@@ -17311,7 +17311,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w14_c2_sm100",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w14_c2", "1.19 times the estimate"),
                         ),
@@ -17321,7 +17321,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w14_c2_sm100",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e3_w14_c2", "1.15 times the estimate"),
                         ),
@@ -17331,7 +17331,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm100",
                         first_token=3,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w7_b4", "1.14 times the estimate"),
                         ),
@@ -17341,7 +17341,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w7_b4_sm100",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e32_s8_w7_b4", "1.11 times the estimate"),
                         ),
@@ -17351,7 +17351,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w222_k128_d3_sm100",
                         first_token=17,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17360,7 +17360,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm100",
                         first_token=33,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17369,7 +17369,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w222_k128_d3_sm100",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17378,7 +17378,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s8_w222_k128_d3_sm100",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17387,7 +17387,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s8_w222_k128_d3_sm100",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17396,7 +17396,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s8_w222_k128_d3_sm100",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17405,7 +17405,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e128_s3_w124_k128_d3_sm100",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17414,7 +17414,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s2_w124_k128_d3_sm100",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17423,7 +17423,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s2_w222_k128_d3_sm100",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17432,7 +17432,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s1_w222_k128_d3_sm100",
                         first_token=1025,
                         last_token=2048,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17441,7 +17441,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s2_w222_k128_d3_sm100",
                         first_token=2049,
                         last_token=4096,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17450,7 +17450,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s1_w222_k128_d3_sm100",
                         first_token=4097,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 374 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17464,7 +17464,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t1_e3_w14_c2_sm120",
                         first_token=1,
                         last_token=1,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t1_e3_w14_c2", "1.19 times the estimate"),
                         ),
@@ -17474,7 +17474,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_gemv_t2_e3_w14_c2_sm120",
                         first_token=2,
                         last_token=2,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_gemv_t2_e3_w14_c2", "1.15 times the estimate"),
                         ),
@@ -17484,7 +17484,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t8_e32_s8_w7_b4_sm120",
                         first_token=3,
                         last_token=8,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t8_e32_s8_w7_b4", "1.14 times the estimate"),
                         ),
@@ -17494,7 +17494,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_split_k_t16_e32_s8_w7_b4_sm120",
                         first_token=9,
                         last_token=16,
-                        why="the gate's, with the other stages in its launch (no tuned table for this SM (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="the gate's, with the other stages in its launch: cheapest of 95 legal variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                             ("apart_split_k_t16_e32_s8_w7_b4", "1.11 times the estimate"),
                         ),
@@ -17504,7 +17504,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w222_k128_d3_sm120",
                         first_token=17,
                         last_token=32,
-                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 237 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17513,7 +17513,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm120",
                         first_token=33,
                         last_token=64,
-                        why="between launches of the other stages, the gate's: cheapest of 243 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 243 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17522,7 +17522,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w222_k64_d4_sm120",
                         first_token=65,
                         last_token=96,
-                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17531,7 +17531,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s4_w124_k128_d3_sm120",
                         first_token=97,
                         last_token=128,
-                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 202 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17540,7 +17540,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s3_w124_k128_d3_sm120",
                         first_token=129,
                         last_token=192,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17549,7 +17549,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=193,
                         last_token=256,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17558,7 +17558,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s3_w222_k64_d4_sm120",
                         first_token=257,
                         last_token=384,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17567,7 +17567,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s2_w222_k64_d4_sm120",
                         first_token=385,
                         last_token=512,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17576,7 +17576,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s2_w124_k128_d3_sm120",
                         first_token=513,
                         last_token=1024,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),
@@ -17585,7 +17585,7 @@ KERNELS = {
                         function="norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s1_w222_k64_d4_sm120",
                         first_token=1025,
                         last_token=None,
-                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
+                        why="between launches of the other stages, the gate's: cheapest of 181 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model)",
                         rejected=(
                         ),
                     ),

@@ -63,9 +63,13 @@ struct Variant {
   const char* function;
   cudaError_t (*launch)(const normgate_args&);
   int64_t workspace_bytes_per_token;
+  int64_t max_tokens;  // of a launch
 };
 
-// Tokens up to last_token (the last range: without end) go to a variant; null: to the reference composition.
+// Stands for no limit.
+constexpr int64_t kNoEnd = INT64_MAX;
+
+// Tokens up to last_token (the last range: kNoEnd) go to a variant; null: to the reference composition.
 struct Range {
   int64_t last_token;
   const Variant* variant;

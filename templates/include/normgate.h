@@ -52,16 +52,23 @@ struct normgate_args {
 // The function that serves num_tokens rows of a kernel on a chip of compute capability sm (90 for 9.0), or NULL.
 const char* normgate_select(const char* kernel, int sm, int64_t num_tokens);
 
+// The same without what needs a chip's whole room: where normgate_launch says cudaErrorInvalidClusterSize.
+const char* normgate_select_portable(const char* kernel, int sm, int64_t num_tokens);
+
 // Bytes of scratch that a function needs; 0 for most.
 int64_t normgate_workspace_bytes(const char* function, int64_t num_tokens);
 
-// Launches a function on args->stream. Returns the cudaError_t of the launch, or -1 for an unknown function.
+// Launches a function on args->stream. CTAs of a launch hand each other numbers in memory of the stream or, while it is
+// captured, of the capture: what was made of one captured graph twice must not run at the same time.
+//
+// Returns the cudaError_t of the launch, cudaErrorInvalidValue for a number of tokens
+// that normgate_select does not name it for, or -1 for an unknown function.
 int normgate_launch(const char* function, const struct normgate_args* args);
 
 // 1 if torch's current CUDA stream can be asked for (a CUDA build of torch is loaded), else 0.
 int normgate_has_stream_symbol(void);
 
-// What the library holds machine code for, as in "80,90,120+PTX120".
+// What the library holds machine code for, as in "80,90,120".
 const char* normgate_built_sms(void);
 
 #ifdef __cplusplus

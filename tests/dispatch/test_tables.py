@@ -15,6 +15,7 @@ import pytest
 
 from codegen import package, places
 from codegen.arch import SM_TARGETS
+from codegen.bench.native import LaunchArgs
 from codegen.toolkit import find_toolkit, host_compiler
 
 MORE = {
@@ -96,8 +97,9 @@ def build(request: pytest.FixtureRequest, objects: Path) -> tuple[tuple[int, ...
     defines = [f"-DNORMGATE_SM_{sm}=1" for sm in sms]
     _compile(objects, [*defines, "-shared", "dispatch_table.cpp", "dispatch.o", "stubs.o", "-o", library.name])
     loaded = ctypes.CDLL(str(library))
-    loaded.normgate_select.restype = loaded.normgate_built_sms.restype = ctypes.c_char_p
-    loaded.normgate_select.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int64]
+    loaded.normgate_built_sms.restype = ctypes.c_char_p
+    for select in (loaded.normgate_select, loaded.normgate_select_portable):
+        select.restype, select.argtypes = ctypes.c_char_p, [ctypes.c_char_p, ctypes.c_int, ctypes.c_int64]
     loaded.normgate_workspace_bytes.restype = ctypes.c_int64
     loaded.normgate_workspace_bytes.argtypes = [ctypes.c_char_p, ctypes.c_int64]
     return sms, loaded
@@ -142,6 +144,38 @@ def test_cpp_and_python_choose_the_same(build, tables):
                 assert device == 90 or "wgmma" not in (expected or ""), "only sm_90a has it"
                 served += expected is not None
     assert served or sms == (120,)
+
+
+def test_the_portable_choice_is_what_later_chips_run(build, tables):
+    sms, library = build
+    for kernel, whole in tables.KERNELS.items():
+        for group in as_built(whole, sms).groups:
+            served = group.portable_variants or group.variants
+            for device in set(group.sm_targets) & set(sms):
+                for count in counts(whole):
+                    expected = next(v.function for v in served if tables._serves(v, count)) or None
+                    found = library.normgate_select_portable(kernel.encode(), device, count)
+                    assert (found.decode() if found else None) == expected, (kernel, device, count)
+
+
+def test_a_function_is_launched_for_as_many_tokens_as_it_serves(build, tables):
+    """Beyond them a tile would write elsewhere, or a launch's counters end: an error, and no launch."""
+    sms, library = build
+    invalid, limited = 1, 0  # cudaErrorInvalidValue
+    for whole in tables.KERNELS.values():
+        for group in as_built(whole, sms).groups:
+            for variant in (*group.variants, *group.portable_variants):
+                if not variant.function:
+                    continue
+                served = [variant.first_token, variant.last_token or 1 << 40]
+                limit = re.search(r"_gemv_t(\d+)_", variant.function)
+                refused = [0, -1, *([int(limit[1]) + 1] if limit else [])]
+                for count, expected in [*((count, 0) for count in served), *((count, invalid) for count in refused)]:
+                    args = LaunchArgs(num_tokens=count)
+                    assert library.normgate_launch(variant.function.encode(), ctypes.byref(args)) == expected
+                limited += limit is not None
+    assert limited or not sms
+    assert library.normgate_launch(b"no_such_function", ctypes.byref(LaunchArgs(num_tokens=1))) == -1
 
 
 def test_a_whole_build_is_what_explain_says(build, tables):

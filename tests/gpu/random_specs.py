@@ -79,7 +79,7 @@ def _drawn(random: Random, name: str) -> dict[str, Any]:
             "groups": groups,
             "renormalize": seldom({"epsilon": one(0.0, 1e-20, 1e-6)}),
             "routed_scaling_factor": seldom(2.5, 1.0),
-            "softcap": seldom(30.0),
+            "softcap": seldom(one(2.0, 30.0)),
             "per_expert_scale": seldom(True, False),
             "router_logits": seldom(True, False),
             "ids_dtype": seldom("int64", "int32"),

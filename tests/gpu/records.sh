@@ -28,7 +28,7 @@ AWKWARD="smallest odd-7 odd-17 odd-17-rounded odd-258 fp16-a gate-bias qwen2-moe
 # Scores, groups, adds, scales and hand-overs that no shipped model has
 ROUTED="add-norm-gate deepseek-v2 deepseek-v4-flash-vision ernie-4.5 gemma-4 granite-4-h-small grok-1 images-in-groups
   llama-4-maverick minimax-text-01 nemotron-3-super qwen2-moe-a2.7b routed-1024 routed-258 routed-7
-  routed-gate-alone routed-rounded"
+  routed-gate-alone routed-rounded softcap-softmax"
 LANES="race paths shapes shipped tests specs random soak ptx80 ptx90"
 python="${PYTHON:-python3}"
 files() { for name in $1; do printf 'tests/specs/%s.yaml ' "$name"; done; }

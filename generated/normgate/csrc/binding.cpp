@@ -30,7 +30,12 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// CUDA remembers an error until somebody asks: left there, torch's next launch check would say it of an innocent
+// kernel.
+void forget_error() { static_cast<void>(cudaGetLastError()); }
+
 void check_cuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) forget_error();
   STD_TORCH_CHECK(error == cudaSuccess, "normgate: ", what, ": ", cudaGetErrorString(error));
 }
 
@@ -242,6 +247,7 @@ bool launch(const Problem& problem, const Facts& x, const Facts* residual, normg
   };
   cudaError_t error = launch_with_workspace();
   if (error == cudaErrorInvalidClusterSize) {  // chips of one SM differ in how large a cluster they have room for
+    forget_error();
     variant = find_portable_variant(*kernel, device_sm(device), num_tokens);
     if (variant == nullptr) return false;
     error = launch_with_workspace();

@@ -33,6 +33,14 @@ const Group* find_group(const Kernel& kernel, int sm) {
   return newest_sm <= sm ? newest : nullptr;
 }
 
+const Kernel* kernel_of(std::string_view name) {
+  const auto found =
+      std::find_if(kKernels.begin(), kKernels.end(), [&](const Kernel& kernel) { return name == kernel.name; });
+  return found == kKernels.end() ? nullptr : found;
+}
+
+const char* name_of(const Variant* variant) { return variant ? variant->function : nullptr; }
+
 const Variant* find_function(std::string_view function) {
   for (const Kernel& kernel : kKernels) {
     for (const Group& group : kernel.groups) {
@@ -75,13 +83,13 @@ const Variant* find_portable_variant(const Kernel& kernel, int sm, int64_t num_t
 #define NORMGATE_EXPORT extern "C" __attribute__((visibility("default")))
 
 NORMGATE_EXPORT const char* normgate_select(const char* kernel, int sm, int64_t num_tokens) {
-  for (const normgate::Kernel& candidate : normgate::kKernels) {
-    if (std::string_view(kernel) == candidate.name) {
-      const normgate::Variant* variant = normgate::find_variant(candidate, sm, num_tokens);
-      return variant ? variant->function : nullptr;
-    }
-  }
-  return nullptr;
+  const normgate::Kernel* found = normgate::kernel_of(kernel);
+  return found ? normgate::name_of(normgate::find_variant(*found, sm, num_tokens)) : nullptr;
+}
+
+NORMGATE_EXPORT const char* normgate_select_portable(const char* kernel, int sm, int64_t num_tokens) {
+  const normgate::Kernel* found = normgate::kernel_of(kernel);
+  return found ? normgate::name_of(normgate::find_portable_variant(*found, sm, num_tokens)) : nullptr;
 }
 
 NORMGATE_EXPORT int64_t normgate_workspace_bytes(const char* function, int64_t num_tokens) {
@@ -91,7 +99,9 @@ NORMGATE_EXPORT int64_t normgate_workspace_bytes(const char* function, int64_t n
 
 NORMGATE_EXPORT int normgate_launch(const char* function, const normgate_args* args) {
   const normgate::Variant* variant = normgate::find_function(function);
-  return variant ? static_cast<int>(variant->launch(*args)) : -1;
+  if (variant == nullptr) return -1;
+  if (args->num_tokens < 1 || args->num_tokens > variant->max_tokens) return cudaErrorInvalidValue;
+  return variant->launch(*args);
 }
 
 NORMGATE_EXPORT const char* normgate_built_sms(void) {

@@ -29,7 +29,10 @@ struct Memory {
 struct Registry {
   std::mutex mutex;
   std::map<Owner, std::vector<Memory>> owned;  // the last is in use; launches under way may use those before
-  std::map<int, std::vector<Memory>> free;     // given back, by device
+  std::map<int, std::vector<Memory>> free;     // by device
+
+  std::mutex gone_mutex;    // under which nobody calls CUDA
+  std::vector<Owner> gone;  // captures whose graphs are; their memory is free
 };
 
 Registry& registry() {
@@ -66,23 +69,35 @@ cudaError_t allocate_beside_captures(int64_t num_places, Memory* memory) {
   return error != cudaSuccess ? error : restored;
 }
 
-// A graph, and all that was made of it, is gone. CUDA calls this from a thread that must not call CUDA.
-void give_back(void* data) {
+// A graph, and all that was made of it, is gone. CUDA calls this from a thread that must not call CUDA, nor wait for
+// one that does.
+void note_gone(void* data) {
   const std::unique_ptr<Owner> owner(static_cast<Owner*>(data));
   Registry& all = registry();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  std::vector<Memory>& free = all.free[std::get<0>(*owner)];
-  const auto found = all.owned.find(*owner);
-  if (found == all.owned.end()) return;
-  free.insert(free.end(), found->second.begin(), found->second.end());
-  all.owned.erase(found);
+  const std::lock_guard<std::mutex> lock(all.gone_mutex);
+  all.gone.push_back(*owner);
+}
+
+void free_memory_of_gone(Registry& all) {
+  std::vector<Owner> gone;
+  {
+    const std::lock_guard<std::mutex> lock(all.gone_mutex);
+    gone.swap(all.gone);
+  }
+  for (const Owner& owner : gone) {
+    const auto found = all.owned.find(owner);
+    if (found == all.owned.end()) continue;
+    std::vector<Memory>& free = all.free[std::get<0>(owner)];
+    free.insert(free.end(), found->second.begin(), found->second.end());
+    all.owned.erase(found);
+  }
 }
 
 // Has a graph keep its owner's memory.
 cudaError_t keep_with(cudaGraph_t graph, const Owner& owner) {
   auto* data = new Owner(owner);
   cudaUserObject_t object = nullptr;
-  cudaError_t error = cudaUserObjectCreate(&object, data, give_back, 1, cudaUserObjectNoDestructorSync);
+  cudaError_t error = cudaUserObjectCreate(&object, data, note_gone, 1, cudaUserObjectNoDestructorSync);
   if (error != cudaSuccess) {
     delete data;
     return error;
@@ -115,6 +130,7 @@ cudaError_t prepare_handover(int64_t places, normgate_args* args) {
   const std::lock_guard<std::mutex> lock(all.mutex);
   std::vector<Memory>& owned = all.owned[owner];
   if (owned.empty() || owned.back().num_places < places) {
+    free_memory_of_gone(all);
     if (owned.empty() && captures && (error = keep_with(graph, owner)) != cudaSuccess) return error;
     std::vector<Memory>& free = all.free[device];
     const auto fits =

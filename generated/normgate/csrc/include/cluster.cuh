@@ -21,11 +21,6 @@ __device__ __forceinline__ uint32_t in_cta(const void* shared, uint32_t rank) {
 }
 // Stores into another CTA's shared memory, which count their bytes at a barrier there: whoever waits for the barrier
 // sees them. A barrier of the cluster would make every thread wait for all of its stores first.
-__device__ __forceinline__ void push(uint32_t address, float v, uint32_t barrier) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address), "f"(v),
-               "r"(barrier)
-               : "memory");
-}
 __device__ __forceinline__ void push4(uint32_t address, float4 v, uint32_t barrier) {
   asm volatile(
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),

@@ -13,7 +13,8 @@ constexpr int kTickets = 128;  // counters of a launch
 
 // Sets args->tickets, kTickets of them, all zero, and args->places, all empty (handover.cuh), to what no other launch
 // uses at the same time: the stream's own, or, while it is captured, the capture's. A launch leaves it as it was.
-// Memory is allocated where a stream or a capture asks for the first time, or for more places than before.
+// Memory is allocated where a stream or a capture asks for the first time, or for more places than before; that of a
+// stream, some 17 KB, stays.
 cudaError_t prepare_handover(int64_t places, normgate_args* args);
 
 }  // namespace normgate

@@ -9,7 +9,7 @@
 //   residual_out[m, k]  = round(residual[m, k] + x[m, k])
 //   score[m, n]         = sigmoid(router_logits[m, n])
 //   topk_ids[m, :]      = the 8 experts with the largest score[m, n] + e_score_correction_bias[n], the lower of equals
-//   topk_weights[m, i]  = routed_scaling_factor * score[m, i] / sum_j(score[m, j]); i and j among the chosen
+//   topk_weights[m, i]  = routed_scaling_factor * score[m, topk_ids[m, i]] / sum_j(score[m, topk_ids[m, j]])
 
 #include <cuda_runtime.h>
 
@@ -40,7 +40,7 @@ constexpr int kTopK = 8;
 constexpr int kGateTerms = 3;  // bf16 terms that hold a gate weight times a norm weight
 constexpr int kRowTerms = 1;   // bf16 terms that hold an activation exactly
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select: one warp chooses a token's experts: the largest, of equals the lowest. The lanes share the experts; lane i
 // ends with the i-th chosen.
 struct Select {
@@ -82,67 +82,65 @@ __device__ __forceinline__ void select_experts(const normgate_args& args, int64_
   for (int i = 0; i < S::kPerLane; ++i) score[i] = sigmoid(score[i]);
 
   // Stage: choice.
-  int chosen = 0;  // of lane i: the i-th expert
-  {
-    uint32_t key[S::kPerLane];  // 0: not to be chosen
+  int chosen = 0;             // of lane i: the i-th expert
+  uint32_t key[S::kPerLane];  // 0: not to be chosen
 #pragma unroll
-    for (int i = 0; i < S::kPerLane; ++i) {
-      key[i] = exists(i) ? ordered(score[i] + correction[i]) : 0;
-    }
-    // The top_k-th largest of the lanes' largest: at least top_k experts are as large, and seldom more than there is
-    // room for. Each of those then counts the ones before it, which is its place.
-    uint32_t largest_key = key[0];
+  for (int i = 0; i < S::kPerLane; ++i) {
+    key[i] = exists(i) ? ordered(score[i] + correction[i]) : 0;
+  }
+  // The top_k-th largest of the lanes' largest: at least top_k experts are as large, and seldom more than there is room
+  // for. Each of those then counts the ones before it, which is its place.
+  uint32_t largest_key = key[0];
 #pragma unroll
-    for (int i = 1; i < S::kPerLane; ++i) largest_key = max(largest_key, key[i]);
-    int larger = 0;
+  for (int i = 1; i < S::kPerLane; ++i) largest_key = max(largest_key, key[i]);
+  int larger = 0;
 #pragma unroll
-    for (int other = 0; other < 32; ++other) larger += __shfl_sync(kWholeWarp, largest_key, other) > largest_key;
-    const uint32_t least = max(__reduce_min_sync(kWholeWarp, larger < kTopK ? largest_key : ~0u), 1u);
-    __syncwarp();  // a token before may have been read from there
+  for (int other = 0; other < 32; ++other) larger += __shfl_sync(kWholeWarp, largest_key, other) > largest_key;
+  const uint32_t least = max(__reduce_min_sync(kWholeWarp, larger < kTopK ? largest_key : ~0u), 1u);
+  __syncwarp();  // a token before may have been read from there
 #pragma unroll
-    for (int c = lane; c < S::kCandidates; c += 32) scratch.candidate[c] = 0;
-    __syncwarp();
-    int candidates = 0;
+  for (int c = lane; c < S::kCandidates; c += 32) scratch.candidate[c] = 0;
+  __syncwarp();
+  int candidates = 0;
 #pragma unroll
-    for (int i = 0; i < S::kPerLane; ++i) {
-      const unsigned holders = __ballot_sync(kWholeWarp, key[i] >= least);
-      const int place = candidates + __popc(holders & ((1u << lane) - 1));
-      // Of equal keys the lower expert comes first.
-      if (key[i] >= least && place < S::kCandidates)
-        scratch.candidate[place] = uint64_t{key[i]} << 32 | (kNumExperts - expert_of(i));
-      candidates += __popc(holders);
-    }
-    __syncwarp();
-    if (candidates <= S::kCandidates) {
+  for (int i = 0; i < S::kPerLane; ++i) {
+    const unsigned holders = __ballot_sync(kWholeWarp, key[i] >= least);
+    const int place = candidates + __popc(holders & ((1u << lane) - 1));
+    // Of equal keys the lower expert comes first.
+    if (key[i] >= least && place < S::kCandidates)
+      scratch.candidate[place] = uint64_t{key[i]} << 32 | (kNumExperts - expert_of(i));
+    candidates += __popc(holders);
+  }
+  __syncwarp();
+  if (candidates <= S::kCandidates) {
 #pragma unroll
-      for (int c = lane; c < S::kCandidates; c += 32) {
-        const uint64_t mine = scratch.candidate[c];
-        int place = 0;
+    for (int c = lane; c < S::kCandidates; c += 32) {
+      const uint64_t mine = scratch.candidate[c];
+      int place = 0;
 #pragma unroll 1
-        for (int first = 0; first < candidates; first += 8) {
+      for (int first = 0; first < candidates; first += 8) {
 #pragma unroll
-          for (int i = 0; i < 8; ++i) place += scratch.candidate[first + i] > mine;
-        }
-        if (mine != 0 && place < kTopK) scratch.chosen[place] = kNumExperts - static_cast<int>(mine & 0xffffffffu);
+        for (int i = 0; i < 8; ++i) place += scratch.candidate[first + i] > mine;
       }
-      __syncwarp();
-      if (lane < kTopK) chosen = scratch.chosen[lane];
-    } else {
-      // One after the other.
+      if (mine != 0 && place < kTopK) scratch.chosen[place] = kNumExperts - static_cast<int>(mine & 0xffffffffu);
+    }
+    __syncwarp();
+    if (lane < kTopK) chosen = scratch.chosen[lane];
+  } else {
+    // One after the other.
 #pragma unroll 1
-      for (int round = 0; round < kTopK; ++round) {
-        uint32_t largest = key[0];
+    for (int round = 0; round < kTopK; ++round) {
+      uint32_t largest = key[0];
 #pragma unroll
-        for (int i = 1; i < S::kPerLane; ++i) largest = max(largest, key[i]);
-        largest = __reduce_max_sync(kWholeWarp, largest);
-        int lowest = kNumExperts;
+      for (int i = 1; i < S::kPerLane; ++i) largest = max(largest, key[i]);
+      largest = __reduce_max_sync(kWholeWarp, largest);
+      int lowest = kNumExperts;
 #pragma unroll
-        for (int i = S::kPerLane - 1; i >= 0; --i) lowest = key[i] == largest ? expert_of(i) : lowest;
-        const int expert = __reduce_min_sync(kWholeWarp, lowest);
-        if (lane == round) chosen = expert;
+      for (int i = S::kPerLane - 1; i >= 0; --i) lowest = key[i] == largest ? expert_of(i) : lowest;
+      const int expert = __reduce_min_sync(kWholeWarp, lowest);
+      if (lane == round) chosen = expert;
 #pragma unroll
-        for (int i = 0; i < S::kPerLane; ++i) key[i] = expert_of(i) == expert ? 0 : key[i];
-      }
+      for (int i = 0; i < S::kPerLane; ++i) key[i] = expert_of(i) == expert ? 0 : key[i];
     }
   }
 
@@ -181,7 +179,7 @@ __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t
   });
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // gemv: a CTA computes kExperts experts for kTokens tokens, hidden_size spread over its threads, in fp32 multiply-adds.
 // For the fewest tokens: every CTA reads all of x and widens it again, so its time grows with the token count.
 template <class V>
@@ -364,7 +362,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // split_k: tensor cores. A CTA holds a tile of kExperts experts (the 16-row side of the mma) over a slice of
 // hidden_size; the kSplit CTAs of a cluster hold the slices of one tile. Operands go from global memory to registers
 // and into the mma: no shared memory until the sums of the warps and CTAs meet, in a fixed order.
@@ -411,8 +409,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   auto* normed_x = static_cast<Activation*>(args.normed_x) + first_token * kHiddenSize;
   auto* residual_out = static_cast<Activation*>(args.residual_out) + first_token * kHiddenSize;
 
-  __shared__ float4
-      partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
+  // One column of padding against bank conflicts.
+  __shared__ float4 partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];
   __shared__ __align__(16) float partial_squares[V::kWarps][V::kTokens];
   __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
   __shared__ uint64_t squares_pushed;
@@ -522,12 +520,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
           for (int step = 0; step < 4; step += 2) {
 #pragma unroll
             for (int g = 0; g < kGateTerms; ++g) {
-#pragma unroll
-              for (int r = 0; r < kRowTerms; ++r) {
-                if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
-                             bottom[step + 1][g], row[step][r], row[step + 1][r]);
-              }
+              mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                           bottom[step + 1][g], row[step][0], row[step + 1][0]);
             }
           }
         }
@@ -659,7 +653,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // add: the residual stream's next rows, for a gate launched after it. One CTA a row.
 __device__ __forceinline__ void add_residual(const normgate_args& args) {
   const int64_t token = blockIdx.x;
@@ -675,7 +669,7 @@ __device__ __forceinline__ void add_residual(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select_rows: the selection alone, for logits that a launch before has written. A warp a row.
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
@@ -689,9 +683,8 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w12_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
+// gemv_t1_e2_w12_c1, 1 token: the gate's, with the other stages in its launch: cheapest of 72 legal variants of gemv
+// and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT1E2W12C1 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes
@@ -701,9 +694,8 @@ struct GemvT1E2W12C1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e2_w12_c1, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// gemv_t2_e2_w12_c1, 2 tokens: the gate's, with the other stages in its launch: cheapest of 90 legal variants of gemv
+// and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT2E2W12C1 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes
@@ -713,9 +705,8 @@ struct GemvT2E2W12C1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t4_e2_w12_c1, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 90 legal variants of gemv and split_k at 4 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// gemv_t4_e2_w12_c1, 3 to 4 tokens: the gate's, with the other stages in its launch: cheapest of 90 legal variants of
+// gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT4E2W12C1 {
   static constexpr int kTokens = 4;            // tokens that a CTA serves
   static constexpr int kExperts = 2;           // experts that a CTA computes
@@ -725,9 +716,8 @@ struct GemvT4E2W12C1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w4_b4, 5 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 54 legal variants of split_k and tiled and resident and wgmma at 8
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s6_w4_b4, 5 to 8 tokens: the gate's, with the other stages in its launch: cheapest of 54 legal
+// variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -739,9 +729,8 @@ struct SplitKT8E16S6W4B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 98 legal variants of split_k and tiled and resident and wgmma at 16
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: the gate's, with the other stages in its launch: cheapest of 98 legal
+// variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W4B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -851,8 +840,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 }
 
 // apart_split_k_t32_e16_s6_w8_b2, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 202
-// legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_split_k_t32_e16_s6_w8_b2_sm120(
     const normgate_args& given) {
@@ -870,8 +858,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 }
 
 // apart_tiled_t32_e16_s6_w214_k128_d3, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of
-// 202 legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 202 legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e16_s6_w214_k128_d3_sm120(
     const normgate_args& given) {
@@ -889,8 +876,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 }
 
 // apart_tiled_t32_e32_s6_w124_k128_d3, 33 to 64 tokens: between launches of the other stages, the gate's: cheapest of
-// 162 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 162 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s6_w124_k128_d3_sm120(
     const normgate_args& given) {
@@ -908,8 +894,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 }
 
 // apart_tiled_t32_e32_s4_w124_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of
-// 118 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 118 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s4_w124_k128_d3_sm120(
     const normgate_args& given) {
@@ -927,8 +912,8 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 }
 
 // apart_tiled_t32_e32_s3_w124_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of
-// 118 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 118 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s3_w124_k128_d3_sm120(
     const normgate_args& given) {
@@ -946,8 +931,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 }
 
 // apart_tiled_t32_e32_s2_w124_k128_d3, 129 to 256 tokens: between launches of the other stages, the gate's: cheapest of
-// 85 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 85 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s2_w124_k128_d3_sm120(
     const normgate_args& given) {
@@ -965,8 +949,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 }
 
 // apart_tiled_t32_e32_s1_w124_k128_d3, 257 to 512 tokens: between launches of the other stages, the gate's: cheapest of
-// 85 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 85 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t32_e32_s1_w124_k128_d3_sm120(
     const normgate_args& given) {
@@ -984,8 +967,7 @@ launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized
 }
 
 // apart_tiled_t64_e32_s1_w222_k64_d4, 513 tokens and more: between launches of the other stages, the gate's: cheapest
-// of 85 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 85 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_3072x256_bf16_fp32_fp32_corrected_normalized_apart_tiled_t64_e32_s1_w222_k64_d4_sm120(
     const normgate_args& given) {

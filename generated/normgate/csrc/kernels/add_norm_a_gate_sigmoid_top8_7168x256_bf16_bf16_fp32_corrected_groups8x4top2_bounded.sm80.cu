@@ -9,8 +9,9 @@
 //   residual_out[m, k]  = round(residual[m, k] + x[m, k])
 //   score[m, n]         = sigmoid(router_logits[m, n])
 //   topk_ids[m, :]      = the 8 experts of the 4 of 8 groups whose sum of the two largest is largest with the largest
-//   score[m, n] + e_score_correction_bias[n], the lower of equals topk_weights[m, i]  = routed_scaling_factor *
-//   score[m, i] / max(sum_j(score[m, j]) + epsilon, floor); i and j among the chosen
+//                         score[m, n] + e_score_correction_bias[n], the lower of equals
+//   topk_weights[m, i]  = routed_scaling_factor * score[m, topk_ids[m, i]] / max(sum_j(score[m, topk_ids[m, j]]) +
+//                         epsilon, floor)
 
 #include <cuda_runtime.h>
 
@@ -40,7 +41,7 @@ constexpr int kKeptGroups = 4;  // whose experts may be chosen
 constexpr int kGateTerms = 2;   // bf16 terms that hold a gate weight times a norm weight
 constexpr int kRowTerms = 1;    // bf16 terms that hold an activation exactly
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select: one warp chooses a token's experts: the largest, of equals the lowest. The lanes share the experts, each
 // group's among neighbours; lane i ends with the i-th chosen.
 struct Select {
@@ -86,91 +87,89 @@ __device__ __forceinline__ void select_experts(const normgate_args& args, int64_
   for (int i = 0; i < S::kPerLane; ++i) score[i] = sigmoid(score[i]);
 
   // Stage: choice.
-  int chosen = 0;  // of lane i: the i-th expert
-  {
-    uint32_t key[S::kPerLane];  // 0: not to be chosen
+  int chosen = 0;             // of lane i: the i-th expert
+  uint32_t key[S::kPerLane];  // 0: not to be chosen
 #pragma unroll
-    for (int i = 0; i < S::kPerLane; ++i) {
-      key[i] = exists(i) ? ordered(score[i] + correction[i]) : 0;
-    }
-    // Groups first: their score, and how many are better.
-    uint32_t first = 0, second = 0;
-    const auto add = [&](uint32_t candidate) {
-      second = max(second, min(first, candidate));
-      first = max(first, candidate);
-    };
+  for (int i = 0; i < S::kPerLane; ++i) {
+    key[i] = exists(i) ? ordered(score[i] + correction[i]) : 0;
+  }
+  // Groups first: their score, and how many are better.
+  uint32_t first = 0, second = 0;
+  const auto add = [&](uint32_t candidate) {
+    second = max(second, min(first, candidate));
+    first = max(first, candidate);
+  };
 #pragma unroll
-    for (int i = 0; i < S::kPerLane; ++i) add(key[i]);
+  for (int i = 0; i < S::kPerLane; ++i) add(key[i]);
 #pragma unroll
-    for (int offset = S::kGroupLanes / 2; offset > 0; offset /= 2) {
-      const uint32_t other_first = __shfl_xor_sync(kWholeWarp, first, offset);
-      const uint32_t other_second = __shfl_xor_sync(kWholeWarp, second, offset);
-      add(other_first);
-      add(other_second);
-    }
-    const uint32_t group_key = ordered(value_of(first) + value_of(second));
-    int better = 0;
+  for (int offset = S::kGroupLanes / 2; offset > 0; offset /= 2) {
+    const uint32_t other_first = __shfl_xor_sync(kWholeWarp, first, offset);
+    const uint32_t other_second = __shfl_xor_sync(kWholeWarp, second, offset);
+    add(other_first);
+    add(other_second);
+  }
+  const uint32_t group_key = ordered(value_of(first) + value_of(second));
+  int better = 0;
 #pragma unroll
-    for (int g = 0; g < kNumGroups; ++g) {
-      const uint32_t other = __shfl_sync(kWholeWarp, group_key, g * S::kGroupLanes);
-      better += other > group_key || (other == group_key && g < group);
-    }
+  for (int g = 0; g < kNumGroups; ++g) {
+    const uint32_t other = __shfl_sync(kWholeWarp, group_key, g * S::kGroupLanes);
+    better += other > group_key || (other == group_key && g < group);
+  }
 #pragma unroll
-    for (int i = 0; i < S::kPerLane; ++i) key[i] = better < kKeptGroups ? key[i] : 0;
-    // The top_k-th largest of the lanes' largest: at least top_k experts are as large, and seldom more than there is
-    // room for. Each of those then counts the ones before it, which is its place.
-    uint32_t largest_key = key[0];
+  for (int i = 0; i < S::kPerLane; ++i) key[i] = better < kKeptGroups ? key[i] : 0;
+  // The top_k-th largest of the lanes' largest: at least top_k experts are as large, and seldom more than there is room
+  // for. Each of those then counts the ones before it, which is its place.
+  uint32_t largest_key = key[0];
 #pragma unroll
-    for (int i = 1; i < S::kPerLane; ++i) largest_key = max(largest_key, key[i]);
-    int larger = 0;
+  for (int i = 1; i < S::kPerLane; ++i) largest_key = max(largest_key, key[i]);
+  int larger = 0;
 #pragma unroll
-    for (int other = 0; other < 32; ++other) larger += __shfl_sync(kWholeWarp, largest_key, other) > largest_key;
-    const uint32_t least = max(__reduce_min_sync(kWholeWarp, larger < kTopK ? largest_key : ~0u), 1u);
-    __syncwarp();  // a token before may have been read from there
+  for (int other = 0; other < 32; ++other) larger += __shfl_sync(kWholeWarp, largest_key, other) > largest_key;
+  const uint32_t least = max(__reduce_min_sync(kWholeWarp, larger < kTopK ? largest_key : ~0u), 1u);
+  __syncwarp();  // a token before may have been read from there
 #pragma unroll
-    for (int c = lane; c < S::kCandidates; c += 32) scratch.candidate[c] = 0;
-    __syncwarp();
-    int candidates = 0;
+  for (int c = lane; c < S::kCandidates; c += 32) scratch.candidate[c] = 0;
+  __syncwarp();
+  int candidates = 0;
 #pragma unroll
-    for (int i = 0; i < S::kPerLane; ++i) {
-      const unsigned holders = __ballot_sync(kWholeWarp, key[i] >= least);
-      const int place = candidates + __popc(holders & ((1u << lane) - 1));
-      // Of equal keys the lower expert comes first.
-      if (key[i] >= least && place < S::kCandidates)
-        scratch.candidate[place] = uint64_t{key[i]} << 32 | (kNumExperts - expert_of(i));
-      candidates += __popc(holders);
-    }
-    __syncwarp();
-    if (candidates <= S::kCandidates) {
+  for (int i = 0; i < S::kPerLane; ++i) {
+    const unsigned holders = __ballot_sync(kWholeWarp, key[i] >= least);
+    const int place = candidates + __popc(holders & ((1u << lane) - 1));
+    // Of equal keys the lower expert comes first.
+    if (key[i] >= least && place < S::kCandidates)
+      scratch.candidate[place] = uint64_t{key[i]} << 32 | (kNumExperts - expert_of(i));
+    candidates += __popc(holders);
+  }
+  __syncwarp();
+  if (candidates <= S::kCandidates) {
 #pragma unroll
-      for (int c = lane; c < S::kCandidates; c += 32) {
-        const uint64_t mine = scratch.candidate[c];
-        int place = 0;
+    for (int c = lane; c < S::kCandidates; c += 32) {
+      const uint64_t mine = scratch.candidate[c];
+      int place = 0;
 #pragma unroll 1
-        for (int first = 0; first < candidates; first += 8) {
+      for (int first = 0; first < candidates; first += 8) {
 #pragma unroll
-          for (int i = 0; i < 8; ++i) place += scratch.candidate[first + i] > mine;
-        }
-        if (mine != 0 && place < kTopK) scratch.chosen[place] = kNumExperts - static_cast<int>(mine & 0xffffffffu);
+        for (int i = 0; i < 8; ++i) place += scratch.candidate[first + i] > mine;
       }
-      __syncwarp();
-      if (lane < kTopK) chosen = scratch.chosen[lane];
-    } else {
-      // One after the other.
+      if (mine != 0 && place < kTopK) scratch.chosen[place] = kNumExperts - static_cast<int>(mine & 0xffffffffu);
+    }
+    __syncwarp();
+    if (lane < kTopK) chosen = scratch.chosen[lane];
+  } else {
+    // One after the other.
 #pragma unroll 1
-      for (int round = 0; round < kTopK; ++round) {
-        uint32_t largest = key[0];
+    for (int round = 0; round < kTopK; ++round) {
+      uint32_t largest = key[0];
 #pragma unroll
-        for (int i = 1; i < S::kPerLane; ++i) largest = max(largest, key[i]);
-        largest = __reduce_max_sync(kWholeWarp, largest);
-        int lowest = kNumExperts;
+      for (int i = 1; i < S::kPerLane; ++i) largest = max(largest, key[i]);
+      largest = __reduce_max_sync(kWholeWarp, largest);
+      int lowest = kNumExperts;
 #pragma unroll
-        for (int i = S::kPerLane - 1; i >= 0; --i) lowest = key[i] == largest ? expert_of(i) : lowest;
-        const int expert = __reduce_min_sync(kWholeWarp, lowest);
-        if (lane == round) chosen = expert;
+      for (int i = S::kPerLane - 1; i >= 0; --i) lowest = key[i] == largest ? expert_of(i) : lowest;
+      const int expert = __reduce_min_sync(kWholeWarp, lowest);
+      if (lane == round) chosen = expert;
 #pragma unroll
-        for (int i = 0; i < S::kPerLane; ++i) key[i] = expert_of(i) == expert ? 0 : key[i];
-      }
+      for (int i = 0; i < S::kPerLane; ++i) key[i] = expert_of(i) == expert ? 0 : key[i];
     }
   }
 
@@ -211,7 +210,7 @@ __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t
   });
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // gemv: a CTA computes kExperts experts for kTokens tokens, hidden_size spread over its threads, in fp32 multiply-adds.
 // For the fewest tokens: every CTA reads all of x and widens it again, so its time grows with the token count.
 template <class V>
@@ -240,7 +239,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
 
-  // Stage: weights. They depend on no kernel before, so they are on their way while it still runs.
+  // Stage: weights.
   Vec8<GateWeight> gate[V::kExperts][V::kChunks];
   Vec8<Activation> norm_weight[V::kChunks];
 #pragma unroll
@@ -257,21 +256,17 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     }
   }
 
-  // Stage: weights times norm weights, while the kernel before still runs. A loop of one turn (blockDim.y is 1), for
-  // out of it the compiler would move the products to where they are used, below the wait.
+  // Stage: weights times norm weights.
   float2 folded[V::kExperts][V::kChunks][4];
-#pragma unroll 1
-  for (unsigned once = 0; once < blockDim.y; ++once) {
 #pragma unroll
-    for (int c = 0; c < V::kChunks; ++c) {
+  for (int c = 0; c < V::kChunks; ++c) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 scale = Norm::scale(widen2(norm_weight[c], i));
+    for (int i = 0; i < 4; ++i) {
+      const float2 scale = Norm::scale(widen2(norm_weight[c], i));
 #pragma unroll
-        for (int e = 0; e < V::kExperts; ++e) {
-          const float2 weight = widen2(gate[e][c], i);
-          folded[e][c][i] = make_float2(weight.x * scale.x, weight.y * scale.y);
-        }
+      for (int e = 0; e < V::kExperts; ++e) {
+        const float2 weight = widen2(gate[e][c], i);
+        folded[e][c][i] = make_float2(weight.x * scale.x, weight.y * scale.y);
       }
     }
   }
@@ -391,7 +386,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // split_k: tensor cores. A CTA holds a tile of kExperts experts (the 16-row side of the mma) over a slice of
 // hidden_size; kSplit CTAs hold the slices of one tile. Operands go from global memory to registers and into the mma:
 // no shared memory until the sums of the warps and CTAs meet, in a fixed order.
@@ -433,8 +428,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   };
   Vec8<Activation> norm_weight[V::kBlocks];
 
-  __shared__ float4
-      partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
+  // One column of padding against bank conflicts.
+  __shared__ float4 partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];
 
   float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
@@ -443,7 +438,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   for (int round = 0; round < V::kRounds; ++round) {
     const auto block_k = [&](int block) { return first_k + (round * V::kBlocks + block) * 32; };
 
-    // Stage: weights, times the norm weight, as bf16 terms. The first round's are loaded before the wait.
+    // Stage: weights, times the norm weight, as bf16 terms.
     Vec8<GateWeight> raw[V::kBlocks][S::kExpertTiles][2];
 #pragma unroll
     for (int b = 0; b < V::kBlocks; ++b) {
@@ -506,12 +501,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
           for (int step = 0; step < 4; step += 2) {
 #pragma unroll
             for (int g = 0; g < kGateTerms; ++g) {
-#pragma unroll
-              for (int r = 0; r < kRowTerms; ++r) {
-                if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
-                             bottom[step + 1][g], row[step][r], row[step + 1][r]);
-              }
+              mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                           bottom[step + 1][g], row[step][0], row[step + 1][0]);
             }
           }
         }
@@ -551,7 +542,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // row_norm: one CTA norms one row, which it holds in registers between the sum of squares and the writing.
 struct RowNorm {
   static constexpr int kThreads = 256;
@@ -601,7 +592,7 @@ __device__ __forceinline__ float norm_row(const normgate_args& args, int64_t tok
   return rstd;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // finish: one CTA a row adds the slices' sums in their order and norms the row. Chips without clusters have no
 // faster way to meet that keeps the order of a sum fixed. Then a warp chooses the row's experts.
 template <class V>
@@ -629,7 +620,7 @@ __device__ __forceinline__ void finish(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // add: the residual stream's next rows, for a gate launched after it. One CTA a row.
 __device__ __forceinline__ void add_residual(const normgate_args& args) {
   const int64_t token = blockIdx.x;
@@ -643,7 +634,7 @@ __device__ __forceinline__ void add_residual(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select_rows: the selection alone, for logits that a launch before has written. A warp a row.
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
@@ -651,9 +642,8 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e3_w14_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
+// gemv_t1_e3_w14_c2, 1 token: the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv
+// and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT1E3W14C2 {
   static constexpr int kTokens = 1;     // tokens that a CTA serves
   static constexpr int kExperts = 3;    // experts that a CTA computes
@@ -662,9 +652,8 @@ struct GemvT1E3W14C2 {
   static constexpr int kGroup = 1;      // rows that a thread has on their way at once
 };
 
-// gemv_t2_e3_w14_c2, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// gemv_t2_e3_w14_c2, 2 tokens: the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv
+// and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT2E3W14C2 {
   static constexpr int kTokens = 2;     // tokens that a CTA serves
   static constexpr int kExperts = 3;    // experts that a CTA computes
@@ -673,9 +662,8 @@ struct GemvT2E3W14C2 {
   static constexpr int kGroup = 2;      // rows that a thread has on their way at once
 };
 
-// gemv_t4_e3_w7_c4, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// gemv_t4_e3_w7_c4, 3 to 4 tokens: the gate's, with the other stages in its launch: cheapest of 72 legal variants of
+// gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT4E3W7C4 {
   static constexpr int kTokens = 4;     // tokens that a CTA serves
   static constexpr int kExperts = 3;    // experts that a CTA computes
@@ -684,9 +672,8 @@ struct GemvT4E3W7C4 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e32_s8_w7_b4, 5 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w7_b4, 5 to 8 tokens: the gate's, with the other stages in its launch: cheapest of 52 legal
+// variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -698,9 +685,8 @@ struct SplitKT8E32S8W7B4 {
   static constexpr int64_t kWorkspaceRow = 256;  // sums of one token in the workspace
 };
 
-// split_k_t16_e16_s6_w8_b5, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w8_b5, 9 to 16 tokens: the gate's, with the other stages in its launch: cheapest of 95 legal
+// variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W8B5 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -838,8 +824,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_split_k_t8_e32_s8_w7_b4, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 305
-// legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t8_e32_s8_w7_b4_sm80(
     const normgate_args& given) {
@@ -857,8 +842,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_split_k_t32_e16_s6_w8_b5, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 305
-// legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t32_e16_s6_w8_b5_sm80(
     const normgate_args& given) {
@@ -876,8 +860,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_split_k_t16_e32_s8_w7_b4, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 394
-// legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_split_k_t16_e32_s8_w7_b4_sm80(
     const normgate_args& given) {
@@ -895,8 +878,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_tiled_t32_e32_s6_w222_k128_d3, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of
-// 394 legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 394 legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e32_s6_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -914,8 +896,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_tiled_t32_e64_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of
-// 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e64_s8_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -933,8 +914,8 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_tiled_t32_e96_s8_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of
-// 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t32_e96_s8_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -952,8 +933,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_tiled_t64_e64_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of
-// 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s8_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -971,8 +951,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_tiled_t64_e64_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of
-// 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e64_s6_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -990,8 +969,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_tiled_t64_e128_s8_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest
-// of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s8_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -1009,8 +987,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_tiled_t64_e128_s6_w222_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest
-// of 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s6_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -1028,8 +1005,7 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_tiled_t64_e128_s3_w222_k128_d3, 513 to 4096 tokens: between launches of the other stages, the gate's: cheapest
-// of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s3_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -1047,8 +1023,8 @@ launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4t
 }
 
 // apart_tiled_t64_e128_s2_w222_k128_d3, 4097 tokens and more: between launches of the other stages, the gate's:
-// cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM
-// (python build.py tune); cost model).
+// cheapest of 374 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 cudaError_t
 launch_add_norm_a_gate_sigmoid_top8_7168x256_bf16_bf16_fp32_corrected_groups8x4top2_bounded_apart_tiled_t64_e128_s2_w222_k128_d3_sm80(
     const normgate_args& given) {

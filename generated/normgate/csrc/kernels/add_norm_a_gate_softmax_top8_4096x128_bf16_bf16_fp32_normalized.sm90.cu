@@ -9,7 +9,7 @@
 //   residual_out[m, k]  = round(residual[m, k] + x[m, k])
 //   score[m, n]         = softmax(router_logits[m, :])[n]
 //   topk_ids[m, :]      = the 8 experts with the largest score[m, n], the lower of equals
-//   topk_weights[m, i]  = routed_scaling_factor * score[m, i] / sum_j(score[m, j]); i and j among the chosen
+//   topk_weights[m, i]  = routed_scaling_factor * score[m, topk_ids[m, i]] / sum_j(score[m, topk_ids[m, j]])
 
 #include <cuda_runtime.h>
 
@@ -40,7 +40,7 @@ constexpr int kTopK = 8;
 constexpr int kGateTerms = 2;  // bf16 terms that hold a gate weight times a norm weight
 constexpr int kRowTerms = 1;   // bf16 terms that hold an activation exactly
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select: one warp chooses a token's experts: the largest, of equals the lowest. The lanes share the experts; lane i
 // ends with the i-th chosen.
 struct Select {
@@ -79,67 +79,65 @@ __device__ __forceinline__ void select_experts(const normgate_args& args, int64_
   for (int i = 0; i < S::kPerLane; ++i) score[i] = exists(i) ? finite_or_least(score[i]) : -INFINITY;
 
   // Stage: choice.
-  int chosen = 0;  // of lane i: the i-th expert
-  {
-    uint32_t key[S::kPerLane];  // 0: not to be chosen
+  int chosen = 0;             // of lane i: the i-th expert
+  uint32_t key[S::kPerLane];  // 0: not to be chosen
 #pragma unroll
-    for (int i = 0; i < S::kPerLane; ++i) {
-      key[i] = exists(i) ? ordered(score[i]) : 0;
-    }
-    // The top_k-th largest of the lanes' largest: at least top_k experts are as large, and seldom more than there is
-    // room for. Each of those then counts the ones before it, which is its place.
-    uint32_t largest_key = key[0];
+  for (int i = 0; i < S::kPerLane; ++i) {
+    key[i] = exists(i) ? ordered(score[i]) : 0;
+  }
+  // The top_k-th largest of the lanes' largest: at least top_k experts are as large, and seldom more than there is room
+  // for. Each of those then counts the ones before it, which is its place.
+  uint32_t largest_key = key[0];
 #pragma unroll
-    for (int i = 1; i < S::kPerLane; ++i) largest_key = max(largest_key, key[i]);
-    int larger = 0;
+  for (int i = 1; i < S::kPerLane; ++i) largest_key = max(largest_key, key[i]);
+  int larger = 0;
 #pragma unroll
-    for (int other = 0; other < 32; ++other) larger += __shfl_sync(kWholeWarp, largest_key, other) > largest_key;
-    const uint32_t least = max(__reduce_min_sync(kWholeWarp, larger < kTopK ? largest_key : ~0u), 1u);
-    __syncwarp();  // a token before may have been read from there
+  for (int other = 0; other < 32; ++other) larger += __shfl_sync(kWholeWarp, largest_key, other) > largest_key;
+  const uint32_t least = max(__reduce_min_sync(kWholeWarp, larger < kTopK ? largest_key : ~0u), 1u);
+  __syncwarp();  // a token before may have been read from there
 #pragma unroll
-    for (int c = lane; c < S::kCandidates; c += 32) scratch.candidate[c] = 0;
-    __syncwarp();
-    int candidates = 0;
+  for (int c = lane; c < S::kCandidates; c += 32) scratch.candidate[c] = 0;
+  __syncwarp();
+  int candidates = 0;
 #pragma unroll
-    for (int i = 0; i < S::kPerLane; ++i) {
-      const unsigned holders = __ballot_sync(kWholeWarp, key[i] >= least);
-      const int place = candidates + __popc(holders & ((1u << lane) - 1));
-      // Of equal keys the lower expert comes first.
-      if (key[i] >= least && place < S::kCandidates)
-        scratch.candidate[place] = uint64_t{key[i]} << 32 | (kNumExperts - expert_of(i));
-      candidates += __popc(holders);
-    }
-    __syncwarp();
-    if (candidates <= S::kCandidates) {
+  for (int i = 0; i < S::kPerLane; ++i) {
+    const unsigned holders = __ballot_sync(kWholeWarp, key[i] >= least);
+    const int place = candidates + __popc(holders & ((1u << lane) - 1));
+    // Of equal keys the lower expert comes first.
+    if (key[i] >= least && place < S::kCandidates)
+      scratch.candidate[place] = uint64_t{key[i]} << 32 | (kNumExperts - expert_of(i));
+    candidates += __popc(holders);
+  }
+  __syncwarp();
+  if (candidates <= S::kCandidates) {
 #pragma unroll
-      for (int c = lane; c < S::kCandidates; c += 32) {
-        const uint64_t mine = scratch.candidate[c];
-        int place = 0;
+    for (int c = lane; c < S::kCandidates; c += 32) {
+      const uint64_t mine = scratch.candidate[c];
+      int place = 0;
 #pragma unroll 1
-        for (int first = 0; first < candidates; first += 8) {
+      for (int first = 0; first < candidates; first += 8) {
 #pragma unroll
-          for (int i = 0; i < 8; ++i) place += scratch.candidate[first + i] > mine;
-        }
-        if (mine != 0 && place < kTopK) scratch.chosen[place] = kNumExperts - static_cast<int>(mine & 0xffffffffu);
+        for (int i = 0; i < 8; ++i) place += scratch.candidate[first + i] > mine;
       }
-      __syncwarp();
-      if (lane < kTopK) chosen = scratch.chosen[lane];
-    } else {
-      // One after the other.
+      if (mine != 0 && place < kTopK) scratch.chosen[place] = kNumExperts - static_cast<int>(mine & 0xffffffffu);
+    }
+    __syncwarp();
+    if (lane < kTopK) chosen = scratch.chosen[lane];
+  } else {
+    // One after the other.
 #pragma unroll 1
-      for (int round = 0; round < kTopK; ++round) {
-        uint32_t largest = key[0];
+    for (int round = 0; round < kTopK; ++round) {
+      uint32_t largest = key[0];
 #pragma unroll
-        for (int i = 1; i < S::kPerLane; ++i) largest = max(largest, key[i]);
-        largest = __reduce_max_sync(kWholeWarp, largest);
-        int lowest = kNumExperts;
+      for (int i = 1; i < S::kPerLane; ++i) largest = max(largest, key[i]);
+      largest = __reduce_max_sync(kWholeWarp, largest);
+      int lowest = kNumExperts;
 #pragma unroll
-        for (int i = S::kPerLane - 1; i >= 0; --i) lowest = key[i] == largest ? expert_of(i) : lowest;
-        const int expert = __reduce_min_sync(kWholeWarp, lowest);
-        if (lane == round) chosen = expert;
+      for (int i = S::kPerLane - 1; i >= 0; --i) lowest = key[i] == largest ? expert_of(i) : lowest;
+      const int expert = __reduce_min_sync(kWholeWarp, lowest);
+      if (lane == round) chosen = expert;
 #pragma unroll
-        for (int i = 0; i < S::kPerLane; ++i) key[i] = expert_of(i) == expert ? 0 : key[i];
-      }
+      for (int i = 0; i < S::kPerLane; ++i) key[i] = expert_of(i) == expert ? 0 : key[i];
     }
   }
 
@@ -180,7 +178,7 @@ __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t
   });
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // gemv: a CTA computes kExperts experts for kTokens tokens, hidden_size spread over its threads, in fp32 multiply-adds.
 // For the fewest tokens: every CTA reads all of x and widens it again, so its time grows with the token count.
 template <class V>
@@ -359,7 +357,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // split_k: tensor cores. A CTA holds a tile of kExperts experts (the 16-row side of the mma) over a slice of
 // hidden_size; the kSplit CTAs of a cluster hold the slices of one tile. Operands go from global memory to registers
 // and into the mma: no shared memory until the sums of the warps and CTAs meet, in a fixed order.
@@ -406,8 +404,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   auto* normed_x = static_cast<Activation*>(args.normed_x) + first_token * kHiddenSize;
   auto* residual_out = static_cast<Activation*>(args.residual_out) + first_token * kHiddenSize;
 
-  __shared__ float4
-      partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
+  // One column of padding against bank conflicts.
+  __shared__ float4 partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];
   __shared__ __align__(16) float partial_squares[V::kWarps][V::kTokens];
   __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
   __shared__ uint64_t squares_pushed;
@@ -512,12 +510,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
           for (int step = 0; step < 4; step += 2) {
 #pragma unroll
             for (int g = 0; g < kGateTerms; ++g) {
-#pragma unroll
-              for (int r = 0; r < kRowTerms; ++r) {
-                if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
-                             bottom[step + 1][g], row[step][r], row[step + 1][r]);
-              }
+              mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                           bottom[step + 1][g], row[step][0], row[step + 1][0]);
             }
           }
         }
@@ -649,7 +643,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // add: the residual stream's next rows, for a gate launched after it. One CTA a row.
 __device__ __forceinline__ void add_residual(const normgate_args& args) {
   const int64_t token = blockIdx.x;
@@ -665,7 +659,7 @@ __device__ __forceinline__ void add_residual(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select_rows: the selection alone, for logits that a launch before has written. A warp a row.
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;

@@ -9,7 +9,7 @@
 //   residual_out[m, k]  = round(residual[m, k] + x[m, k])
 //   score[m, n]         = router_logits[m, n]
 //   topk_ids[m, :]      = the 4 experts with the largest score[m, n], the lower of equals
-//   topk_weights[m, i]  = routed_scaling_factor * softmax(score[m, topk_ids[m, :]])[i]; i and j among the chosen
+//   topk_weights[m, i]  = routed_scaling_factor * softmax(score[m, topk_ids[m, :]])[i]
 
 #include <cuda_runtime.h>
 
@@ -37,7 +37,7 @@ constexpr int kTopK = 4;
 constexpr int kGateTerms = 2;  // bf16 terms that hold a gate weight times a norm weight
 constexpr int kRowTerms = 1;   // bf16 terms that hold an activation exactly
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select: one warp chooses a token's experts: the largest, of equals the lowest. The lanes share the experts; lane i
 // ends with the i-th chosen.
 struct Select {
@@ -76,67 +76,65 @@ __device__ __forceinline__ void select_experts(const normgate_args& args, int64_
   for (int i = 0; i < S::kPerLane; ++i) score[i] = exists(i) ? finite_or_least(score[i]) : -INFINITY;
 
   // Stage: choice.
-  int chosen = 0;  // of lane i: the i-th expert
-  {
-    uint32_t key[S::kPerLane];  // 0: not to be chosen
+  int chosen = 0;             // of lane i: the i-th expert
+  uint32_t key[S::kPerLane];  // 0: not to be chosen
 #pragma unroll
-    for (int i = 0; i < S::kPerLane; ++i) {
-      key[i] = exists(i) ? ordered(score[i]) : 0;
-    }
-    // The top_k-th largest of the lanes' largest: at least top_k experts are as large, and seldom more than there is
-    // room for. Each of those then counts the ones before it, which is its place.
-    uint32_t largest_key = key[0];
+  for (int i = 0; i < S::kPerLane; ++i) {
+    key[i] = exists(i) ? ordered(score[i]) : 0;
+  }
+  // The top_k-th largest of the lanes' largest: at least top_k experts are as large, and seldom more than there is room
+  // for. Each of those then counts the ones before it, which is its place.
+  uint32_t largest_key = key[0];
 #pragma unroll
-    for (int i = 1; i < S::kPerLane; ++i) largest_key = max(largest_key, key[i]);
-    int larger = 0;
+  for (int i = 1; i < S::kPerLane; ++i) largest_key = max(largest_key, key[i]);
+  int larger = 0;
 #pragma unroll
-    for (int other = 0; other < 32; ++other) larger += __shfl_sync(kWholeWarp, largest_key, other) > largest_key;
-    const uint32_t least = max(__reduce_min_sync(kWholeWarp, larger < kTopK ? largest_key : ~0u), 1u);
-    __syncwarp();  // a token before may have been read from there
+  for (int other = 0; other < 32; ++other) larger += __shfl_sync(kWholeWarp, largest_key, other) > largest_key;
+  const uint32_t least = max(__reduce_min_sync(kWholeWarp, larger < kTopK ? largest_key : ~0u), 1u);
+  __syncwarp();  // a token before may have been read from there
 #pragma unroll
-    for (int c = lane; c < S::kCandidates; c += 32) scratch.candidate[c] = 0;
-    __syncwarp();
-    int candidates = 0;
+  for (int c = lane; c < S::kCandidates; c += 32) scratch.candidate[c] = 0;
+  __syncwarp();
+  int candidates = 0;
 #pragma unroll
-    for (int i = 0; i < S::kPerLane; ++i) {
-      const unsigned holders = __ballot_sync(kWholeWarp, key[i] >= least);
-      const int place = candidates + __popc(holders & ((1u << lane) - 1));
-      // Of equal keys the lower expert comes first.
-      if (key[i] >= least && place < S::kCandidates)
-        scratch.candidate[place] = uint64_t{key[i]} << 32 | (kNumExperts - expert_of(i));
-      candidates += __popc(holders);
-    }
-    __syncwarp();
-    if (candidates <= S::kCandidates) {
+  for (int i = 0; i < S::kPerLane; ++i) {
+    const unsigned holders = __ballot_sync(kWholeWarp, key[i] >= least);
+    const int place = candidates + __popc(holders & ((1u << lane) - 1));
+    // Of equal keys the lower expert comes first.
+    if (key[i] >= least && place < S::kCandidates)
+      scratch.candidate[place] = uint64_t{key[i]} << 32 | (kNumExperts - expert_of(i));
+    candidates += __popc(holders);
+  }
+  __syncwarp();
+  if (candidates <= S::kCandidates) {
 #pragma unroll
-      for (int c = lane; c < S::kCandidates; c += 32) {
-        const uint64_t mine = scratch.candidate[c];
-        int place = 0;
+    for (int c = lane; c < S::kCandidates; c += 32) {
+      const uint64_t mine = scratch.candidate[c];
+      int place = 0;
 #pragma unroll 1
-        for (int first = 0; first < candidates; first += 8) {
+      for (int first = 0; first < candidates; first += 8) {
 #pragma unroll
-          for (int i = 0; i < 8; ++i) place += scratch.candidate[first + i] > mine;
-        }
-        if (mine != 0 && place < kTopK) scratch.chosen[place] = kNumExperts - static_cast<int>(mine & 0xffffffffu);
+        for (int i = 0; i < 8; ++i) place += scratch.candidate[first + i] > mine;
       }
-      __syncwarp();
-      if (lane < kTopK) chosen = scratch.chosen[lane];
-    } else {
-      // One after the other.
+      if (mine != 0 && place < kTopK) scratch.chosen[place] = kNumExperts - static_cast<int>(mine & 0xffffffffu);
+    }
+    __syncwarp();
+    if (lane < kTopK) chosen = scratch.chosen[lane];
+  } else {
+    // One after the other.
 #pragma unroll 1
-      for (int round = 0; round < kTopK; ++round) {
-        uint32_t largest = key[0];
+    for (int round = 0; round < kTopK; ++round) {
+      uint32_t largest = key[0];
 #pragma unroll
-        for (int i = 1; i < S::kPerLane; ++i) largest = max(largest, key[i]);
-        largest = __reduce_max_sync(kWholeWarp, largest);
-        int lowest = kNumExperts;
+      for (int i = 1; i < S::kPerLane; ++i) largest = max(largest, key[i]);
+      largest = __reduce_max_sync(kWholeWarp, largest);
+      int lowest = kNumExperts;
 #pragma unroll
-        for (int i = S::kPerLane - 1; i >= 0; --i) lowest = key[i] == largest ? expert_of(i) : lowest;
-        const int expert = __reduce_min_sync(kWholeWarp, lowest);
-        if (lane == round) chosen = expert;
+      for (int i = S::kPerLane - 1; i >= 0; --i) lowest = key[i] == largest ? expert_of(i) : lowest;
+      const int expert = __reduce_min_sync(kWholeWarp, lowest);
+      if (lane == round) chosen = expert;
 #pragma unroll
-        for (int i = 0; i < S::kPerLane; ++i) key[i] = expert_of(i) == expert ? 0 : key[i];
-      }
+      for (int i = 0; i < S::kPerLane; ++i) key[i] = expert_of(i) == expert ? 0 : key[i];
     }
   }
 
@@ -177,7 +175,7 @@ __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t
   });
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // gemv: a CTA computes kExperts experts for kTokens tokens, hidden_size spread over its threads, in fp32 multiply-adds.
 // For the fewest tokens: every CTA reads all of x and widens it again, so its time grows with the token count.
 template <class V>
@@ -202,7 +200,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
                                            : zeros<Activation>();
   };
 
-  // Stage: weights. They depend on no kernel before, so they are on their way while it still runs.
+  // Stage: weights.
   Vec8<GateWeight> gate[V::kExperts][V::kChunks];
   Vec8<Activation> norm_weight[V::kChunks];
 #pragma unroll
@@ -219,21 +217,17 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     }
   }
 
-  // Stage: weights times norm weights, while the kernel before still runs. A loop of one turn (blockDim.y is 1), for
-  // out of it the compiler would move the products to where they are used, below the wait.
+  // Stage: weights times norm weights.
   float2 folded[V::kExperts][V::kChunks][4];
-#pragma unroll 1
-  for (unsigned once = 0; once < blockDim.y; ++once) {
 #pragma unroll
-    for (int c = 0; c < V::kChunks; ++c) {
+  for (int c = 0; c < V::kChunks; ++c) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 scale = Norm::scale(widen2(norm_weight[c], i));
+    for (int i = 0; i < 4; ++i) {
+      const float2 scale = Norm::scale(widen2(norm_weight[c], i));
 #pragma unroll
-        for (int e = 0; e < V::kExperts; ++e) {
-          const float2 weight = widen2(gate[e][c], i);
-          folded[e][c][i] = make_float2(weight.x * scale.x, weight.y * scale.y);
-        }
+      for (int e = 0; e < V::kExperts; ++e) {
+        const float2 weight = widen2(gate[e][c], i);
+        folded[e][c][i] = make_float2(weight.x * scale.x, weight.y * scale.y);
       }
     }
   }
@@ -354,7 +348,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // split_k: tensor cores. A CTA holds a tile of kExperts experts (the 16-row side of the mma) over a slice of
 // hidden_size; kSplit CTAs hold the slices of one tile. Operands go from global memory to registers and into the mma:
 // no shared memory until the sums of the warps and CTAs meet, in a fixed order.
@@ -396,8 +390,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   };
   Vec8<Activation> norm_weight[V::kBlocks];
 
-  __shared__ float4
-      partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
+  // One column of padding against bank conflicts.
+  __shared__ float4 partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];
 
   float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
@@ -406,7 +400,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   for (int round = 0; round < V::kRounds; ++round) {
     const auto block_k = [&](int block) { return first_k + (round * V::kBlocks + block) * 32; };
 
-    // Stage: weights, times the norm weight, as bf16 terms. The first round's are loaded before the wait.
+    // Stage: weights, times the norm weight, as bf16 terms.
     Vec8<GateWeight> raw[V::kBlocks][S::kExpertTiles][2];
 #pragma unroll
     for (int b = 0; b < V::kBlocks; ++b) {
@@ -469,12 +463,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
           for (int step = 0; step < 4; step += 2) {
 #pragma unroll
             for (int g = 0; g < kGateTerms; ++g) {
-#pragma unroll
-              for (int r = 0; r < kRowTerms; ++r) {
-                if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
-                             bottom[step + 1][g], row[step][r], row[step + 1][r]);
-              }
+              mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                           bottom[step + 1][g], row[step][0], row[step + 1][0]);
             }
           }
         }
@@ -514,7 +504,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // row_norm: one CTA norms one row, which it holds in registers between the sum of squares and the writing.
 struct RowNorm {
   static constexpr int kThreads = 256;
@@ -564,7 +554,7 @@ __device__ __forceinline__ float norm_row(const normgate_args& args, int64_t tok
   return rstd;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // finish: one CTA a row adds the slices' sums in their order and norms the row. Chips without clusters have no
 // faster way to meet that keeps the order of a sum fixed. Then a warp chooses the row's experts.
 template <class V>
@@ -597,7 +587,7 @@ __device__ __forceinline__ void finish(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // add: the residual stream's next rows, for a gate launched after it. One CTA a row.
 __device__ __forceinline__ void add_residual(const normgate_args& args) {
   const int64_t token = blockIdx.x;
@@ -611,7 +601,7 @@ __device__ __forceinline__ void add_residual(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select_rows: the selection alone, for logits that a launch before has written. A warp a row.
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
@@ -619,9 +609,8 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e2_w12_c1, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 97 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
+// gemv_t1_e2_w12_c1, 1 token: the gate's, with the other stages in its launch: cheapest of 97 legal variants of gemv
+// and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT1E2W12C1 {
   static constexpr int kTokens = 1;     // tokens that a CTA serves
   static constexpr int kExperts = 2;    // experts that a CTA computes
@@ -630,9 +619,8 @@ struct GemvT1E2W12C1 {
   static constexpr int kGroup = 1;      // rows that a thread has on their way at once
 };
 
-// gemv_t2_e2_w12_c1, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 115 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// gemv_t2_e2_w12_c1, 2 tokens: the gate's, with the other stages in its launch: cheapest of 115 legal variants of gemv
+// and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT2E2W12C1 {
   static constexpr int kTokens = 2;     // tokens that a CTA serves
   static constexpr int kExperts = 2;    // experts that a CTA computes
@@ -641,9 +629,8 @@ struct GemvT2E2W12C1 {
   static constexpr int kGroup = 2;      // rows that a thread has on their way at once
 };
 
-// gemv_t4_e2_w12_c1, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 115 legal variants of gemv and split_k at 4 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// gemv_t4_e2_w12_c1, 3 to 4 tokens: the gate's, with the other stages in its launch: cheapest of 115 legal variants of
+// gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT4E2W12C1 {
   static constexpr int kTokens = 4;     // tokens that a CTA serves
   static constexpr int kExperts = 2;    // experts that a CTA computes
@@ -652,9 +639,8 @@ struct GemvT4E2W12C1 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 79 legal variants of split_k and tiled and resident and wgmma at 8
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s8_w4_b3, 5 to 8 tokens: the gate's, with the other stages in its launch: cheapest of 79 legal
+// variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S8W4B3 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -666,9 +652,8 @@ struct SplitKT8E16S8W4B3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 154 legal variants of split_k and tiled and resident and wgmma at 16
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s6_w5_b3, 9 to 16 tokens: the gate's, with the other stages in its launch: cheapest of 154 legal
+// variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E16S6W5B3 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -802,8 +787,7 @@ cudaError_t launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp3
 }
 
 // apart_split_k_t8_e32_s8_w4_b3, 17 to 24 tokens: between launches of the other stages, the gate's: cheapest of 378
-// legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t8_e32_s8_w4_b3_sm80(
     const normgate_args& given) {
@@ -820,8 +804,7 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_split_k_t16_e16_s6_w5_b3, 25 to 32 tokens: between launches of the other stages, the gate's: cheapest of 378
-// legal variants of split_k and tiled and resident and wgmma at 32 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// legal variants of split_k and tiled at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e16_s6_w5_b3_sm80(
     const normgate_args& given) {
@@ -838,8 +821,7 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_split_k_t16_e32_s8_w4_b3, 33 to 48 tokens: between launches of the other stages, the gate's: cheapest of 437
-// legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s8_w4_b3_sm80(
     const normgate_args& given) {
@@ -856,8 +838,7 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_split_k_t16_e32_s6_w5_b3, 49 to 64 tokens: between launches of the other stages, the gate's: cheapest of 437
-// legal variants of split_k and tiled and resident and wgmma at 64 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// legal variants of split_k and tiled at 64 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t16_e32_s6_w5_b3_sm80(
     const normgate_args& given) {
@@ -874,8 +855,7 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_split_k_t32_e32_s8_w4_b3, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of 419
-// legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s8_w4_b3_sm80(
     const normgate_args& given) {
@@ -892,8 +872,7 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_split_k_t32_e32_s6_w5_b3, 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of 419
-// legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python build.py
-// tune); cost model).
+// legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_split_k_t32_e32_s6_w5_b3_sm80(
     const normgate_args& given) {
@@ -910,8 +889,7 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_tiled_t32_e64_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of
-// 366 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 366 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s8_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -928,8 +906,7 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_tiled_t32_e64_s6_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of
-// 366 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 366 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s6_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -946,8 +923,7 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_tiled_t32_e64_s4_w222_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of
-// 366 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 366 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t32_e64_s4_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -964,8 +940,7 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_tiled_t64_e64_s6_w222_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of
-// 366 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 366 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s6_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -982,8 +957,7 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_tiled_t64_e64_s3_w222_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest
-// of 366 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 366 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e64_s3_w222_k128_d3_sm80(
     const normgate_args& given) {
@@ -1000,8 +974,8 @@ launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart
 }
 
 // apart_tiled_t64_e128_s3_w222_k128_d3, 1025 tokens and more: between launches of the other stages, the gate's:
-// cheapest of 366 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM
-// (python build.py tune); cost model).
+// cheapest of 366 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 cudaError_t
 launch_add_norm_b_gate_softmax_of_chosen_top4_2880x128_bf16_bf16_fp32_bias_apart_tiled_t64_e128_s3_w222_k128_d3_sm80(
     const normgate_args& given) {

@@ -37,7 +37,7 @@ __device__ __forceinline__ void store_logits(const normgate_args& args, int64_t 
   if (expert < kNumExperts) store4(row + expert, logits);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // gemv: a CTA computes kExperts experts for kTokens tokens, hidden_size spread over its threads, in fp32 multiply-adds.
 // For the fewest tokens: every CTA reads all of x and widens it again, so its time grows with the token count.
 template <class V>
@@ -188,7 +188,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // split_k: tensor cores. A CTA holds a tile of kExperts experts (the 16-row side of the mma) over a slice of
 // hidden_size; the kSplit CTAs of a cluster hold the slices of one tile. Operands go from global memory to registers
 // and into the mma: no shared memory until the sums of the warps and CTAs meet, in a fixed order.
@@ -229,8 +229,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   Vec8<Activation> norm_weight[V::kBlocks];
   auto* normed_x = static_cast<Activation*>(args.normed_x) + first_token * kHiddenSize;
 
-  __shared__ float4
-      partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
+  // One column of padding against bank conflicts.
+  __shared__ float4 partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];
   __shared__ __align__(16) float partial_squares[V::kWarps][V::kTokens];
   __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
   __shared__ uint64_t squares_pushed;
@@ -321,12 +321,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
           for (int step = 0; step < 4; step += 2) {
 #pragma unroll
             for (int g = 0; g < kGateTerms; ++g) {
-#pragma unroll
-              for (int r = 0; r < kRowTerms; ++r) {
-                if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
-                             bottom[step + 1][g], row[step][r], row[step + 1][r]);
-              }
+              mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                           bottom[step + 1][g], row[step][0], row[step + 1][0]);
             }
           }
         }
@@ -447,7 +443,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // tiled: tensor cores for many tokens. A CTA walks its slice of hidden_size in steps; x and the gate weights of the
 // next kStages - 1 steps are on their way to shared memory while a step is multiplied. The kSplit CTAs of a cluster
 // hold the slices of one tile of kExperts experts x kTokens tokens.
@@ -473,9 +469,9 @@ struct Tiled {
   static constexpr int kStageBytes = V::kTokens * kRowPitch + V::kExperts * kWeightPitch;
   static constexpr int kPartialBytes = kParts * V::kTokens * (V::kExperts + 4) * 4;
   static constexpr int kRingBytes = V::kStages * kStageBytes > kPartialBytes ? V::kStages * kStageBytes : kPartialBytes;
-  static constexpr int kNormBytes = kSlice * sizeof(Activation);
+  static constexpr int kIncomingAt = kRingBytes + kSlice * sizeof(Activation);  // behind the norm weights
   static constexpr int kIncomingBytes = V::kSplit > 1 ? V::kSplit * kOwnQuads * 16 : 0;
-  static_assert(kRingBytes + kNormBytes + kIncomingBytes == V::kSmemBytes, "the plan lays out the same shared memory");
+  static_assert(kIncomingAt + kIncomingBytes == V::kSmemBytes, "the plan lays out the same shared memory");
 };
 
 // Where 16-byte chunk `chunk` of row `row` lies in a row of shared memory: rows that a warp reads together start in
@@ -537,7 +533,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 
   char* norm_weights = stages + S::kRingBytes;
   auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(stages);
-  auto* incoming = reinterpret_cast<float4(*)[S::kOwnQuads]>(stages + S::kRingBytes + S::kNormBytes);
+  auto* incoming = reinterpret_cast<float4(*)[S::kOwnQuads]>(stages + S::kIncomingAt);
   __shared__ __align__(16) float partial_squares[S::kParts][V::kTokens];
   __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
   __shared__ uint64_t squares_pushed;  // counts the bytes that the CTAs of the cluster push
@@ -647,13 +643,9 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 #pragma unroll
           for (int g = 0; g < kGateTerms; ++g) {
 #pragma unroll
-            for (int r = 0; r < kRowTerms; ++r) {
-              if (g + r > 2) continue;  // below fp32's last bit
-#pragma unroll
-              for (int n = 0; n < S::kTokenTiles; ++n) {
-                mma_m16n8k16(into[n][e], gate[0][half][g], gate[1][half][g], gate[0][half + 1][g], gate[1][half + 1][g],
-                             rows[n][half][r], rows[n][half + 1][r]);
-              }
+            for (int n = 0; n < S::kTokenTiles; ++n) {
+              mma_m16n8k16(into[n][e], gate[0][half][g], gate[1][half][g], gate[0][half + 1][g], gate[1][half + 1][g],
+                           rows[n][half][0], rows[n][half + 1][0]);
             }
           }
         }
@@ -725,28 +717,26 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   wait_for_squares();
 
   // Stage: normed_x. Every tile has read every row, so the tiles share the rows' chunks.
-  {
-    // Chunks of the rows in turn, four loads of a thread in flight.
-    constexpr int kChunks = S::kSlice / 8, kInFlight = 4;
-    const int chunks = num_tokens > tile ? ((num_tokens - tile - 1) / S::kTiles + 1) * kChunks : 0;
-    for (int base = threadIdx.x; base < chunks; base += kInFlight * S::kThreads) {
-      const auto token_of = [&](int i) { return tile + (base + i * S::kThreads) / kChunks * S::kTiles; };
-      const auto k_of = [&](int i) { return slice * S::kSlice + (base + i * S::kThreads) % kChunks * 8; };
-      const auto exists = [&](int i) { return base + i * S::kThreads < chunks && in_row(k_of(i)); };
-      Vec8<Activation> row[kInFlight], weight[kInFlight];
+  // Chunks of the rows in turn, four loads of a thread in flight.
+  constexpr int kChunks = S::kSlice / 8, kInFlight = 4;
+  const int chunks = num_tokens > tile ? ((num_tokens - tile - 1) / S::kTiles + 1) * kChunks : 0;
+  for (int base = threadIdx.x; base < chunks; base += kInFlight * S::kThreads) {
+    const auto token_of = [&](int i) { return tile + (base + i * S::kThreads) / kChunks * S::kTiles; };
+    const auto k_of = [&](int i) { return slice * S::kSlice + (base + i * S::kThreads) % kChunks * 8; };
+    const auto exists = [&](int i) { return base + i * S::kThreads < chunks && in_row(k_of(i)); };
+    Vec8<Activation> row[kInFlight], weight[kInFlight];
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        if (exists(i)) {
-          row[i] = load_activations(x + token_of(i) * args.x_row_stride + k_of(i));
-          weight[i] = load_weights(static_cast<const Activation*>(args.norm_weight) + k_of(i));
-        }
+    for (int i = 0; i < kInFlight; ++i) {
+      if (exists(i)) {
+        row[i] = load_activations(x + token_of(i) * args.x_row_stride + k_of(i));
+        weight[i] = load_weights(static_cast<const Activation*>(args.norm_weight) + k_of(i));
       }
+    }
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        if (exists(i)) {
-          store_activations(normed_x + static_cast<int64_t>(token_of(i)) * kHiddenSize + k_of(i),
-                            norm8<Norm>(row[i], rstd_of(token_of(i)), weight[i]));
-        }
+    for (int i = 0; i < kInFlight; ++i) {
+      if (exists(i)) {
+        store_activations(normed_x + static_cast<int64_t>(token_of(i)) * kHiddenSize + k_of(i),
+                          norm8<Norm>(row[i], rstd_of(token_of(i)), weight[i]));
       }
     }
   }
@@ -803,8 +793,8 @@ struct GemvT4E2W12C1 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e16_s6_w4_b4, 5 to 8 tokens: cheapest of 54 legal variants of split_k and tiled and resident and wgmma at
-// 8 tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s6_w4_b4, 5 to 8 tokens: cheapest of 54 legal variants of split_k at 8 tokens (no tuned table for this
+// SM (python build.py tune); cost model).
 struct SplitKT8E16S6W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -816,8 +806,8 @@ struct SplitKT8E16S6W4B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: cheapest of 98 legal variants of split_k and tiled and resident and wgmma
-// at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e16_s6_w4_b4, 9 to 16 tokens: cheapest of 98 legal variants of split_k at 16 tokens (no tuned table for
+// this SM (python build.py tune); cost model).
 struct SplitKT16E16S6W4B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -829,8 +819,8 @@ struct SplitKT16E16S6W4B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t32_e16_s6_w8_b2, 17 to 24 tokens: cheapest of 282 legal variants of split_k and tiled and resident and wgmma
-// at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t32_e16_s6_w8_b2, 17 to 24 tokens: cheapest of 282 legal variants of split_k and tiled at 24 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct SplitKT32E16S6W8B2 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -842,8 +832,8 @@ struct SplitKT32E16S6W8B2 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// tiled_t32_e16_s6_w214_k128_d3, 25 to 32 tokens: cheapest of 282 legal variants of split_k and tiled and resident and
-// wgmma at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e16_s6_w214_k128_d3, 25 to 32 tokens: cheapest of 282 legal variants of split_k and tiled at 32 tokens (no
+// tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E16S6W214K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 16;          // experts that a CTA computes
@@ -859,8 +849,8 @@ struct TiledT32E16S6W214K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e32_s6_w124_k128_d3, 33 to 64 tokens: cheapest of 344 legal variants of split_k and tiled and resident and
-// wgmma at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s6_w124_k128_d3, 33 to 64 tokens: cheapest of 344 legal variants of split_k and tiled at 48 tokens (no
+// tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -876,8 +866,8 @@ struct TiledT32E32S6W124K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e64_s8_w124_k128_d3, 65 to 96 tokens: cheapest of 336 legal variants of split_k and tiled and resident and
-// wgmma at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s8_w124_k128_d3, 65 to 96 tokens: cheapest of 336 legal variants of split_k and tiled at 96 tokens (no
+// tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E64S8W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes
@@ -893,8 +883,8 @@ struct TiledT32E64S8W124K128D3 {
       false;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e32_s6_w222_k128_d3, 97 to 128 tokens: cheapest of 336 legal variants of split_k and tiled and resident and
-// wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e32_s6_w222_k128_d3, 97 to 128 tokens: cheapest of 336 legal variants of split_k and tiled at 128 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E32S6W222K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -910,8 +900,8 @@ struct TiledT64E32S6W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e32_s4_w124_k128_d3, 129 to 192 tokens: cheapest of 303 legal variants of split_k and tiled and resident
-// and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e32_s4_w124_k128_d3, 129 to 192 tokens: cheapest of 303 legal variants of tiled at 192 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct TiledT64E32S4W124K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -927,8 +917,8 @@ struct TiledT64E32S4W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t32_e32_s2_w124_k128_d3, 193 to 256 tokens: cheapest of 303 legal variants of split_k and tiled and resident
-// and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s2_w124_k128_d3, 193 to 256 tokens: cheapest of 303 legal variants of tiled at 256 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct TiledT32E32S2W124K128D3 {
   static constexpr int kTokens = 32;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -944,8 +934,8 @@ struct TiledT32E32S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t128_e32_s4_w222_k128_d3, 257 to 384 tokens: cheapest of 303 legal variants of split_k and tiled and resident
-// and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t128_e32_s4_w222_k128_d3, 257 to 384 tokens: cheapest of 303 legal variants of tiled at 384 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct TiledT128E32S4W222K128D3 {
   static constexpr int kTokens = 128;          // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -961,8 +951,8 @@ struct TiledT128E32S4W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t64_e32_s2_w124_k128_d3, 385 to 512 tokens: cheapest of 303 legal variants of split_k and tiled and resident
-// and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e32_s2_w124_k128_d3, 385 to 512 tokens: cheapest of 303 legal variants of tiled at 512 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct TiledT64E32S2W124K128D3 {
   static constexpr int kTokens = 64;           // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -978,8 +968,8 @@ struct TiledT64E32S2W124K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t128_e32_s2_w222_k128_d3, 513 to 1024 tokens: cheapest of 303 legal variants of split_k and tiled and resident
-// and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t128_e32_s2_w222_k128_d3, 513 to 1024 tokens: cheapest of 303 legal variants of tiled at 1024 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct TiledT128E32S2W222K128D3 {
   static constexpr int kTokens = 128;          // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -995,8 +985,8 @@ struct TiledT128E32S2W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t128_e32_s1_w222_k128_d3, 1025 to 2048 tokens: cheapest of 303 legal variants of split_k and tiled and resident
-// and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t128_e32_s1_w222_k128_d3, 1025 to 2048 tokens: cheapest of 303 legal variants of tiled at 2048 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct TiledT128E32S1W222K128D3 {
   static constexpr int kTokens = 128;          // tokens that a CTA serves
   static constexpr int kExperts = 32;          // experts that a CTA computes
@@ -1012,8 +1002,8 @@ struct TiledT128E32S1W222K128D3 {
       true;  // sums step by step: the tensor cores cut off what fp32 would round, with each mma into one sum
 };
 
-// tiled_t128_e64_s1_w412_k128_d3, 2049 tokens and more: cheapest of 303 legal variants of split_k and tiled and
-// resident and wgmma at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t128_e64_s1_w412_k128_d3, 2049 tokens and more: cheapest of 303 legal variants of tiled at 4096 tokens (no
+// tuned table for this SM (python build.py tune); cost model).
 struct TiledT128E64S1W412K128D3 {
   static constexpr int kTokens = 128;          // tokens that a CTA serves
   static constexpr int kExperts = 64;          // experts that a CTA computes

@@ -34,7 +34,7 @@ __device__ __forceinline__ void store_logits(const normgate_args& args, int64_t 
   if (expert < kNumExperts) store4(row + expert, logits);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // gemv: a CTA computes kExperts experts for kTokens tokens, hidden_size spread over its threads, in fp32 multiply-adds.
 // For the fewest tokens: every CTA reads all of x and widens it again, so its time grows with the token count.
 template <class V>
@@ -53,7 +53,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     return token < num_tokens && in_row(k) ? load_activations(x + token * args.x_row_stride + k) : zeros<Activation>();
   };
 
-  // Stage: weights. They depend on no kernel before, so they are on their way while it still runs.
+  // Stage: weights.
   Vec8<GateWeight> gate[V::kExperts][V::kChunks];
   Vec8<Activation> norm_weight[V::kChunks];
 #pragma unroll
@@ -70,21 +70,17 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     }
   }
 
-  // Stage: weights times norm weights, while the kernel before still runs. A loop of one turn (blockDim.y is 1), for
-  // out of it the compiler would move the products to where they are used, below the wait.
+  // Stage: weights times norm weights.
   float2 folded[V::kExperts][V::kChunks][4];
-#pragma unroll 1
-  for (unsigned once = 0; once < blockDim.y; ++once) {
 #pragma unroll
-    for (int c = 0; c < V::kChunks; ++c) {
+  for (int c = 0; c < V::kChunks; ++c) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 scale = Norm::scale(widen2(norm_weight[c], i));
+    for (int i = 0; i < 4; ++i) {
+      const float2 scale = Norm::scale(widen2(norm_weight[c], i));
 #pragma unroll
-        for (int e = 0; e < V::kExperts; ++e) {
-          const float2 weight = widen2(gate[e][c], i);
-          folded[e][c][i] = make_float2(weight.x * scale.x, weight.y * scale.y);
-        }
+      for (int e = 0; e < V::kExperts; ++e) {
+        const float2 weight = widen2(gate[e][c], i);
+        folded[e][c][i] = make_float2(weight.x * scale.x, weight.y * scale.y);
       }
     }
   }
@@ -182,7 +178,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // split_k: tensor cores. A CTA holds a tile of kExperts experts (the 16-row side of the mma) over a slice of
 // hidden_size; kSplit CTAs hold the slices of one tile. Operands go from global memory to registers and into the mma:
 // no shared memory until the sums of the warps and CTAs meet, in a fixed order.
@@ -219,8 +215,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   };
   Vec8<Activation> norm_weight[V::kBlocks];
 
-  __shared__ float4
-      partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
+  // One column of padding against bank conflicts.
+  __shared__ float4 partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];
 
   float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
@@ -229,7 +225,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   for (int round = 0; round < V::kRounds; ++round) {
     const auto block_k = [&](int block) { return first_k + (round * V::kBlocks + block) * 32; };
 
-    // Stage: weights, times the norm weight, as bf16 terms. The first round's are loaded before the wait.
+    // Stage: weights, times the norm weight, as bf16 terms.
     Vec8<GateWeight> raw[V::kBlocks][S::kExpertTiles][2];
 #pragma unroll
     for (int b = 0; b < V::kBlocks; ++b) {
@@ -281,12 +277,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
           for (int step = 0; step < 4; step += 2) {
 #pragma unroll
             for (int g = 0; g < kGateTerms; ++g) {
-#pragma unroll
-              for (int r = 0; r < kRowTerms; ++r) {
-                if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
-                             bottom[step + 1][g], row[step][r], row[step + 1][r]);
-              }
+              mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                           bottom[step + 1][g], row[step][0], row[step + 1][0]);
             }
           }
         }
@@ -326,7 +318,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // tiled: tensor cores for many tokens. A CTA walks its slice of hidden_size in steps; x and the gate weights of the
 // next kStages - 1 steps are on their way to shared memory while a step is multiplied. kSplit CTAs hold the slices of
 // one tile of kExperts experts x kTokens tokens.
@@ -351,9 +343,8 @@ struct Tiled {
   static constexpr int kStageBytes = V::kTokens * kRowPitch + V::kExperts * kWeightPitch;
   static constexpr int kPartialBytes = kParts * V::kTokens * (V::kExperts + 4) * 4;
   static constexpr int kRingBytes = V::kStages * kStageBytes > kPartialBytes ? V::kStages * kStageBytes : kPartialBytes;
-  static constexpr int kNormBytes = kSlice * sizeof(Activation);
-  static constexpr int kIncomingBytes = 0;
-  static_assert(kRingBytes + kNormBytes + kIncomingBytes == V::kSmemBytes, "the plan lays out the same shared memory");
+  static constexpr int kIncomingAt = kRingBytes + kSlice * sizeof(Activation);  // behind the norm weights
+  static_assert(kIncomingAt == V::kSmemBytes, "the plan lays out the same shared memory");
 };
 
 // Where 16-byte chunk `chunk` of row `row` lies in a row of shared memory: rows that a warp reads together start in
@@ -501,13 +492,9 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 #pragma unroll
           for (int g = 0; g < kGateTerms; ++g) {
 #pragma unroll
-            for (int r = 0; r < kRowTerms; ++r) {
-              if (g + r > 2) continue;  // below fp32's last bit
-#pragma unroll
-              for (int n = 0; n < S::kTokenTiles; ++n) {
-                mma_m16n8k16(into[n][e], gate[0][half][g], gate[1][half][g], gate[0][half + 1][g], gate[1][half + 1][g],
-                             rows[n][half][r], rows[n][half + 1][r]);
-              }
+            for (int n = 0; n < S::kTokenTiles; ++n) {
+              mma_m16n8k16(into[n][e], gate[0][half][g], gate[1][half][g], gate[0][half + 1][g], gate[1][half + 1][g],
+                           rows[n][half][0], rows[n][half + 1][0]);
             }
           }
         }
@@ -553,7 +540,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // row_norm: one CTA norms one row, which it holds in registers between the sum of squares and the writing.
 struct RowNorm {
   static constexpr int kThreads = 256;
@@ -593,7 +580,7 @@ __device__ __forceinline__ float norm_row(const normgate_args& args, int64_t tok
   return rstd;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // finish: one CTA a row adds the slices' sums in their order and norms the row. Chips without clusters have no
 // faster way to meet that keeps the order of a sum fixed.
 template <class V>
@@ -642,8 +629,8 @@ struct GemvT4E2W16C1 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e16_s8_w4_b4, 5 to 8 tokens: cheapest of 43 legal variants of split_k and tiled and resident and wgmma at
-// 8 tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e16_s8_w4_b4, 5 to 8 tokens: cheapest of 43 legal variants of split_k at 8 tokens (no tuned table for this
+// SM (python build.py tune); cost model).
 struct SplitKT8E16S8W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 16;  // experts that a CTA computes
@@ -655,8 +642,8 @@ struct SplitKT8E16S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t8_e32_s8_w4_b4, 9 to 24 tokens: cheapest of 83 legal variants of split_k and tiled and resident and wgmma at
-// 16 tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w4_b4, 9 to 24 tokens: cheapest of 83 legal variants of split_k at 16 tokens (no tuned table for
+// this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W4B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -668,8 +655,8 @@ struct SplitKT8E32S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s8_w4_b4, 25 to 48 tokens: cheapest of 262 legal variants of split_k and tiled and resident and wgmma
-// at 32 tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w4_b4, 25 to 48 tokens: cheapest of 262 legal variants of split_k and tiled at 32 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W4B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -681,8 +668,8 @@ struct SplitKT16E32S8W4B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: cheapest of 318 legal variants of split_k and tiled and resident and wgmma
-// at 64 tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s5_w7_b4, 49 to 64 tokens: cheapest of 318 legal variants of split_k and tiled at 64 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S5W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -694,8 +681,8 @@ struct SplitKT16E32S5W7B4 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// split_k_t32_e32_s8_w8_b2, 65 to 96 tokens: cheapest of 298 legal variants of split_k and tiled and resident and wgmma
-// at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t32_e32_s8_w8_b2, 65 to 96 tokens: cheapest of 298 legal variants of split_k and tiled at 96 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct SplitKT32E32S8W8B2 {
   static constexpr int kTokens = 32;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -707,8 +694,8 @@ struct SplitKT32E32S8W8B2 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t32_e32_s6_w222_k128_d3, 97 to 128 tokens: cheapest of 298 legal variants of split_k and tiled and resident and
-// wgmma at 128 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e32_s6_w222_k128_d3, 97 to 128 tokens: cheapest of 298 legal variants of split_k and tiled at 128 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT32E32S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 32;       // experts that a CTA computes
@@ -724,8 +711,8 @@ struct TiledT32E32S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t32_e64_s8_w222_k128_d3, 129 to 192 tokens: cheapest of 272 legal variants of split_k and tiled and resident
-// and wgmma at 192 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s8_w222_k128_d3, 129 to 192 tokens: cheapest of 272 legal variants of tiled at 192 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct TiledT32E64S8W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -741,8 +728,8 @@ struct TiledT32E64S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t32_e64_s6_w222_k128_d3, 193 to 256 tokens: cheapest of 272 legal variants of split_k and tiled and resident
-// and wgmma at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t32_e64_s6_w222_k128_d3, 193 to 256 tokens: cheapest of 272 legal variants of tiled at 256 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct TiledT32E64S6W222K128D3 {
   static constexpr int kTokens = 32;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -758,8 +745,8 @@ struct TiledT32E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s8_w222_k128_d3, 257 to 384 tokens: cheapest of 272 legal variants of split_k and tiled and resident
-// and wgmma at 384 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s8_w222_k128_d3, 257 to 384 tokens: cheapest of 272 legal variants of tiled at 384 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct TiledT64E64S8W222K128D3 {
   static constexpr int kTokens = 64;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -775,8 +762,8 @@ struct TiledT64E64S8W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s6_w222_k128_d3, 385 to 512 tokens: cheapest of 272 legal variants of split_k and tiled and resident
-// and wgmma at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
+// tiled_t64_e64_s6_w222_k128_d3, 385 to 512 tokens: cheapest of 272 legal variants of tiled at 512 tokens (no tuned
+// table for this SM (python build.py tune); cost model).
 struct TiledT64E64S6W222K128D3 {
   static constexpr int kTokens = 64;        // tokens that a CTA serves
   static constexpr int kExperts = 64;       // experts that a CTA computes
@@ -792,10 +779,9 @@ struct TiledT64E64S6W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t64_e64_s3_w222_k128_d3, 513 to 1024 tokens: cheapest of 272 legal variants of split_k and tiled and resident
-// and wgmma at 1024 tokens (no tuned table for this SM (python build.py tune); cost model); 2049 to 4096 tokens:
-// cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM
-// (python build.py tune); cost model).
+// tiled_t64_e64_s3_w222_k128_d3, 513 to 1024 tokens: cheapest of 272 legal variants of tiled at 1024 tokens (no tuned
+// table for this SM (python build.py tune); cost model); 2049 to 4096 tokens: cheapest of 272 legal variants of tiled
+// at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E64S3W222K128D3 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 64;        // experts that a CTA computes
@@ -811,10 +797,9 @@ struct TiledT64E64S3W222K128D3 {
   static constexpr int64_t kWorkspaceRow = 128;  // sums of one token in the workspace
 };
 
-// tiled_t64_e128_s3_w222_k64_d4, 1025 to 2048 tokens: cheapest of 272 legal variants of split_k and tiled and resident
-// and wgmma at 2048 tokens (no tuned table for this SM (python build.py tune); cost model); 4097 tokens and more:
-// cheapest of 272 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM
-// (python build.py tune); cost model).
+// tiled_t64_e128_s3_w222_k64_d4, 1025 to 2048 tokens: cheapest of 272 legal variants of tiled at 2048 tokens (no tuned
+// table for this SM (python build.py tune); cost model); 4097 tokens and more: cheapest of 272 legal variants of tiled
+// at 8192 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct TiledT64E128S3W222K64D4 {
   static constexpr int kTokens = 64;         // tokens that a CTA serves
   static constexpr int kExperts = 128;       // experts that a CTA computes

@@ -178,7 +178,7 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[64], uint32_t a0, uint32
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // gemv: a CTA computes kExperts experts for kTokens tokens, hidden_size spread over its threads, in fp32 multiply-adds.
 // For the fewest tokens: every CTA reads all of x and widens it again, so its time grows with the token count.
 template <class V>
@@ -329,7 +329,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // split_k: tensor cores. A CTA holds a tile of kExperts experts (the 16-row side of the mma) over a slice of
 // hidden_size; the kSplit CTAs of a cluster hold the slices of one tile. Operands go from global memory to registers
 // and into the mma: no shared memory until the sums of the warps and CTAs meet, in a fixed order.
@@ -370,8 +370,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   Vec8<Activation> norm_weight[V::kBlocks];
   auto* normed_x = static_cast<Activation*>(args.normed_x) + first_token * kHiddenSize;
 
-  __shared__ float4
-      partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
+  // One column of padding against bank conflicts.
+  __shared__ float4 partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];
   __shared__ __align__(16) float partial_squares[V::kWarps][V::kTokens];
   __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
   __shared__ uint64_t squares_pushed;
@@ -461,12 +461,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
           for (int step = 0; step < 4; step += 2) {
 #pragma unroll
             for (int g = 0; g < kGateTerms; ++g) {
-#pragma unroll
-              for (int r = 0; r < kRowTerms; ++r) {
-                if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
-                             bottom[step + 1][g], row[step][r], row[step + 1][r]);
-              }
+              mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                           bottom[step + 1][g], row[step][0], row[step + 1][0]);
             }
           }
         }
@@ -587,7 +583,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // tiled: tensor cores for many tokens. A CTA walks its slice of hidden_size in steps; x and the gate weights of the
 // next kStages - 1 steps are on their way to shared memory while a step is multiplied. The kSplit CTAs of a cluster
 // hold the slices of one tile of kExperts experts x kTokens tokens.
@@ -613,9 +609,9 @@ struct Tiled {
   static constexpr int kStageBytes = V::kTokens * kRowPitch + V::kExperts * kWeightPitch;
   static constexpr int kPartialBytes = kParts * V::kTokens * (V::kExperts + 4) * 4;
   static constexpr int kRingBytes = V::kStages * kStageBytes > kPartialBytes ? V::kStages * kStageBytes : kPartialBytes;
-  static constexpr int kNormBytes = kSlice * sizeof(Activation);
+  static constexpr int kIncomingAt = kRingBytes + kSlice * sizeof(Activation);  // behind the norm weights
   static constexpr int kIncomingBytes = V::kSplit > 1 ? V::kSplit * kOwnQuads * 16 : 0;
-  static_assert(kRingBytes + kNormBytes + kIncomingBytes == V::kSmemBytes, "the plan lays out the same shared memory");
+  static_assert(kIncomingAt + kIncomingBytes == V::kSmemBytes, "the plan lays out the same shared memory");
 };
 
 // Where 16-byte chunk `chunk` of row `row` lies in a row of shared memory: rows that a warp reads together start in
@@ -677,7 +673,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 
   char* norm_weights = stages + S::kRingBytes;
   auto* partial = reinterpret_cast<float4(*)[V::kTokens][V::kExperts / 4 + 1]>(stages);
-  auto* incoming = reinterpret_cast<float4(*)[S::kOwnQuads]>(stages + S::kRingBytes + S::kNormBytes);
+  auto* incoming = reinterpret_cast<float4(*)[S::kOwnQuads]>(stages + S::kIncomingAt);
   __shared__ __align__(16) float partial_squares[S::kParts][V::kTokens];
   __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
   __shared__ uint64_t squares_pushed;  // counts the bytes that the CTAs of the cluster push
@@ -786,13 +782,9 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
 #pragma unroll
           for (int g = 0; g < kGateTerms; ++g) {
 #pragma unroll
-            for (int r = 0; r < kRowTerms; ++r) {
-              if (g + r > 2) continue;  // below fp32's last bit
-#pragma unroll
-              for (int n = 0; n < S::kTokenTiles; ++n) {
-                mma_m16n8k16(into[n][e], gate[0][half][g], gate[1][half][g], gate[0][half + 1][g], gate[1][half + 1][g],
-                             rows[n][half][r], rows[n][half + 1][r]);
-              }
+            for (int n = 0; n < S::kTokenTiles; ++n) {
+              mma_m16n8k16(into[n][e], gate[0][half][g], gate[1][half][g], gate[0][half + 1][g], gate[1][half + 1][g],
+                           rows[n][half][0], rows[n][half + 1][0]);
             }
           }
         }
@@ -864,28 +856,26 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   wait_for_squares();
 
   // Stage: normed_x. Every tile has read every row, so the tiles share the rows' chunks.
-  {
-    // Chunks of the rows in turn, four loads of a thread in flight.
-    constexpr int kChunks = S::kSlice / 8, kInFlight = 4;
-    const int chunks = num_tokens > tile ? ((num_tokens - tile - 1) / S::kTiles + 1) * kChunks : 0;
-    for (int base = threadIdx.x; base < chunks; base += kInFlight * S::kThreads) {
-      const auto token_of = [&](int i) { return tile + (base + i * S::kThreads) / kChunks * S::kTiles; };
-      const auto k_of = [&](int i) { return slice * S::kSlice + (base + i * S::kThreads) % kChunks * 8; };
-      const auto exists = [&](int i) { return base + i * S::kThreads < chunks && in_row(k_of(i)); };
-      Vec8<Activation> row[kInFlight], weight[kInFlight];
+  // Chunks of the rows in turn, four loads of a thread in flight.
+  constexpr int kChunks = S::kSlice / 8, kInFlight = 4;
+  const int chunks = num_tokens > tile ? ((num_tokens - tile - 1) / S::kTiles + 1) * kChunks : 0;
+  for (int base = threadIdx.x; base < chunks; base += kInFlight * S::kThreads) {
+    const auto token_of = [&](int i) { return tile + (base + i * S::kThreads) / kChunks * S::kTiles; };
+    const auto k_of = [&](int i) { return slice * S::kSlice + (base + i * S::kThreads) % kChunks * 8; };
+    const auto exists = [&](int i) { return base + i * S::kThreads < chunks && in_row(k_of(i)); };
+    Vec8<Activation> row[kInFlight], weight[kInFlight];
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        if (exists(i)) {
-          row[i] = load_activations(x + token_of(i) * args.x_row_stride + k_of(i));
-          weight[i] = load_weights(static_cast<const Activation*>(args.norm_weight) + k_of(i));
-        }
+    for (int i = 0; i < kInFlight; ++i) {
+      if (exists(i)) {
+        row[i] = load_activations(x + token_of(i) * args.x_row_stride + k_of(i));
+        weight[i] = load_weights(static_cast<const Activation*>(args.norm_weight) + k_of(i));
       }
+    }
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        if (exists(i)) {
-          store_activations(normed_x + static_cast<int64_t>(token_of(i)) * kHiddenSize + k_of(i),
-                            norm8<Norm>(row[i], rstd_of(token_of(i)), weight[i]));
-        }
+    for (int i = 0; i < kInFlight; ++i) {
+      if (exists(i)) {
+        store_activations(normed_x + static_cast<int64_t>(token_of(i)) * kHiddenSize + k_of(i),
+                          norm8<Norm>(row[i], rstd_of(token_of(i)), weight[i]));
       }
     }
   }
@@ -909,7 +899,7 @@ __device__ __forceinline__ void tiled(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // resident: warpgroup tensor cores with all weights at hand. The kSplit CTAs of a cluster hold slices of hidden_size of
 // one tile of kExperts experts. Before the wait a CTA's weights become registers, times the norm weights and split into
 // bf16 terms; after it only rows move, a tile of kTokens tokens at a time. Two warpgroups multiply, half a slice each,
@@ -1025,7 +1015,8 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
   }
   if (threadIdx.x == 0) {
     for (int i = 0; i < V::kPlaces * S::kSteps; ++i) barrier_init(&full[0][i], 1);
-    barrier_init(weights_used, S::kMultiply * 128);  // each thread: racecheck does not see a lane arrive for its warp
+    // Each thread: racecheck does not see a lane arrive for its warp.
+    barrier_init(weights_used, S::kMultiply * 128);
     for (int i = 0; i < 2; ++i) {
       barrier_init(&empty[i], 4 * (S::kMultiply + 1));  // a lane of each warp that reads
       barrier_init(&sums_pushed[i], 1);
@@ -1231,7 +1222,7 @@ __device__ __forceinline__ void resident(const normgate_args& args, const CUtens
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // wgmma: warpgroup tensor cores for many tokens. A CTA is a pipeline of warpgroups: one copies x and the gate weights
 // of the steps to come into kStages places in shared memory; those that multiply, each for 64 experts, split the
 // weights in registers and take the rows from there; one norms rows, which the CTAs of a token tile draw, and tells the
@@ -1248,7 +1239,6 @@ struct Wgmma {
   static constexpr int kSteps = (kAllSteps + V::kSplit - 1) / V::kSplit;  // of a CTA
   static constexpr int kSlice = kSteps * kStep;
   static constexpr bool kGuardHidden = V::kSplit * kSlice != kHiddenSize;
-  static constexpr bool kGuardExperts = kNumExperts % V::kExperts != 0;
   static constexpr int kQuads = V::kTokens * V::kExperts / 4;  // logits of the tile, four experts of a token at a time
   static constexpr int kOwnQuads = (kQuads + V::kSplit - 1) / V::kSplit;  // of which a CTA finishes these
 
@@ -1283,7 +1273,6 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
   const int first_expert = tile * V::kExperts;
   const int64_t first_token = static_cast<int64_t>(blockIdx.x / (V::kSplit * S::kTiles)) * V::kTokens;
   const int num_tokens = static_cast<int>(min(args.num_tokens - first_token, static_cast<int64_t>(V::kTokens)));
-  const auto in_row = [](int k) { return !S::kGuardHidden || k < kHiddenSize; };
   const auto* x = static_cast<const Activation*>(args.x) + first_token * args.x_row_stride;
 
   auto* full = reinterpret_cast<uint64_t*>(ring + S::kBarriersAt);  // of each stage: its copies are there
@@ -1324,8 +1313,8 @@ __device__ __forceinline__ void wgmma(const normgate_args& args, const CUtensorM
       barrier_init(&row_full[place], 1);
       barrier_init(&row_empty[place], 128);
     }
-    barrier_init(rstds_there,
-                 128);  // each thread of those that norm: racecheck does not see a lane arrive for its warp
+    // Each thread of those that norm: racecheck does not see a lane arrive for its warp.
+    barrier_init(rstds_there, 128);
     barriers_are_initialized();
   }
   if constexpr (S::kGuardHidden) {  // weights beyond the row's end

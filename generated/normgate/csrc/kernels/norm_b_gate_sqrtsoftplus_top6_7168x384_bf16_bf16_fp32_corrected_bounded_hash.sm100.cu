@@ -7,10 +7,10 @@
 //   normed_x[m, k]      = round(norm_weight[k] * x[m, k] * rstd[m])
 //   rstd[m]             = 1 / sqrt(mean(x[m, :]^2) + eps)
 //   score[m, n]         = sqrt(log(1 + exp(router_logits[m, n])))
-//   topk_ids[m, :]      = the 6 experts with the largest score[m, n] + e_score_correction_bias[n], the lower of equals
-//   or, in hash layers, tid2eid[input_ids[m], :]
-//   topk_weights[m, i]  = routed_scaling_factor * score[m, i] / max(sum_j(score[m, j]) + epsilon, floor); i and j among
-//   the chosen
+//   topk_ids[m, :]      = the 6 experts with the largest score[m, n] + e_score_correction_bias[n], the lower of equals;
+//                         in hash layers tid2eid[input_ids[m], :]
+//   topk_weights[m, i]  = routed_scaling_factor * score[m, topk_ids[m, i]] / max(sum_j(score[m, topk_ids[m, j]]) +
+//                         epsilon, floor)
 
 #include <cuda_runtime.h>
 
@@ -41,7 +41,7 @@ constexpr int kTopK = 6;
 constexpr int kGateTerms = 2;  // bf16 terms that hold a gate weight times a norm weight
 constexpr int kRowTerms = 1;   // bf16 terms that hold an activation exactly
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select: one warp chooses a token's experts: the largest, of equals the lowest. The lanes share the experts; lane i
 // ends with the i-th chosen.
 struct Select {
@@ -189,7 +189,7 @@ __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t
   });
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // gemv: a CTA computes kExperts experts for kTokens tokens, hidden_size spread over its threads, in fp32 multiply-adds.
 // For the fewest tokens: every CTA reads all of x and widens it again, so its time grows with the token count.
 template <class V>
@@ -351,7 +351,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // split_k: tensor cores. A CTA holds a tile of kExperts experts (the 16-row side of the mma) over a slice of
 // hidden_size; the kSplit CTAs of a cluster hold the slices of one tile. Operands go from global memory to registers
 // and into the mma: no shared memory until the sums of the warps and CTAs meet, in a fixed order.
@@ -392,8 +392,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   Vec8<Activation> norm_weight[V::kBlocks];
   auto* normed_x = static_cast<Activation*>(args.normed_x) + first_token * kHiddenSize;
 
-  __shared__ float4
-      partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
+  // One column of padding against bank conflicts.
+  __shared__ float4 partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];
   __shared__ __align__(16) float partial_squares[V::kWarps][V::kTokens];
   __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
   __shared__ uint64_t squares_pushed;
@@ -491,12 +491,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
           for (int step = 0; step < 4; step += 2) {
 #pragma unroll
             for (int g = 0; g < kGateTerms; ++g) {
-#pragma unroll
-              for (int r = 0; r < kRowTerms; ++r) {
-                if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
-                             bottom[step + 1][g], row[step][r], row[step + 1][r]);
-              }
+              mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                           bottom[step + 1][g], row[step][0], row[step + 1][0]);
             }
           }
         }
@@ -624,7 +620,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select_rows: the selection alone, for logits that a launch before has written. A warp a row.
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
@@ -638,9 +634,8 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e3_w14_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
+// gemv_t1_e3_w14_c2, 1 token: the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv
+// and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT1E3W14C2 {
   static constexpr int kTokens = 1;            // tokens that a CTA serves
   static constexpr int kExperts = 3;           // experts that a CTA computes
@@ -650,9 +645,8 @@ struct GemvT1E3W14C2 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// gemv_t2_e3_w14_c2, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// gemv_t2_e3_w14_c2, 2 tokens: the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv
+// and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT2E3W14C2 {
   static constexpr int kTokens = 2;            // tokens that a CTA serves
   static constexpr int kExperts = 3;           // experts that a CTA computes
@@ -662,9 +656,8 @@ struct GemvT2E3W14C2 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t8_e32_s8_w7_b4, 3 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table
-// for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w7_b4, 3 to 8 tokens: the gate's, with the other stages in its launch: cheapest of 72 legal
+// variants of gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -676,9 +669,8 @@ struct SplitKT8E32S8W7B4 {
   static constexpr bool kEarlyWeights = true;  // read weights before waiting for the kernel before
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch: cheapest of 95 legal
+// variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -774,8 +766,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: between launches of the other stages, the gate's: cheapest of
-// 305 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 305 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w222_k128_d3_sm100(
     const normgate_args& given) {
@@ -788,8 +779,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: between launches of the other stages, the gate's: cheapest of
-// 394 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 394 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm100(
     const normgate_args& given) {
@@ -802,8 +792,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t32_e96_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of
-// 395 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 395 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w222_k128_d3_sm100(
     const normgate_args& given) {
@@ -816,8 +805,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e64_s8_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of
-// 395 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 395 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s8_w222_k128_d3_sm100(
     const normgate_args& given) {
@@ -830,8 +819,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e96_s8_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of
-// 374 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 374 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s8_w222_k128_d3_sm100(
     const normgate_args& given) {
@@ -844,8 +832,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e128_s8_w222_k128_d3, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest
-// of 374 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 374 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s8_w222_k128_d3_sm100(
     const normgate_args& given) {
@@ -858,8 +845,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t32_e128_s3_w124_k128_d3, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest
-// of 374 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 374 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e128_s3_w124_k128_d3_sm100(
     const normgate_args& given) {
@@ -872,8 +858,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t32_e96_s2_w124_k128_d3, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of
-// 374 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 374 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s2_w124_k128_d3_sm100(
     const normgate_args& given) {
@@ -886,8 +871,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e96_s2_w222_k128_d3, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest
-// of 374 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 374 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s2_w222_k128_d3_sm100(
     const normgate_args& given) {
@@ -900,8 +884,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e96_s1_w222_k128_d3, 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest
-// of 374 legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 374 legal variants of tiled at 2048 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s1_w222_k128_d3_sm100(
     const normgate_args& given) {
@@ -914,8 +897,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e128_s2_w222_k128_d3, 2049 to 4096 tokens: between launches of the other stages, the gate's: cheapest
-// of 374 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 374 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s2_w222_k128_d3_sm100(
     const normgate_args& given) {
@@ -928,8 +910,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e128_s1_w222_k128_d3, 4097 tokens and more: between launches of the other stages, the gate's:
-// cheapest of 374 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM
-// (python build.py tune); cost model).
+// cheapest of 374 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s1_w222_k128_d3_sm100(
     const normgate_args& given) {

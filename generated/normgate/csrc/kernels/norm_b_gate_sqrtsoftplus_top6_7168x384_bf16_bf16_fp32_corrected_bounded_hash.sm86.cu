@@ -7,10 +7,10 @@
 //   normed_x[m, k]      = round(norm_weight[k] * x[m, k] * rstd[m])
 //   rstd[m]             = 1 / sqrt(mean(x[m, :]^2) + eps)
 //   score[m, n]         = sqrt(log(1 + exp(router_logits[m, n])))
-//   topk_ids[m, :]      = the 6 experts with the largest score[m, n] + e_score_correction_bias[n], the lower of equals
-//   or, in hash layers, tid2eid[input_ids[m], :]
-//   topk_weights[m, i]  = routed_scaling_factor * score[m, i] / max(sum_j(score[m, j]) + epsilon, floor); i and j among
-//   the chosen
+//   topk_ids[m, :]      = the 6 experts with the largest score[m, n] + e_score_correction_bias[n], the lower of equals;
+//                         in hash layers tid2eid[input_ids[m], :]
+//   topk_weights[m, i]  = routed_scaling_factor * score[m, topk_ids[m, i]] / max(sum_j(score[m, topk_ids[m, j]]) +
+//                         epsilon, floor)
 
 #include <cuda_runtime.h>
 
@@ -38,7 +38,7 @@ constexpr int kTopK = 6;
 constexpr int kGateTerms = 2;  // bf16 terms that hold a gate weight times a norm weight
 constexpr int kRowTerms = 1;   // bf16 terms that hold an activation exactly
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select: one warp chooses a token's experts: the largest, of equals the lowest. The lanes share the experts; lane i
 // ends with the i-th chosen.
 struct Select {
@@ -186,7 +186,7 @@ __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t
   });
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // gemv: a CTA computes kExperts experts for kTokens tokens, hidden_size spread over its threads, in fp32 multiply-adds.
 // For the fewest tokens: every CTA reads all of x and widens it again, so its time grows with the token count.
 template <class V>
@@ -209,7 +209,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
 
-  // Stage: weights. They depend on no kernel before, so they are on their way while it still runs.
+  // Stage: weights.
   Vec8<GateWeight> gate[V::kExperts][V::kChunks];
   Vec8<Activation> norm_weight[V::kChunks];
 #pragma unroll
@@ -226,21 +226,17 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
     }
   }
 
-  // Stage: weights times norm weights, while the kernel before still runs. A loop of one turn (blockDim.y is 1), for
-  // out of it the compiler would move the products to where they are used, below the wait.
+  // Stage: weights times norm weights.
   float2 folded[V::kExperts][V::kChunks][4];
-#pragma unroll 1
-  for (unsigned once = 0; once < blockDim.y; ++once) {
 #pragma unroll
-    for (int c = 0; c < V::kChunks; ++c) {
+  for (int c = 0; c < V::kChunks; ++c) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 scale = Norm::scale(widen2(norm_weight[c], i));
+    for (int i = 0; i < 4; ++i) {
+      const float2 scale = Norm::scale(widen2(norm_weight[c], i));
 #pragma unroll
-        for (int e = 0; e < V::kExperts; ++e) {
-          const float2 weight = widen2(gate[e][c], i);
-          folded[e][c][i] = make_float2(weight.x * scale.x, weight.y * scale.y);
-        }
+      for (int e = 0; e < V::kExperts; ++e) {
+        const float2 weight = widen2(gate[e][c], i);
+        folded[e][c][i] = make_float2(weight.x * scale.x, weight.y * scale.y);
       }
     }
   }
@@ -345,7 +341,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // split_k: tensor cores. A CTA holds a tile of kExperts experts (the 16-row side of the mma) over a slice of
 // hidden_size; kSplit CTAs hold the slices of one tile. Operands go from global memory to registers and into the mma:
 // no shared memory until the sums of the warps and CTAs meet, in a fixed order.
@@ -382,8 +378,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   };
   Vec8<Activation> norm_weight[V::kBlocks];
 
-  __shared__ float4
-      partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
+  // One column of padding against bank conflicts.
+  __shared__ float4 partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];
 
   float sums[V::kChains][S::kTokenTiles][S::kExpertTiles][4] = {};
   Vec8<Activation> rows[S::kTokenTiles][V::kBlocks];
@@ -392,7 +388,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   for (int round = 0; round < V::kRounds; ++round) {
     const auto block_k = [&](int block) { return first_k + (round * V::kBlocks + block) * 32; };
 
-    // Stage: weights, times the norm weight, as bf16 terms. The first round's are loaded before the wait.
+    // Stage: weights, times the norm weight, as bf16 terms.
     Vec8<GateWeight> raw[V::kBlocks][S::kExpertTiles][2];
 #pragma unroll
     for (int b = 0; b < V::kBlocks; ++b) {
@@ -444,12 +440,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
           for (int step = 0; step < 4; step += 2) {
 #pragma unroll
             for (int g = 0; g < kGateTerms; ++g) {
-#pragma unroll
-              for (int r = 0; r < kRowTerms; ++r) {
-                if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
-                             bottom[step + 1][g], row[step][r], row[step + 1][r]);
-              }
+              mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                           bottom[step + 1][g], row[step][0], row[step + 1][0]);
             }
           }
         }
@@ -489,7 +481,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // row_norm: one CTA norms one row, which it holds in registers between the sum of squares and the writing.
 struct RowNorm {
   static constexpr int kThreads = 256;
@@ -529,7 +521,7 @@ __device__ __forceinline__ float norm_row(const normgate_args& args, int64_t tok
   return rstd;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // finish: one CTA a row adds the slices' sums in their order and norms the row. Chips without clusters have no
 // faster way to meet that keeps the order of a sum fixed. Then a warp chooses the row's experts.
 template <class V>
@@ -557,7 +549,7 @@ __device__ __forceinline__ void finish(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select_rows: the selection alone, for logits that a launch before has written. A warp a row.
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
@@ -565,9 +557,8 @@ __device__ __forceinline__ void select_rows(const normgate_args& args) {
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
-// gemv_t1_e4_w14_c2, 1 token: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 66 legal variants of gemv and split_k at 1 token (no tuned table for this SM
-// (python build.py tune); cost model).
+// gemv_t1_e4_w14_c2, 1 token: the gate's, with the other stages in its launch: cheapest of 66 legal variants of gemv
+// and split_k at 1 token (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT1E4W14C2 {
   static constexpr int kTokens = 1;     // tokens that a CTA serves
   static constexpr int kExperts = 4;    // experts that a CTA computes
@@ -576,9 +567,8 @@ struct GemvT1E4W14C2 {
   static constexpr int kGroup = 1;      // rows that a thread has on their way at once
 };
 
-// gemv_t2_e4_w7_c4, 2 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 76 legal variants of gemv and split_k at 2 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// gemv_t2_e4_w7_c4, 2 tokens: the gate's, with the other stages in its launch: cheapest of 76 legal variants of gemv
+// and split_k at 2 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT2E4W7C4 {
   static constexpr int kTokens = 2;     // tokens that a CTA serves
   static constexpr int kExperts = 4;    // experts that a CTA computes
@@ -587,9 +577,8 @@ struct GemvT2E4W7C4 {
   static constexpr int kGroup = 2;      // rows that a thread has on their way at once
 };
 
-// gemv_t4_e4_w7_c4, 3 to 4 tokens: the gate's, with the other stages in its launch (no tuned table for this SM (python
-// build.py tune); cost model); cheapest of 72 legal variants of gemv and split_k at 4 tokens (no tuned table for this
-// SM (python build.py tune); cost model).
+// gemv_t4_e4_w7_c4, 3 to 4 tokens: the gate's, with the other stages in its launch: cheapest of 72 legal variants of
+// gemv and split_k at 4 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct GemvT4E4W7C4 {
   static constexpr int kTokens = 4;     // tokens that a CTA serves
   static constexpr int kExperts = 4;    // experts that a CTA computes
@@ -598,9 +587,8 @@ struct GemvT4E4W7C4 {
   static constexpr int kGroup = 4;      // rows that a thread has on their way at once
 };
 
-// split_k_t8_e32_s8_w7_b4, 5 to 8 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 52 legal variants of split_k and tiled and resident and wgmma at 8
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t8_e32_s8_w7_b4, 5 to 8 tokens: the gate's, with the other stages in its launch: cheapest of 52 legal
+// variants of split_k at 8 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT8E32S8W7B4 {
   static constexpr int kTokens = 8;    // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -612,9 +600,8 @@ struct SplitKT8E32S8W7B4 {
   static constexpr int64_t kWorkspaceRow = 384;  // sums of one token in the workspace
 };
 
-// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch (no tuned table for this SM
-// (python build.py tune); cost model); cheapest of 95 legal variants of split_k and tiled and resident and wgmma at 16
-// tokens (no tuned table for this SM (python build.py tune); cost model).
+// split_k_t16_e32_s8_w7_b4, 9 to 16 tokens: the gate's, with the other stages in its launch: cheapest of 95 legal
+// variants of split_k at 16 tokens (no tuned table for this SM (python build.py tune); cost model).
 struct SplitKT16E32S8W7B4 {
   static constexpr int kTokens = 16;   // tokens that a CTA serves
   static constexpr int kExperts = 32;  // experts that a CTA computes
@@ -738,8 +725,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t32_e32_s8_w222_k128_d3, 17 to 32 tokens: between launches of the other stages, the gate's: cheapest of
-// 261 legal variants of split_k and tiled and resident and wgmma at 24 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 261 legal variants of split_k and tiled at 24 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w222_k128_d3_sm86(
     const normgate_args& given) {
@@ -752,8 +738,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t32_e64_s8_w222_k128_d3, 33 to 64 tokens: between launches of the other stages, the gate's: cheapest of
-// 296 legal variants of split_k and tiled and resident and wgmma at 48 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 296 legal variants of split_k and tiled at 48 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e64_s8_w222_k128_d3_sm86(
     const normgate_args& given) {
@@ -766,8 +751,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t32_e96_s8_w222_k128_d3, 65 to 96 tokens: between launches of the other stages, the gate's: cheapest of
-// 270 legal variants of split_k and tiled and resident and wgmma at 96 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 270 legal variants of split_k and tiled at 96 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e96_s8_w222_k128_d3_sm86(
     const normgate_args& given) {
@@ -780,8 +764,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e64_s8_w222_k128_d3, 97 to 128 tokens: between launches of the other stages, the gate's: cheapest of
-// 270 legal variants of split_k and tiled and resident and wgmma at 128 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 270 legal variants of split_k and tiled at 128 tokens (no tuned table for this SM (python build.py tune); cost
+// model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s8_w222_k128_d3_sm86(
     const normgate_args& given) {
@@ -794,8 +778,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e64_s6_w222_k128_d3, 129 to 192 tokens: between launches of the other stages, the gate's: cheapest of
-// 249 legal variants of split_k and tiled and resident and wgmma at 192 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 249 legal variants of tiled at 192 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e64_s6_w222_k128_d3_sm86(
     const normgate_args& given) {
@@ -808,8 +791,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e128_s8_w222_k64_d4, 193 to 256 tokens: between launches of the other stages, the gate's: cheapest of
-// 249 legal variants of split_k and tiled and resident and wgmma at 256 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 249 legal variants of tiled at 256 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s8_w222_k64_d4_sm86(
     const normgate_args& given) {
@@ -822,8 +804,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e128_s6_w222_k64_d4, 257 to 384 tokens: between launches of the other stages, the gate's: cheapest of
-// 249 legal variants of split_k and tiled and resident and wgmma at 384 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 249 legal variants of tiled at 384 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s6_w222_k64_d4_sm86(
     const normgate_args& given) {
@@ -836,10 +817,9 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e96_s3_w222_k64_d4, 385 to 512 tokens: between launches of the other stages, the gate's: cheapest of
-// 249 legal variants of split_k and tiled and resident and wgmma at 512 tokens (no tuned table for this SM (python
-// build.py tune); cost model); 1025 to 2048 tokens: between launches of the other stages, the gate's: cheapest of 249
-// legal variants of split_k and tiled and resident and wgmma at 2048 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// 249 legal variants of tiled at 512 tokens (no tuned table for this SM (python build.py tune); cost model); 1025 to
+// 2048 tokens: between launches of the other stages, the gate's: cheapest of 249 legal variants of tiled at 2048 tokens
+// (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s3_w222_k64_d4_sm86(
     const normgate_args& given) {
@@ -852,8 +832,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e128_s7_w222_k64_d4, 513 to 1024 tokens: between launches of the other stages, the gate's: cheapest
-// of 249 legal variants of split_k and tiled and resident and wgmma at 1024 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 249 legal variants of tiled at 1024 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e128_s7_w222_k64_d4_sm86(
     const normgate_args& given) {
@@ -866,8 +845,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e96_s2_w222_k64_d4, 2049 to 4096 tokens: between launches of the other stages, the gate's: cheapest
-// of 249 legal variants of split_k and tiled and resident and wgmma at 4096 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 249 legal variants of tiled at 4096 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s2_w222_k64_d4_sm86(
     const normgate_args& given) {
@@ -880,8 +858,7 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
 }
 
 // apart_tiled_t64_e96_s1_w222_k64_d4, 4097 tokens and more: between launches of the other stages, the gate's: cheapest
-// of 249 legal variants of split_k and tiled and resident and wgmma at 8192 tokens (no tuned table for this SM (python
-// build.py tune); cost model).
+// of 249 legal variants of tiled at 8192 tokens (no tuned table for this SM (python build.py tune); cost model).
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e96_s1_w222_k64_d4_sm86(
     const normgate_args& given) {

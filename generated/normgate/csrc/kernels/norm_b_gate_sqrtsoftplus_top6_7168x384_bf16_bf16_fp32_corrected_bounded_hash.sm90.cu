@@ -7,10 +7,10 @@
 //   normed_x[m, k]      = round(norm_weight[k] * x[m, k] * rstd[m])
 //   rstd[m]             = 1 / sqrt(mean(x[m, :]^2) + eps)
 //   score[m, n]         = sqrt(log(1 + exp(router_logits[m, n])))
-//   topk_ids[m, :]      = the 6 experts with the largest score[m, n] + e_score_correction_bias[n], the lower of equals
-//   or, in hash layers, tid2eid[input_ids[m], :]
-//   topk_weights[m, i]  = routed_scaling_factor * score[m, i] / max(sum_j(score[m, j]) + epsilon, floor); i and j among
-//   the chosen
+//   topk_ids[m, :]      = the 6 experts with the largest score[m, n] + e_score_correction_bias[n], the lower of equals;
+//                         in hash layers tid2eid[input_ids[m], :]
+//   topk_weights[m, i]  = routed_scaling_factor * score[m, topk_ids[m, i]] / max(sum_j(score[m, topk_ids[m, j]]) +
+//                         epsilon, floor)
 
 #include <cuda_runtime.h>
 
@@ -41,7 +41,7 @@ constexpr int kTopK = 6;
 constexpr int kGateTerms = 2;  // bf16 terms that hold a gate weight times a norm weight
 constexpr int kRowTerms = 1;   // bf16 terms that hold an activation exactly
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select: one warp chooses a token's experts: the largest, of equals the lowest. The lanes share the experts; lane i
 // ends with the i-th chosen.
 struct Select {
@@ -189,7 +189,7 @@ __device__ __forceinline__ void select_passed(const normgate_args& args, int64_t
   });
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // gemv: a CTA computes kExperts experts for kTokens tokens, hidden_size spread over its threads, in fp32 multiply-adds.
 // For the fewest tokens: every CTA reads all of x and widens it again, so its time grows with the token count.
 template <class V>
@@ -351,7 +351,7 @@ __device__ __forceinline__ void gemv(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // split_k: tensor cores. A CTA holds a tile of kExperts experts (the 16-row side of the mma) over a slice of
 // hidden_size; the kSplit CTAs of a cluster hold the slices of one tile. Operands go from global memory to registers
 // and into the mma: no shared memory until the sums of the warps and CTAs meet, in a fixed order.
@@ -392,8 +392,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   Vec8<Activation> norm_weight[V::kBlocks];
   auto* normed_x = static_cast<Activation*>(args.normed_x) + first_token * kHiddenSize;
 
-  __shared__ float4
-      partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];  // one column of padding against bank conflicts
+  // One column of padding against bank conflicts.
+  __shared__ float4 partial[V::kWarps][V::kTokens][V::kExperts / 4 + 1];
   __shared__ __align__(16) float partial_squares[V::kWarps][V::kTokens];
   __shared__ __align__(16) float incoming_squares[V::kSplit][V::kTokens];
   __shared__ uint64_t squares_pushed;
@@ -491,12 +491,8 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
           for (int step = 0; step < 4; step += 2) {
 #pragma unroll
             for (int g = 0; g < kGateTerms; ++g) {
-#pragma unroll
-              for (int r = 0; r < kRowTerms; ++r) {
-                if (g + r > 2) continue;  // below fp32's last bit
-                mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
-                             bottom[step + 1][g], row[step][r], row[step + 1][r]);
-              }
+              mma_m16n8k16(sums[(step / 2 + g) % V::kChains][n][e], top[step][g], bottom[step][g], top[step + 1][g],
+                           bottom[step + 1][g], row[step][0], row[step + 1][0]);
             }
           }
         }
@@ -624,7 +620,7 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // select_rows: the selection alone, for logits that a launch before has written. A warp a row.
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
   const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
@@ -941,7 +937,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t32_e32_s8_w124_k128_d3, 17 to 32 tokens: measured on NVIDIA H200.
+// apart_tiled_t32_e32_s8_w124_k128_d3, 17 to 32 tokens: in launches of their own, as measured on NVIDIA H200, the
+// gate's: resident_t24_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t32_e32_s8_w124_k128_d3_sm90(
     const normgate_args& given) {
@@ -953,7 +950,8 @@ launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_h
       {ceil_div(args.num_tokens, 4), 128, 0, 1, true}, args);
 }
 
-// apart_tiled_t64_e32_s8_w412_k128_d3, 33 to 64 tokens: measured on NVIDIA H200.
+// apart_tiled_t64_e32_s8_w412_k128_d3, 33 to 64 tokens: in launches of their own, as measured on NVIDIA H200, the
+// gate's: resident_t48_e64_s16 needs sm_90a; this is the best that later chips can run.
 cudaError_t
 launch_norm_b_gate_sqrtsoftplus_top6_7168x384_bf16_bf16_fp32_corrected_bounded_hash_apart_tiled_t64_e32_s8_w412_k128_d3_sm90(
     const normgate_args& given) {
