@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ import click
 from .. import hf, naming, places, terminal
 from ..errors import BadInput, CheckFailed, NormgateError, Problem
 from ..spec import RouterSpec, dump_spec, load_spec, load_specs
+from ..strict_yaml import shown_key
 from .options import PATH, Command, json_option
 
 
@@ -37,8 +39,9 @@ def add(config: Path, name: str | None, out: Path | None, force: bool, source: s
     file = config / "config.json" if checkpoint else config
     known = hf.load_config(file)
     spec = hf.spec_from_config(known, name=name, answers=given, file=str(file), source=source, checkpoint=checkpoint)
-    text = dump_spec(spec, hf.comment_for(known))
+    text = dump_spec(spec, hf.comment_for(known, spec))
     path = (out or places.home() / "specs") / f"{spec.name}.yaml"
+    _is_free(path)
     if path.exists() and not force:
         if path.read_bytes() != text.encode() and load_spec(path) != spec:
             raise BadInput(
@@ -55,7 +58,24 @@ def add(config: Path, name: str | None, out: Path | None, force: bool, source: s
     from ..output import replace_whole
 
     replace_whole(path, text.encode())
-    print(f"{places.shown(path)} written; next: python build.py")
+    if unread := hf.unread_keys(known):
+        print(f"not read: {', '.join(map(shown_key, unread))}; where one says something of the router, edit the spec")
+    elsewhere = "" if _is_home(path.parent) else f" --spec {shlex.quote(str(path))} --out DIR"
+    print(f"{places.shown(path)} written; next: python build.py{elsewhere}")
+
+
+def _is_home(folder: Path) -> bool:
+    """Whether `folder` is the one whose specs `python build.py` builds."""
+    return folder.resolve() == (places.home() / "specs").resolve()
+
+
+def _is_free(path: Path) -> None:
+    """Raises BadInput where `path` would give a spec of the specs folder the name of another one there."""
+    for other in places.every_spec():
+        if _is_home(path.parent) and other.stem == path.stem and other.resolve() != path.resolve():
+            file = places.shown(other)
+            build = f"python build.py --spec {file} --out DIR builds that one, --name NAME writes another"
+            raise BadInput([Problem(file, None, f"is a spec of the name {path.stem} already; {build}")])
 
 
 @click.command()

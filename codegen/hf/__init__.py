@@ -2,8 +2,8 @@
 
 Four things may say a fact, and the spec's `sources` tell which did: a key of the config, the headers of the
 checkpoint beside it, the model's family (what its `model_type` implies and no key says), and the person who runs
-`add`, by a flag. A fact that nobody says is asked for by the flag that answers it; two that disagree are an error.
-Nothing is guessed.
+`add`, by a flag. A fact that nobody says is asked for by the flag that answers it, and so is one that two of them
+disagree on. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from ..errors import BadInput, Problem
 from ..spec import RouterSpec, spec_from_data
-from .answers import ANSWERS, answered
+from .answers import ANSWERS, CORRECTION, RENORMALIZE, answered
 from .config import MAX_CONFIG_BYTES, Config, load_config
 from .facts import FAMILY, Facts
 from .families import NO_GATE
 
-__all__ = ["ANSWERS", "MAX_CONFIG_BYTES", "comment_for", "load_config", "spec_from_config"]
+__all__ = ["ANSWERS", "MAX_CONFIG_BYTES", "comment_for", "load_config", "spec_from_config", "unread_keys"]
 
 
 def spec_from_config(
@@ -41,6 +41,10 @@ def spec_from_config(
     read = Config.of(config)
     if reason := NO_GATE.get(read.model_type or ""):
         raise BadInput([Problem(file, None, f"model_type: {read.model_type} given, which no spec can say: {reason}")])
+    if dense := read.no_router:
+        raise BadInput(
+            [Problem(file, None, f"{dense} given, so this model has no router, and there is nothing to add")]
+        )
     facts = Facts(read, source, checkpoint)
     facts.settle_all(answered(answers, facts.problems), name)
     if facts.problems:
@@ -52,7 +56,24 @@ def spec_from_config(
     return spec
 
 
-def comment_for(config: dict[str, Any]) -> str:
-    """What is special about the config's family, for the top of its spec; "" when the family is not known."""
+def comment_for(config: dict[str, Any], spec: RouterSpec | None = None) -> str:
+    """What is special about the config's family, for the top of its spec; "" when the family is not known, or when
+    `spec` chooses experts otherwise.
+    """
     family = Config.of(config).family
-    return family.note if family else ""
+    if family is None:
+        return ""
+    if spec is not None and spec.routing.scoring is not None:
+        chosen = {
+            "routing.scoring": spec.routing.scoring,
+            CORRECTION: spec.routing.e_score_correction_bias,
+            RENORMALIZE: spec.routing.renormalize is not None,
+        }
+        if any(family.facts[key][0] != chosen[key] for key in chosen if key in family.facts.keys() - family.defaults):
+            return ""
+    return family.note
+
+
+def unread_keys(config: dict[str, Any]) -> list[str]:
+    """Keys of the config that may say something of the router, and that nothing here reads."""
+    return Config.of(config).unread()

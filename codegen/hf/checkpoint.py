@@ -7,6 +7,7 @@ dtype, shape and place (https://github.com/huggingface/safetensors, "Format").
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from typing import Any
 
 from ..errors import BadInput, Problem
 from ..strict_yaml import shown_key
+from .answers import CORRECTION, IMAGE_BIAS, SCALES
+from .config import IS_LFS_POINTER, LFS_POINTER
 
 CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
@@ -26,9 +29,9 @@ _GATE = re.compile(r"(^|[._])(gate|router|wg|classifier|router_gate)(\.(wg|proj|
 _NOT_A_GATE = re.compile(r"(^|\.)(shared_expert_gate|experts|shared_experts?|mlp\.gate_proj|mtp|self_attn|attn)\.")
 _NORM = re.compile(r"(^|\.)(post_attention_layernorm|ffn_norm|pre_mlp_layernorm|pre_ff_layernorm|norm)(\.0)?\.weight$")
 _BESIDE_GATE = {
-    "routing.e_score_correction_bias": re.compile(r"(^|\.)(e_score_correction_bias|expert_bias|router_bias)$"),
-    "routing.e_score_correction_bias_vl": re.compile(r"(^|\.)(e_score_correction_bias_vl|gate\.bias_vl)$"),
-    "routing.per_expert_scale": re.compile(r"(^|\.)per_expert_scale$"),
+    CORRECTION: re.compile(r"(^|\.)(e_score_correction_bias|expert_bias|router_bias)$"),
+    IMAGE_BIAS: re.compile(r"(^|\.)(e_score_correction_bias_vl|gate\.bias_vl)$"),
+    SCALES: re.compile(r"(^|\.)per_expert_scale$"),
 }
 
 
@@ -38,26 +41,41 @@ class _Tensor:
     shape: tuple[int, ...]
 
 
-def claims_of(folder: Path, hidden_size: object, num_experts: object) -> dict[str, dict[str, object]]:
-    """By the spec's keys, what the headers in `folder` say: {"<file>: <tensor>": value}; {} without any.
+def claims_of(folder: Path, hidden_size: object, num_experts: object, quantized: str) -> dict[str, dict[str, object]]:
+    """By the spec's keys, what the headers in `folder` say: {"<file>: <tensor>": value}; {} while a size is not known.
 
-    The gate weight is the tensor named as one whose shape is [num_experts, hidden_size]. Raises BadInput for files that
-    are no safetensors, for a gate of a dtype that no kernel reads, and for gates of another shape only.
+    quantized: the method that quantizes the gate, as the config says it, or "". The gate weight is the tensor named as
+    one whose shape is [num_experts, hidden_size]; where layers have several dtypes, each is claimed. Raises BadInput
+    for files that are no safetensors, a gate of a dtype that no kernel reads, and gates of another shape only.
     """
     tensors = dict(_tensors(folder))
     gates = {at: tensor for at, tensor in tensors.items() if _is_gate(at)}
+    if None in (hidden_size, num_experts):
+        return {}
     found: dict[str, dict[str, object]] = {}
     right = {at: tensor for at, tensor in gates.items() if tensor.shape == (num_experts, hidden_size)}
     if gates and not right:
         at, tensor = next(iter(gates.items()))
-        given = f"of shape {list(tensor.shape)}, [num_experts, hidden_size] = [{num_experts}, {hidden_size}]"
-        raise BadInput([Problem(at, None, f"{given}, as the config says, would be right")])
-    for at, tensor in list(right.items())[:1]:
-        found["dtypes.gate_weight"] = {at: _dtype(at, tensor)}
-        prefix = re.split(r"(?<=\blayers\.)\d+\.", at)[0]
+        shape = f"of shape {list(tensor.shape)}, [num_experts, hidden_size] = [{num_experts}, {hidden_size}]"
+        by = f", and the config says that {quantized} quantizes it: a checkpoint with the gate in " * bool(quantized)
+        words = f"{', '.join(_DTYPES)}" * bool(quantized)
+        raise BadInput([Problem(at, None, f"{shape}{by}{words} would be right")])
+    for at, tensor in right.items():
+        dtypes = found.setdefault("dtypes.gate_weight", {})
+        if (dtype := _dtype(at, tensor, quantized)) not in dtypes.values():
+            dtypes[at] = dtype
+    if right:
+        prefix = re.split(r"(?<=\blayers\.)\d+\.", next(iter(right)))[0]
+        layers = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for key, named in _BESIDE_GATE.items():
-            if beside := next((name for name in tensors if name.startswith(prefix) and named.search(name)), None):
+            if beside := next((name for name in layers if named.search(name)), None):
                 found[key] = {beside: True}
+        biases = (at.removesuffix("weight") + "bias" for at in right)
+        if bias := next((at for at in biases if at in tensors), None):
+            found["gate_bias"] = {bias: True}
+        # a bias of another name would be as long
+        if not any(math.prod(tensor.shape) == num_experts for tensor in layers.values()):
+            found[CORRECTION] = {f"{next(iter(right))} without a bias beside it": False}
     for at, tensor in tensors.items():
         if right and _NORM.search(at) and tensor.shape == (hidden_size,) and tensor.dtype in ("BF16", "F16"):
             found["dtypes.activation"] = {at: _DTYPES[tensor.dtype]}
@@ -69,10 +87,10 @@ def _is_gate(at: str) -> bool:
     return bool(_GATE.search(at)) and not _NOT_A_GATE.search(at)
 
 
-def _dtype(at: str, tensor: _Tensor) -> str:
+def _dtype(at: str, tensor: _Tensor, quantized: str) -> str:
     if tensor.dtype not in _DTYPES:
-        words = ", ".join(_DTYPES)
-        raise BadInput([Problem(at, None, f"the gate weight is stored as {tensor.dtype}, {words} would be right")])
+        stored = f"the gate weight is stored as {tensor.dtype}{f', quantized by {quantized}' * bool(quantized)}"
+        raise BadInput([Problem(at, None, f"{stored}, {', '.join(_DTYPES)} would be right")])
     return _DTYPES[tensor.dtype]
 
 
@@ -113,6 +131,10 @@ def _header(path: Path) -> Mapping[str, Any]:
     try:
         with path.open("rb") as file:
             length = file.read(8)
+            if not length:
+                raise BadInput([Problem(str(path), None, "is empty, a safetensors file would be right")])
+            if LFS_POINTER.startswith(length.decode("latin-1")):
+                raise BadInput([Problem(str(path), None, IS_LFS_POINTER)])
             size = struct.unpack("<Q", length)[0] if len(length) == 8 else None
             if size is None or not 2 <= size <= min(_MOST_HEADER_BYTES, path.stat().st_size - 8):
                 raise BadInput([Problem(str(path), None, "no safetensors file: its header has no possible length")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,20 @@ from .answers import (
 from .checkpoint import claims_of
 from .config import Config, in_words
 from .families import ALIASES, FAMILIES
-from .keys import KEYS, SCORING_WORDS
+from .keys import (
+    GEMMA_NORM,
+    HASH_LAYERS,
+    KEYS,
+    SCORING_WORDS,
+    SHARED_EXPERTS,
+    SHARED_SINK,
+    TOPK_METHOD,
+    TOPK_METHODS,
+    VISION_LAYERS,
+    VOCAB_SIZE,
+    ZERO_EXPERTS,
+)
+from .quantization import quantizes_gate
 
 FAMILY = "family"
 
@@ -41,16 +55,21 @@ class Facts:
         self.source = source
         self.checkpoint = checkpoint
         self.stored: dict[str, dict[str, object]] = {}  # what its headers say, by the spec's keys
+        self.quantized = quantizes_gate(config)
         self.problems = list(config.problems)
         self.values: dict[str, object] = {}
         self.said_by: dict[str, str] = {}
 
     def settle_all(self, answered: Mapping[str, object], name: str | None) -> None:
         """Settle every key and the name. With a problem among them, say too when the family is not known."""
+        if self._names_no_experts(answered):
+            ask = "where it has one, answer with --num-experts N and --top-k N"
+            self.problems.append(f"num_experts: no key names experts, so this model has no router; {ask}")
+            return
         for key, flag in FLAGS.items():
             if key == "routing.top_k" and self.checkpoint is not None:  # the sizes are settled
                 sizes = self.values.get("hidden_size"), self.values.get("num_experts")
-                self.stored = claims_of(self.checkpoint, *sizes)
+                self.stored = claims_of(self.checkpoint, *sizes, self.quantized)
             if answered.get(key) is ...:
                 continue
             if moot := self._moot(key):
@@ -58,10 +77,7 @@ class Facts:
                     given = f"--{flag}: {in_words(answered[key])} given"
                     self.problems.append(f"{given}, leaving it out would be right where {moot}")
                 continue
-            try:
-                self._settle(key, answered)
-            except _WrongType as error:
-                self.problems.append(str(error))
+            self._settle(key, answered)
         self.name = name if name is not None else _default_name(self.config)
         if self.name is None:
             self.problems.append("name: the config does not say (no _name_or_path); answer with --name NAME")
@@ -73,15 +89,27 @@ class Facts:
                 f"model_type: {shown(model_type)} given, of which nothing is known beyond its keys{known}"
             )
 
+    def _names_no_experts(self, answered: Mapping[str, object]) -> bool:
+        keys = ("num_experts", "routing.top_k")
+        named = any(key in answered or any(self.config.given(*KEYS[key])) for key in keys)
+        return not named and not self.config.unread()
+
     def _settle(self, key: str, answered: Mapping[str, object]) -> None:
         flag = f"--{FLAGS[key]}"
         ask = f"answer with {flag} {ANSWERS[FLAGS[key]].metavar}"
-        said = self._said(key)
-        implied = self._implied(key)
+        implied, said = self._implied(key), {}
+        try:
+            said = self._said(key)
+            self._hold_against(key, said, implied)
+        except _NoAnswer as error:
+            if key not in answered:
+                self.problems.append(f"{error}; {ask}")
+                return
+            said, implied = error.layers, None
         claims = [self.config.claim(at, value) for at, value in said.items()]
         values = list(said.values())
         if implied is not None and not said:
-            claims = [f"model_type {self.config.model_type}, which means {in_words(implied[0])} ({implied[1]})"]
+            claims = [self._family_says(implied)]
             values = [implied[0]]
         if key in answered:
             value = answered[key]
@@ -101,62 +129,87 @@ class Facts:
             value, by = values[0], next(iter(said), FAMILY)
         else:
             if self._is_needed(key):
-                self.problems.append(f"{key}: the config does not say{self._why(key)}; {ask}")
+                unless = self._unless(key)
+                self.problems.append(f"{key}: the config does not say{self._why(key)}; {ask}{unless}")
             return
         self.values[key] = value
         agreed = [at for at, one in said.items() if one == value]
         self.said_by[key] = FAMILY if implied is not None and implied[0] == value else agreed[0] if agreed else by
 
     def _said(self, key: str) -> dict[str, object]:
-        """What the config's keys say of the spec's `key`: {config key: value}. Raises _WrongType."""
+        """What the config's keys and the headers say of the spec's `key`: {config key: value}. Raises _NoAnswer."""
         config = self.config
+        stored = self.stored.get(key, {})
         if key == "dtypes.activation":
             named: dict[str, object] = {at: dtype for at, dtype in config.dtypes().items() if dtype in DTYPES}
-            return named or self.stored.get(key, {})
-        if key == "dtypes.gate_weight":
-            return self.stored.get(key, {})
+            return named | stored
+        if key in ("dtypes.gate_weight", SCALES):
+            return stored
         if key == "norm.order":
-            return {at: "G" for at, on in config.given("use_gemma_norm", "zero_centered") if on is True}
+            return {at: "G" for at, on in config.given(*GEMMA_NORM) if on is True}
+        if key == "norm.eps":  # an RMSNorm's own; a LayerNorm's beside it is of another norm
+            own, *others = KEYS[key]
+            return {at: _typed(at, value, float) for at, value in [*config.given(own)] or config.given(*others)}
         if key == TID2EID:
-            layers = [(at, _typed(at, count, int)) for at, count in config.given("num_hash_layers")]
+            layers = [(at, _typed(at, count, int)) for at, count in config.given(HASH_LAYERS)]
             if all(count == 0 for _, count in layers):
                 return {at: None for at, _ in layers}
-            return {at: _typed(at, size, int) for at, size in config.given("vocab_size")}
+            return {at: _typed(at, size, int) for at, size in config.given(VOCAB_SIZE)}
         if key == "residual":
             return {at: True for at, _ in config.given(*KEYS["residual.multiplier"])}
         if key == IMAGE_BIAS:
-            sees: dict[str, object] = {at: _typed(at, n, int) > 0 for at, n in config.given("vision_n_layers")}
-            return sees or self.stored.get(key, {})
-        if key == SCALES:
-            return self.stored.get(key, {})
+            sees: dict[str, object] = {at: _typed(at, n, int) > 0 for at, n in config.given(VISION_LAYERS)}
+            return sees | stored
         if key == "routing.scoring":
-            return {at: scoring for at, scoring in self._scorings().items() if scoring in SCORINGS}
+            return {at: _scoring(at, word) for at, word in config.given(*KEYS[key])}
         if key == GROUP_SCORE:
-            scores = {"noaux_tc": "top2_sum", "group_limited_greedy": "max"}
-            return {at: scores[str(method)] for at, method in config.given("topk_method") if str(method) in scores}
+            scores = {at: TOPK_METHODS[_method(at, word)] for at, word in config.given(TOPK_METHOD)}
+            return {at: score for at, score in scores.items() if score is not None}
         kind = ANSWERS[FLAGS[key]].kind
         said = {at: _typed(at, value, kind) for at, value in config.given(*KEYS.get(key, ()))}
         if key == N_GROUP:
-            return said | {at: 1 for at, method in config.given("topk_method") if method == "greedy"}
+            return said | {at: 1 for at, method in config.given(TOPK_METHOD) if method == "greedy"}
         if key == "num_experts":
             # Experts without weights, and shared ones that tokens are weighed against, have rows in the gate too.
-            shared = any(value is True for _, value in config.given("shared_expert_sink"))
-            for at, more in config.given("zero_expert_num", *["n_shared_experts"] * shared):
+            shared = any(value is True for _, value in config.given(SHARED_SINK))
+            for at, more in config.given(ZERO_EXPERTS, *[SHARED_EXPERTS] * shared):
                 said = {f"{one} + {at}": count + _typed(at, more, int) for one, count in said.items()}
-        if key == CORRECTION and not said:
-            said = {at: True for at, method in config.given("topk_method") if method == "noaux_tc"}
-            return said or self.stored.get(key, {})
+        if key == "gate_bias":  # in DeepSeek's own files, gate.bias is the correction bias
+            corrected = self._implied(CORRECTION)
+            return said | stored if corrected and corrected[0] is False else said
+        if key == CORRECTION:
+            if not said:
+                said = {at: _method(at, word) == "noaux_tc" for at, word in config.given(TOPK_METHOD)}
+                said |= dict.fromkeys(config.nulls(TOPK_METHOD), False)
+            return said | stored
         return said
+
+    def _hold_against(self, key: str, said: Mapping[str, object], implied: tuple[object, str] | None) -> None:
+        """Raises _NoAnswer where a key says otherwise than the code of the family, which does not read it."""
+        if implied is None or self.config.family is None or key in self.config.family.defaults:
+            return
+        against = {at: value for at, value in said.items() if key == "routing.scoring" and value != implied[0]}
+        if key == "norm.order" and implied[0] == "G":
+            against = {at: on for at, on in self.config.given(*GEMMA_NORM) if on is False}
+        if against:
+            claims = " and ".join(self.config.claim(at, value) for at, value in against.items())
+            raise _NoAnswer(f"{key}: {claims} given, against {self._family_says(implied)}")
+
+    def _family_says(self, implied: tuple[object, str]) -> str:
+        known = self.config.known[0] if self.config.known else "a params.json of Mistral's"
+        return f"{known}, which means {in_words(implied[0])} ({implied[1]})"
 
     def _implied(self, key: str) -> tuple[object, str] | None:
         """The family's word for `key`. Dtypes were read in bfloat16 checkpoints and hold for those only."""
         if key.startswith("dtypes.") and set(self.config.dtypes().values()) - {"bfloat16"}:
             return None
+        if key == "dtypes.gate_weight" and self.quantized:
+            return None
         return self.config.family.facts.get(key) if self.config.family else None
 
     def _is_needed(self, key: str) -> bool:
         if key == TID2EID:
-            return any(self.config.given("num_hash_layers")) or self.config.model_type == "deepseek_v4"
+            return any(self.config.given(HASH_LAYERS)) or self.config.family is FAMILIES["deepseek_v4"]
         if key in (TOPK_GROUP, GROUP_SCORE):
             return N_GROUP in self.values  # else that is asked for, and may well be answered with 1
         return ANSWERS[FLAGS[key]].needed
@@ -178,17 +231,21 @@ class Facts:
             return "weights are not renormalized"
         return ""
 
-    def _scorings(self) -> dict[str, str]:
-        """What the config's keys for the scoring say: in the spec's words where they are known."""
-        said = {at: str(word) for at, word in self.config.given(*KEYS["routing.scoring"])}
-        return {at: SCORING_WORDS.get(at.split(".")[-1], {}).get(word, word) for at, word in said.items()}
+    def _unless(self, key: str) -> str:
+        """When an open question needs no answer, by those that are open before it."""
+        if "norm.order" not in self.values and key in ("norm.eps", "residual"):
+            return ", unless norm.order is none"
+        if "routing.scoring" not in self.values and key in OF_SELECTION:
+            chosen = " or softmax_of_chosen" * key.startswith(("routing.groups", RENORMALIZE))
+            return f", unless scoring is none{chosen}"
+        return ""
 
     def _why(self, key: str) -> str:
         nulls = self.config.nulls(*KEYS.get(key, ()))
         dtypes = [f"{at} is {dtype}" for at, dtype in self.config.dtypes().items()] if key.startswith("dtypes") else []
         why = [f"{at} is null" for at in nulls] + dtypes
-        if key == "routing.scoring":
-            why += [f"{at} is {shown_key(word)}" for at, word in self._scorings().items()]
+        if key == "dtypes.gate_weight" and self.quantized:
+            why = [f"{self.quantized} quantizes the gate too"]
         return f" ({', '.join(why)})" if why else ""
 
     def data(self) -> dict[str, Any]:
@@ -240,19 +297,47 @@ class Facts:
         return [f"{', '.join(said)}: {source}" for source, said in lines.items() if said]
 
 
-class _WrongType(Exception):
-    """A key of the config holds something of another type than its meaning needs."""
+class _NoAnswer(Exception):
+    """What the config gives for a key settles nothing, and a flag may; layers: its values, where each layer has one."""
+
+    def __init__(self, message: str, layers: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.layers = dict(layers or {})
+
+
+def _is(value: object, kind: type) -> bool:
+    """Whether `value` is of `kind`: whole numbers are numbers, NaN and infinity are none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _typed(at: str, value: Any, kind: type) -> Any:
     """`value` when it is of `kind`, or the one value that a list gives layer by layer, the same each time."""
     if isinstance(value, list) and value and all(item == value[0] for item in value):
         value = value[0]
-    if type(value) is kind or (kind is float and type(value) is int):
+    if _is(value, kind):
         return value
     right = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-    layers = ", the same for every layer (else each needs a spec of its own)" if isinstance(value, list) else ""
-    raise _WrongType(f"{at}: {shown(value)} given, {right}{layers} would be right")
+    several = value if isinstance(value, list) else []
+    layers = {f"{at}[{i}]": item for i, item in enumerate(several) if _is(item, kind) and item not in several[:i]}
+    same = ", the same for every layer (else each needs a spec of its own)" if isinstance(value, list) else ""
+    raise _NoAnswer(f"{at}: {shown(value)} given, {right}{same} would be right", layers)
+
+
+def _scoring(at: str, word: object) -> str:
+    """The scoring that a config's key means by `word`."""
+    words = SCORING_WORDS.get(at.split(".")[-1]) or {scoring: scoring for scoring in SCORINGS}
+    if isinstance(word, str) and word in words:
+        return words[word]
+    raise _NoAnswer(f"{at}: {shown(word)} given, {', '.join(words)} would be right")
+
+
+def _method(at: str, word: object) -> str:
+    """The topk_method `word`, one that is known."""
+    if isinstance(word, str) and word in TOPK_METHODS:
+        return word
+    raise _NoAnswer(f"{at}: {shown(word)} given, {', '.join(TOPK_METHODS)} would be right")
 
 
 def _default_name(config: Config) -> str | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -11,12 +12,23 @@ class Family:
     """What a model_type implies.
 
     note: what is special, for the spec's top; facts: key -> (value, source), which hold where no key of the config says
-    otherwise; not_covered: what of the router path no spec can say yet, a line each.
+    otherwise; not_covered: what of the router path no spec can say yet, a line each; defaults: the facts that the
+    model's code takes where a key of the config is missing, so that the key contradicts nothing.
     """
 
     note: str
     facts: Mapping[str, tuple[object, str]]
     not_covered: tuple[str, ...] = ()
+    defaults: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Another router of the same model_type: `family`, where `holds` of the config's `key` (None: not given)."""
+
+    key: str
+    holds: Callable[[object], bool]
+    family: Family
 
 
 _Facts = Mapping[str, object]
@@ -164,14 +176,20 @@ _GRANITE_NOTE = (
     "What attention gives is multiplied before it is added to the residual. Softmax over the chosen logits only."
 )
 _LAYER_NORM = "the norm is a LayerNorm, which subtracts the mean: the kernel before does it"
-_BAILING = _read(
-    "bailing_moe",
-    {  # of Ling 1; later configs say otherwise
-        **_SIGMOID_IN_GROUPS, _CORRECTED: False, _SCORING: "softmax", _GROUPS: 1, _SCALE: 1.0,
-    },
-    note="The scale, which engines apply to the experts' sum, is in the weights here.",
-    at="vllm/model_executor/models/bailing_moe.py",
+_BAILING_ROUTER: _Facts = {  # of Ling 1; later configs say otherwise
+    **_SIGMOID_IN_GROUPS, _CORRECTED: False, _SCORING: "softmax", _GROUPS: 1, _SCALE: 1.0,
+}  # fmt: skip
+_BAILING_NOTE = "The scale, which engines apply to the experts' sum, is in the weights here."
+_BAILING = replace(
+    _read("bailing_moe", _BAILING_ROUTER, note=_BAILING_NOTE, at="vllm/model_executor/models/bailing_moe.py"),
+    defaults=frozenset(_BAILING_ROUTER),
+)
+_BAILING_V2 = _read(
+    "bailing_moe_v2", {**_SIGMOID_IN_GROUPS, _RENORMALIZE: True}, note=_GROUPED_NOTE,
+    at="BailingMoeV2Gate of the modeling_bailing_moe_v2.py beside Ling's checkpoints",
 )  # fmt: skip
+_COHERE2: _Facts = {_CORRECTED: False, _GROUPS: 1, _EPSILON: 0.0, _SCALE: 1.0}
+_COHERE2_NOTE = "Attention and experts read the same norm."
 
 FAMILIES: dict[str, Family] = {
     "deepseek_v4": _read(
@@ -288,7 +306,7 @@ FAMILIES: dict[str, Family] = {
         lacks=("the norm is multiplied by a low-rank gate of itself: the kernel before does it",),
     ),
     "bailing_moe": _BAILING,
-    "bailing_moe_v2": _BAILING,
+    "bailing_moe_v2": _BAILING_V2,
     "bailing_hybrid": _read("bailing_hybrid", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE),
     "mimo_v2_flash": _read("mimo_v2_flash", {**_SIGMOID_IN_GROUPS, _SCALE: 1.0}, note=_GROUPED_NOTE),
     "mimo_v2": _read(
@@ -333,10 +351,13 @@ FAMILIES: dict[str, Family] = {
         "grok1", _SOFTMAX_RENORMALIZED, at="vllm/model_executor/models/grok1.py", routing__softcap=30.0,
         note="x is attention's output as its own norm gives it. Logits are capped before the softmax.",
     ),
-    "sarvam_moe": Family(_BAILING.note, {
-        key: (value, "read in vllm/model_executor/models/sarvam.py: its layers are those of bailing_moe.py")
-        for key, (value, _) in _BAILING.facts.items()
-    }),
+    "sarvam_moe": replace(
+        _read(
+            "sarvam_moe", _BAILING_ROUTER, note=_BAILING_NOTE,
+            at="vllm/model_executor/models/sarvam.py: its layers are those of bailing_moe.py",
+        ),
+        defaults=frozenset(_BAILING_ROUTER),
+    ),
     "sarvam_mla": Family(_DEEPSEEK_V3.note, {
         key: (value, "remembered, unverified: the config's class is that of DeepSeek-V3")
         for key, (value, _) in _DEEPSEEK_V3.facts.items() if key != "dtypes.gate_weight"
@@ -347,10 +368,7 @@ FAMILIES: dict[str, Family] = {
         lacks=(_LAYER_NORM, "experts are chosen one after the other (sparsemixer): choose from the logits"),
     ),
     "dbrx": _read("dbrx", _SOFTMAX_RENORMALIZED, None, _SOFTMAX_NOTE, residual=False, lacks=(_LAYER_NORM,)),
-    "cohere2_moe": _read(
-        "cohere2_moe", {_CORRECTED: False, _GROUPS: 1, _EPSILON: 0.0, _SCALE: 1.0}, None,
-        "Attention and experts read the same norm.", residual=False, lacks=(_LAYER_NORM,),
-    ),
+    "cohere2_moe": _read("cohere2_moe", _COHERE2, None, _COHERE2_NOTE, residual=False, lacks=(_LAYER_NORM,)),
     "inkling_text": _INKLING,
     "inkling2_text": _INKLING2,
     "inkling2_loop_text": _INKLING2_LOOP,
@@ -361,6 +379,43 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 """Facts by the text model's model_type that no key of these configs says. Only what was read, or is said to be
 remembered."""
+
+VARIANTS: dict[str, Variant] = {
+    "deepseek_v2": Variant(
+        "topk_method",
+        lambda method: method == "noaux_tc",
+        _read(
+            "deepseek_v3", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE,
+            at=f"transformers {TRANSFORMERS} models/deepseek_v3/modeling_deepseek_v3.py: "
+            "vllm/model_executor/models/deepseek_vl2.py takes DeepseekV3ForCausalLM where topk_method is noaux_tc",
+        ),
+    ),
+    "bailing_moe_v2": Variant(
+        "router_type",
+        lambda router: router not in (None, "topN"),
+        replace(
+            _BAILING_V2,  # BailingMoeV2SparseMoeBlock of Ming-flash-omni's modeling_bailing_moe_v2.py
+            not_covered=(
+                "tokens of images and of sound go through gates of their own: call each kind's layer with its rows",
+            ),
+        ),
+    ),
+    "sarvam_moe": Variant(
+        "score_function",
+        lambda function: function is None,
+        _read(
+            "glm4_moe", _SIGMOID_IN_GROUPS, note=_GROUPED_NOTE,
+            at=f"transformers {TRANSFORMERS} models/glm4_moe/modeling_glm4_moe.py, which "
+            "models/auto/modeling_auto.py takes for sarvam_moe; its config class has no score_function",
+        ),
+    ),
+    "cohere2_moe": Variant(
+        "rms_norm_eps",
+        lambda epsilon: epsilon is not None,
+        _read("cohere2_moe", _COHERE2, "A", _COHERE2_NOTE, residual=False),
+    ),
+}  # fmt: skip
+"""Of the families in which a key of the config chooses between two routers: the one that is not in FAMILIES."""
 
 ALIASES: dict[str, str] = {
     "deepseek_ocr2": "deepseek_v2",
@@ -377,12 +432,14 @@ ALIASES: dict[str, str] = {
     "qwen4_exp": "qwen4_exp_text",
     "glm4v_moe": "glm4v_moe_text",
     "glm5_next": "glm5_next_text",
+    "minimax_m3": "minimax_m3_vl_text",
     "minimax_m3_vl": "minimax_m3_vl_text",
     "llama4": "llama4_text",
     "mistral_large4": "mistral_large4_text",
     "muse_spark": "muse_spark_text",
     "gemma4": "gemma4_text",
     "ernie4_5_vl_moe": "ernie4_5_vl_moe_text",
+    "ernie4_5_moe_vl": "ernie4_5_vl_moe_text",
     "dots3_note": "dots3_note_text",
     "step3": "step3_text",
     "step3_vl": "step3_text",
@@ -390,13 +447,14 @@ ALIASES: dict[str, str] = {
     "step3p7_text": "step3p5",
     "step3p5_text": "step3p5",
     "aria": "aria_text",
+    "aria_moe_lm": "aria_text",
     "inkling": "inkling_text",
     "inkling2": "inkling2_text",
     "inkling2_loop": "inkling2_loop_text",
     "hy_v4_vl": "hy_v4_vl_text",
     "inkling_mm_model": "inkling_text",
     "kimi_k25": "kimi_k2",
-    "bailing_moe_linear": "bailing_moe",
+    "bailing_moe_linear": "bailing_moe_v2",
     "minimax_text_01": "minimax",
     "minimax_m1": "minimax",
 }
@@ -410,9 +468,6 @@ NO_GATE: dict[str, str] = {
 }
 """Model types whose routers hold no gate that a spec could describe, and what they have instead."""
 
-ARCHITECTURES: dict[str, str] = {"Grok1ForCausalLM": "grok-1"}
-"""Families whose configs carry a model_type that says nothing, by `architectures` (Grok-2's says git)."""
-
 PARAMS_JSON = _read(
     "mistral_large_3", {**_SOFTMAX_RENORMALIZED, _GROUP_SCORE: "top2_sum"},
     at="vllm/transformers_utils/configs/mistral.py and vllm/model_executor/models/mistral_large_3.py",
@@ -420,6 +475,16 @@ PARAMS_JSON = _read(
 """Mistral's own params.json, which has no model_type."""
 
 
-def family_of(model_type: str) -> Family | None:
-    """The family of a model_type, by its own name or another."""
-    return FAMILIES.get(ALIASES.get(model_type, model_type))
+def family_name(model_type: str) -> str | None:
+    """The name in FAMILIES of a model_type, which may be another name of it."""
+    name = ALIASES.get(model_type, model_type)
+    return name if name in FAMILIES else None
+
+
+def family_of_class(architecture: str) -> str | None:
+    """The name in FAMILIES of one of `architectures`: of DeepseekV4ForCausalLM it is deepseek_v4.
+
+    Some configs carry a model_type that says nothing: Grok-2's is git.
+    """
+    plain = re.sub(r"For(CausalLM|ConditionalGeneration)$", "", architecture).lower()
+    return next((family_name(name) for name in (*FAMILIES, *ALIASES) if re.sub("[-_]", "", name) == plain), None)

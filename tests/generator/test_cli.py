@@ -155,8 +155,9 @@ def test_add_gives_the_shipped_specs(config, tmp_path, capsys):
     arguments = ["add", str(config), "--name", config.stem, "--out", str(tmp_path)]
     assert verbs.main(arguments, "build.py") == 0
     shipped = ROOT / "specs" / f"{config.stem}.yaml"
-    assert (tmp_path / shipped.name).read_text() == shipped.read_text()
-    assert capsys.readouterr().out.endswith("written; next: python build.py\n")
+    written = tmp_path / shipped.name
+    assert written.read_text() == shipped.read_text()
+    assert capsys.readouterr().out == f"{written} written; next: python build.py --spec {written} --out DIR\n"
 
 
 def test_add_replaces_nothing_unless_forced(tmp_path, capsys):
@@ -173,6 +174,23 @@ def test_add_replaces_nothing_unless_forced(tmp_path, capsys):
     assert path.read_text() != written
     assert verbs.main([*arguments, "--force"], "build.py") == 0
     assert path.read_text() == written
+
+
+def test_add_gives_no_name_that_a_spec_has(capsys):
+    arguments = ["add", str(CONFIGS / "glm-5.json"), "--name", "mixtral-8x7b", "--force"]
+    assert verbs.main(arguments, "build.py") == 2
+    said = capsys.readouterr().err
+    assert "mixtral-8x7b.yaml: is a spec of the name mixtral-8x7b already" in said
+    assert "--out DIR builds that one, --name NAME writes another" in said
+    assert not (ROOT / "specs" / "mixtral-8x7b.yaml").exists()
+
+
+def test_add_names_what_it_has_not_read(tmp_path, capsys):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads((CONFIGS / "glm-5.json").read_text()), "moe_use_logits_norm": True}))
+    assert verbs.main(["add", str(config), "--name", "m", "--out", str(tmp_path)], "build.py") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("not read: moe_use_logits_norm; where one says something of the router, edit the spec\n")
 
 
 def test_add_offers_every_answer(cli):

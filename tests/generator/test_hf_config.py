@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from codegen.errors import BadInput
-from codegen.hf import ANSWERS, comment_for, load_config, spec_from_config
+from codegen.hf import ANSWERS, comment_for, load_config, spec_from_config, unread_keys
+from codegen.hf.config import Config
 from codegen.hf.families import FAMILIES
 from codegen.spec import RIGHT, Groups, Norm, Renormalize, Residual, RouterSpec, Routing, Tid2Eid, dump_spec
 
@@ -205,7 +207,7 @@ def test_experts_in_ffn_config_and_other_names() -> None:
 def test_an_unknown_model_type_asks_for_everything_not_said() -> None:
     assert problems_of(UNKNOWN, name=None) == [
         "config.json: norm.order: the config does not say; answer with --norm-order A|B|G|none",
-        "config.json: residual: the config does not say; answer with --residual yes|no",
+        "config.json: residual: the config does not say; answer with --residual yes|no, unless norm.order is none",
         (
             "config.json: dtypes.gate_weight: the config does not say (torch_dtype is float16); "
             "answer with --gate-weight-dtype bfloat16|float16|float32"
@@ -219,16 +221,24 @@ def test_an_unknown_model_type_asks_for_everything_not_said() -> None:
             "config.json: routing.scoring: the config does not say; "
             "answer with --scoring none|softmax|softmax_of_chosen|sigmoid|sqrtsoftplus"
         ),
-        "config.json: routing.groups.n_group: the config does not say; answer with --n-group N",
-        "config.json: routing.renormalize: the config does not say; answer with --renormalize yes|no",
-        ("config.json: routing.routed_scaling_factor: the config does not say; answer with --routed-scaling-factor N"),
+        (
+            "config.json: routing.groups.n_group: the config does not say; answer with --n-group N, unless scoring is "
+            "none or softmax_of_chosen"
+        ),
+        (
+            "config.json: routing.renormalize: the config does not say; answer with --renormalize yes|no, unless "
+            "scoring is none or softmax_of_chosen"
+        ),
+        (
+            "config.json: routing.routed_scaling_factor: the config does not say; answer with "
+            "--routed-scaling-factor N, unless scoring is none"
+        ),
         "config.json: name: the config does not say (no _name_or_path); answer with --name NAME",
         (
             "config.json: model_type: 'new_moe' given, of which nothing is known beyond its keys "
             "(known ones near it: exaone_moe, qwen3_moe, qwen2_moe)"
         ),
     ]
-    assert len(problems_of({}, name=None)) == 16
 
 
 def test_answers_fill_in_and_are_named_as_the_source() -> None:
@@ -348,7 +358,7 @@ def test_the_scoring_of_command_a_is_named_by_what_it_does() -> None:
     routing = Routing(top_k=2, e_score_correction_bias=False, scoring="softmax_of_chosen")
     assert spec_of(config, **answers).routing == routing
     assert problems_of({**config, "expert_selection_fn": "tanh", "n_group": 1}, **answers)[0] == (
-        "config.json: routing.scoring: the config does not say (expert_selection_fn is tanh); "
+        "config.json: expert_selection_fn: 'tanh' given, softmax, sigmoid would be right; "
         "answer with --scoring none|softmax|softmax_of_chosen|sigmoid|sqrtsoftplus"
     )
 
@@ -493,24 +503,25 @@ def test_an_unknown_flag() -> None:
             ("num_experts: the config disagrees with itself, n_routed_experts 384 and num_experts 128; "
             "answer with --num-experts N"),
         ),
-        ({"hidden_size": "7168"}, "hidden_size: '7168' given, a whole number would be right"),
-        ({"hidden_size": 7168.0}, "hidden_size: 7168.0 given, a whole number would be right"),
+        ({"hidden_size": "7168"}, "hidden_size: '7168' given, a whole number would be right; answer with --hidden-size N"),
+        ({"hidden_size": 7168.0}, "hidden_size: 7168.0 given, a whole number would be right; answer with --hidden-size N"),
         ({"hidden_size": None}, "hidden_size: the config does not say (hidden_size is null); answer with --hidden-size N"),
         ({"hidden_size": 7169}, "hidden_size: 7169 given, a multiple of 8 from 8 to 65536 would be right (given by hidden_size)"),
-        ({"num_experts_per_tok": True}, "num_experts_per_tok: true given, a whole number would be right"),
+        ({"num_experts_per_tok": True}, "num_experts_per_tok: true given, a whole number would be right; answer with --top-k N"),
         (
             {"num_experts_per_tok": [8, 4]},
             ("num_experts_per_tok: [8, 4] given, a whole number, the same for every layer (else each needs a spec of "
-            "its own) would be right"),
+            "its own) would be right; answer with --top-k N"),
         ),
         ({"num_experts_per_tok": 400}, "routing.top_k: 400 given, at most num_experts (384) would be right (given by num_experts_per_tok)"),
-        ({"rms_norm_eps": "small"}, "rms_norm_eps: 'small' given, a number would be right"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps: 'small' given, a number would be right; answer with --norm-eps N"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps: inf given, a number would be right; answer with --norm-eps N"),
         ({"num_hash_layers": 3, "vocab_size": None}, "routing.tid2eid.vocab_size: the config does not say; answer with --tid2eid-vocab-size N"),
         ({"text_config": 5}, "text_config: 5 given, an object would be right"),
         (
             {"scoring_func": "softmax", "score_func": "sigmoid"},
-            ("routing.scoring: the config disagrees with itself, scoring_func softmax and score_func sigmoid; "
-            "answer with --scoring none|softmax|softmax_of_chosen|sigmoid|sqrtsoftplus"),
+            ("routing.scoring: scoring_func softmax given, against model_type kimi_k2, which means sigmoid (read in "
+            "transformers 5.24.0 models/deepseek_v3/modeling_deepseek_v3.py, which it shares); answer with --scoring none|softmax|softmax_of_chosen|sigmoid|sqrtsoftplus"),
         ),
         ({"n_group": None}, "routing.groups.n_group: the config does not say (n_group is null); answer with --n-group N"),
         ({"n_group": 7, "topk_group": 1}, "routing.groups.n_group: 7 given, a divisor of num_experts (384) would be right (given by n_group)"),
@@ -524,7 +535,7 @@ def test_an_unknown_flag() -> None:
             "answer with --n-group N"),
         ),
         ({"norm_topk_prob": None}, "routing.renormalize: the config does not say (norm_topk_prob is null); answer with --renormalize yes|no"),
-        ({"norm_topk_prob": 1}, "norm_topk_prob: 1 given, true or false would be right"),
+        ({"norm_topk_prob": 1}, "norm_topk_prob: 1 given, true or false would be right; answer with --renormalize yes|no"),
         (
             {"routed_scaling_factor": None},
             ("routing.routed_scaling_factor: the config does not say (routed_scaling_factor is null); "
@@ -608,11 +619,18 @@ def test_a_name_that_is_none() -> None:
     ("content", "message"),
     [
         (b'{"a": 1,\n "b" 2}', ":2: not valid JSON: Expecting ':' delimiter"),
-        (b"", ":1: not valid JSON: Expecting value"),
+        (b" \n", ": is empty, an object of keys and values would be right"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            ": is a git-lfs pointer, the file itself would be right; git lfs pull fetches it",
+        ),
+        (b"{'a': 1}", ":1: not valid JSON: Expecting property name enclosed in double quotes"),
         (b"[1]", ":1: an object of keys and values would be right"),
         (b'{"a": 1, "a": 2}', ": a: given twice in one object, once would be right"),
-        (b'{"a": NaN}', ": NaN given, a number that JSON knows would be right"),
-        (b'{"a": -Infinity}', ": -Infinity given, a number that JSON knows would be right"),
+        (
+            b'{"a": ' + b"9" * 5000 + b"}",
+            ": a whole number of thousands of digits given, one that means something would be right",
+        ),
         (b"[" * 100_000, ": nested too deeply for a config.json"),
         (b'{"a": "\xff"}', ":1: byte 0xff is not UTF-8 text"),
         (b" " * ((16 << 20) + 1), ": is larger than 16777216 bytes, far more than such a file needs"),
@@ -714,3 +732,255 @@ def test_the_dtype_may_stand_on_any_level_around_the_text_model() -> None:
 def test_a_router_without_a_gate_is_refused_by_name(model_type: str) -> None:
     (problem,) = problems_of({**SIZES, "model_type": model_type, "num_experts": 16, "num_experts_per_tok": 1})
     assert problem.startswith(f"config.json: model_type: {model_type} given, which no spec can say: ")
+
+
+STORED = {"gate_weight_dtype": "bfloat16"}
+QWEN3: dict[str, Any] = {
+    **SIZES, "model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True,
+}  # fmt: skip
+DEEPSEEK: dict[str, Any] = {
+    **SIZES, "n_routed_experts": 64, "num_experts_per_tok": 6, "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+}  # fmt: skip
+GROUPED: dict[str, Any] = {
+    **SIZES, "num_experts": 256, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+}  # fmt: skip
+SIGMOID_IN_GROUPS = Routing(
+    top_k=8, e_score_correction_bias=True, scoring="sigmoid",
+    groups=Groups(n_group=8, topk_group=4, score="top2_sum"), renormalize=Renormalize(epsilon=1e-20),
+    routed_scaling_factor=2.5,
+)  # fmt: skip
+
+
+def test_sarvam_as_transformers_saves_it() -> None:
+    """Its config class has no score_function, and its model is GLM 4's."""
+    config = {**GROUPED, "model_type": "sarvam_moe"}
+    assert spec_of(config, **STORED).routing == SIGMOID_IN_GROUPS
+    softmax = spec_of({**config, "score_function": "softmax"}, **STORED).routing
+    assert (softmax.scoring, softmax.e_score_correction_bias) == ("softmax", False)
+
+
+@pytest.mark.parametrize("model_type", ["bailing_moe_v2", "bailing_moe_linear"])
+@pytest.mark.parametrize("said", [{}, {"score_function": "sigmoid"}, {"moe_router_enable_expert_bias": True}])
+def test_ling_2_is_sigmoid_in_groups_whatever_its_keys_leave_out(model_type: str, said: dict[str, Any]) -> None:
+    config = {**GROUPED, **said, "model_type": model_type}
+    del config["norm_topk_prob"]  # its gate divides always
+    assert spec_of(config, **STORED).routing == SIGMOID_IN_GROUPS
+
+
+def test_ling_1_is_softmax_where_its_keys_do_not_say_otherwise() -> None:
+    config = {**GROUPED, "model_type": "bailing_moe"}
+    assert spec_of(config, **STORED).routing.scoring == "softmax"
+    spec = spec_of({**config, "score_function": "sigmoid"}, **STORED)
+    assert spec.routing.scoring == "sigmoid" and comment_for(config, spec) == FAMILIES["bailing_moe"].note
+
+
+def test_a_router_for_each_kind_of_token_is_named() -> None:
+    text = {**GROUPED, "model_type": "bailing_moe_v2"}
+    assert spec_of({"llm_config": {**text, "router_type": "topN"}}, **STORED).not_covered == ()
+    (line,) = spec_of({"llm_config": {**text, "router_type": "MultiRouter"}}, **STORED).not_covered
+    assert line.startswith("tokens of images and of sound go through gates of their own")
+
+
+@pytest.mark.parametrize("word", ["relu", "Sigmoid", 3, ["sigmoid"]])
+def test_a_scoring_that_is_none_is_never_dropped(word: object) -> None:
+    config = {**QWEN3, "scoring_func": word}
+    (problem,) = problems_of(config)
+    assert problem.startswith("config.json: scoring_func: ")
+    assert problem.endswith(
+        " given, softmax, softmax_of_chosen, sigmoid, sqrtsoftplus would be right; "
+        "answer with --scoring none|softmax|softmax_of_chosen|sigmoid|sqrtsoftplus"
+    )
+    spec = spec_of(config, scoring="sigmoid")
+    assert spec.routing.scoring == "sigmoid"
+    assert comment_for(config, spec) == "" != comment_for(config)  # which says softmax
+
+
+def test_a_topk_method_that_is_none_is_never_dropped() -> None:
+    config = {**DEEPSEEK, "model_type": "deepseek_v3", "n_group": 8, "topk_group": 4, "topk_method": "aux_free_v2"}
+    method = "config.json: topk_method: 'aux_free_v2' given, noaux_tc, group_limited_greedy, greedy would be right; "
+    assert problems_of(config) == [
+        f"{method}answer with --e-score-correction-bias yes|no",
+        f"{method}answer with --group-score top2_sum|max",
+    ]
+    routing = spec_of(config, e_score_correction_bias="no", group_score="max").routing
+    assert routing.groups and (routing.groups.score, routing.e_score_correction_bias) == ("max", False)
+
+
+@pytest.mark.parametrize("method", ["greedy", "group_limited_greedy", None])
+def test_only_noaux_tc_has_a_correction_bias(method: str | None) -> None:
+    config = {**DEEPSEEK, "model_type": "deepseek_v3", "scoring_func": "sigmoid"}
+    assert spec_of(config).routing.e_score_correction_bias is True
+    assert spec_of({**config, "topk_method": method}).routing.e_score_correction_bias is False
+
+
+def test_a_key_against_code_that_does_not_read_it_is_asked_about() -> None:
+    """vLLM takes scoring_func, transformers' DeepSeek-V3 does not."""
+    config = {**DEEPSEEK, "model_type": "deepseek_v3", "scoring_func": "softmax", "topk_method": "greedy"}
+    (problem,) = problems_of(config)
+    assert problem.startswith(
+        "config.json: routing.scoring: scoring_func softmax given, against model_type deepseek_v3, which means sigmoid "
+        "(read in transformers"
+    )
+    for word in ("softmax", "sigmoid"):
+        assert spec_of(config, scoring=word).routing.scoring == word
+
+
+def test_deepseek_vl2_has_the_router_of_deepseek_v3() -> None:
+    text = {**DEEPSEEK, "model_type": "deepseek_v2", "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+    config = {"model_type": "deepseek_vl_v2", "language_config": text}
+    spec = spec_of(config, **STORED)
+    assert spec.routing == Routing(
+        top_k=6, e_score_correction_bias=True, scoring="sigmoid", renormalize=Renormalize(epsilon=1e-20)
+    )
+    assert comment_for(config, spec).startswith("Sigmoid scores")
+
+
+def test_a_note_holds_for_the_spec_below_it() -> None:
+    config = {**DEEPSEEK, "model_type": "deepseek_v2", "scoring_func": "softmax", "topk_method": "greedy"}
+    assert comment_for(config, spec_of(config, **STORED)) == ""  # renormalized, which the note denies
+    config["norm_topk_prob"] = False
+    assert comment_for(config, spec_of(config, **STORED)) == FAMILIES["deepseek_v2"].note
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"model_type": "jamba", "num_experts": 1, "num_experts_per_tok": 1}, "num_experts 1"),
+        ({"model_type": "granitemoehybrid", "num_local_experts": 0, "num_experts_per_tok": 0}, "num_local_experts 0"),
+        (
+            {"model_type": "gemma4_text", "enable_moe_block": False, "num_experts": 128, "top_k_experts": 8},
+            "enable_moe_block false",
+        ),
+    ],
+)
+def test_a_dense_model_of_a_family_with_experts(config: dict[str, Any], says: str) -> None:
+    assert problems_of({**SIZES, **config}, **STORED) == [
+        f"config.json: {says} given, so this model has no router, and there is nothing to add"
+    ]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "nemotron_h", None])
+def test_a_model_without_experts_is_told_so_first(model_type: str | None) -> None:
+    assert problems_of({**SIZES, "model_type": model_type}, name=None) == [
+        "config.json: num_experts: no key names experts, so this model has no router; where it has one, answer with "
+        "--num-experts N and --top-k N"
+    ]
+    assert len(problems_of({**SIZES, "model_type": model_type}, num_experts="8")) > 1
+    named = {**SIZES, "model_type": "smallthinker", "moe_num_primary_experts": 32}
+    assert problems_of(named)[0] == "config.json: num_experts: the config does not say; answer with --num-experts N"
+
+
+@pytest.mark.parametrize(
+    ("quantization", "method"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes", "llm_int8_skip_modules": None}}, "bitsandbytes"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "llm_int8_skip_modules": ["lm_head"]}}, "bitsandbytes"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "llm_int8_skip_modules": ["mlp.gate"]}}, ""),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "MLX"),
+        ({"quantization": {"group_size": 64, "bits": 4, "model.layers.0.mlp.gate": False}}, ""),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, ""),
+        ({"quantization_config": {"quant_method": "fp8"}}, ""),
+    ],
+)  # fmt: skip
+def test_a_gate_that_is_quantized_is_not_of_the_familys_dtype(quantization: dict[str, Any], method: str) -> None:
+    config = {**QWEN3, **quantization}
+    if not method:
+        assert spec_of(config).gate_weight_dtype == "bfloat16"
+        return
+    assert problems_of(config) == [
+        f"config.json: dtypes.gate_weight: the config does not say ({method} quantizes the gate too); "
+        "answer with --gate-weight-dtype bfloat16|float16|float32"
+    ]
+    assert spec_of(config, gate_weight_dtype="float16").gate_weight_dtype == "float16"
+
+
+def test_a_norm_that_is_not_gemmas_in_a_family_that_has_it() -> None:
+    config = {**SIZES, "model_type": "minimax_m3_vl", "num_local_experts": 8, "num_experts_per_tok": 2}
+    assert spec_of({**config, "use_gemma_norm": True}, **STORED).norm == Norm(order="G", eps=1e-5)
+    (problem,) = problems_of({**config, "use_gemma_norm": False}, **STORED)
+    assert problem.startswith(
+        "config.json: norm.order: use_gemma_norm false given, against model_type minimax_m3_vl, which means G (read in "
+    )
+    plain = spec_of({**config, "use_gemma_norm": False}, **STORED, norm_order="A")
+    assert plain.norm == Norm(order="A", eps=1e-5)
+
+
+def test_command_a_has_an_rms_norm_where_its_epsilon_is_given() -> None:
+    config = {
+        "model_type": "cohere2_moe", "hidden_size": 4096, "num_experts": 64, "num_experts_per_tok": 4,
+        "expert_selection_fn": "sigmoid", "norm_topk_prob": True, "layer_norm_eps": 1e-5, "dtype": "bfloat16",
+    }  # fmt: skip
+    spec = spec_of(config, **STORED)
+    assert spec.norm is None and "LayerNorm" in spec.not_covered[0]
+    spec = spec_of({**config, "rms_norm_eps": 1e-6}, **STORED)
+    assert (spec.norm, spec.residual, spec.not_covered) == (Norm(order="A", eps=1e-6), None, ())
+
+
+def test_keys_that_may_concern_the_router_and_are_not_read() -> None:
+    config = {
+        **QWEN3, "scale_depth": 1.4, "router_type": "attn_router", "moe_use_logits_norm": True,
+        "moe_intermediate_size": 768, "router_aux_loss_coef": 0.001, "n_shared_experts": 1, "top_k": 50,
+        "rope_scaling": {"factor": 2}, "attn_output_gate": True, "moe": True, "multi_gate": False, "moe_layer_freq": 1,
+    }  # fmt: skip
+    assert unread_keys(config) == ["scale_depth", "router_type", "moe_use_logits_norm"]
+    ming = {**GROUPED, "model_type": "bailing_moe_v2", "router_type": "topN"}
+    assert unread_keys({"llm_config": ming}) == unread_keys({**ming, "router_type": "MultiRouter"}) == []
+    assert unread_keys({"llm_config": {**ming, "multi_gate": True}}) == ["llm_config.multi_gate"]
+    assert not any(unread_keys(config_of(model)) for model in MODELS)
+
+
+def test_infinity_in_a_key_that_nothing_reads(tmp_path: Path) -> None:
+    """NVIDIA's Nemotron 3 has it in time_step_limit."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**QWEN3, "time_step_limit": [0.0, float("inf")]}))
+    assert "Infinity" in path.read_text()
+    assert spec_of(load_config(path)) == spec_of(QWEN3)
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        ({"model_type": "aria", "text_config": {"model_type": "aria_2024"}}, "aria_text"),
+        ({"model_type": "ernie4_5_moe_vl"}, "ernie4_5_vl_moe_text"),
+        ({"model_type": "minimax_m3"}, "minimax_m3_vl_text"),
+        ({"model_type": "deepseek_ref", "architectures": ["DeepseekV4ForCausalLM"]}, "deepseek_v4"),
+        ({"architectures": [None, "Qwen3VLMoeForConditionalGeneration"]}, "qwen3_vl_moe_text"),
+        ({"model_type": "x", "text_config": {"architectures": ["MiniMaxM2ForCausalLM"]}}, "minimax_m2"),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, None),
+    ],
+)  # fmt: skip
+def test_a_family_is_known_by_any_of_its_names(config: dict[str, Any], family: str | None) -> None:
+    assert Config.of(config).family is (FAMILIES[family] if family else None)
+
+
+def test_an_architecture_is_what_a_message_names() -> None:
+    config = {**QWEN3, "model_type": "other", "architectures": ["Qwen3MoeForCausalLM"]}
+    (problem,) = problems_of(config, norm_order="B")
+    assert "the config says architecture Qwen3MoeForCausalLM, which means A" in problem
+
+
+def test_a_flag_answers_a_key_of_a_wrong_type() -> None:
+    assert spec_of({**QWEN3, "hidden_size": "2048"}, hidden_size="2048").hidden_size == 2048
+    layers = {**QWEN3, "num_experts": [1, 64, 64], "num_experts_per_tok": [1, 8, 8]}
+    spec = spec_of(layers, num_experts="64", top_k="8")
+    assert (spec.num_experts, spec.routing.top_k) == (64, 8)
+    assert problems_of(layers, num_experts="32", top_k="8") == [
+        f"--num-experts: 32 given, but the config says num_experts[0] 1 and num_experts[1] 64; {EDIT}"
+    ]
+
+
+def test_moe_may_be_a_plain_yes() -> None:
+    assert spec_of({**QWEN3, "moe": True}) == spec_of(QWEN3)
+
+
+def test_all_that_is_asked_may_be_answered() -> None:
+    """Answers to what is asked, but for those whose condition says to leave them out."""
+    config = {**UNKNOWN, "torch_dtype": "bfloat16"}
+    answers = {**ALL_ANSWERS, "scoring": "softmax_of_chosen", "e-score-correction-bias": "no"}
+    given = {flag.replace("-", "_"): word for flag, word in answers.items()} | {"routed_scaling_factor": "1"}
+    asked = [problem for problem in problems_of(config) if "unless scoring is none or softmax_of_chosen" not in problem]
+    flags = {problem.split("answer with --")[1].split()[0] for problem in asked if "answer with" in problem}
+    assert flags <= {flag.replace("_", "-") for flag in given}
+    assert spec_of(config, **given).routing.scoring == "softmax_of_chosen"
