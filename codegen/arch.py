@@ -15,6 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _KIB = 1024
+REGISTERS_PER_SM = 65536  # of 32 bits; as the next, of every target (CUDA programming guide, the same table)
+MAX_REGISTERS = 255  # of a thread
+RESERVED_SMEM = _KIB  # bytes of an SM's for each of its blocks
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Arch:
     """One SM target.
 
     sm: the number in `sm_<N>`; chip: a product of this target; multiprocessors: that product's count of SMs;
-    max_smem_per_sm: bytes of shared memory an SM can give to all blocks together;
+    max_warps_per_sm: of all blocks together; max_smem_per_sm: bytes of shared memory an SM can give to all blocks;
     max_smem_per_block: bytes one block can have after opting in
     (cudaFuncAttributeMaxDynamicSharedMemorySize); has_wgmma: warpgroup tensor-core instructions (PTX ISA: sm_90a
     alone, and no chip after it).
@@ -31,6 +34,7 @@ class Arch:
     sm: int
     chip: str
     multiprocessors: int
+    max_warps_per_sm: int
     max_smem_per_sm: int
     max_smem_per_block: int
     has_wgmma: bool = False
@@ -47,7 +51,10 @@ class Arch:
 
 
 def _arch(sm: int, chip: str, multiprocessors: int, smem_kib: int) -> Arch:
-    return Arch(sm, chip, multiprocessors, smem_kib * _KIB, (smem_kib - 1) * _KIB, has_wgmma=sm == 90)
+    # "Maximum number of resident warps per SM" of the same table; ptxas 13.0 says which targets have no room for 64.
+    warps = 64 if sm in (80, 90, 100, 103) else 48
+    smem = smem_kib * _KIB
+    return Arch(sm, chip, multiprocessors, warps, smem, smem - RESERVED_SMEM, has_wgmma=sm == 90)
 
 
 _ROWS = (

@@ -7,7 +7,7 @@ coefficients beside them say how much of it shows. They were fitted to explorato
 
 from __future__ import annotations
 
-from .arch import Arch
+from .arch import MAX_REGISTERS, REGISTERS_PER_SM, RESERVED_SMEM, Arch
 from .families import CLUSTERS_AT_ONCE, Gemv, Resident, SplitK, Tiled, Variant, Wgmma, ceil_div, mma_terms
 from .problem import Problem
 
@@ -63,7 +63,8 @@ def _waves(arch: Arch, ctas: int, cluster: int, resident: int) -> tuple[float, f
 
 def _fitting(arch: Arch, warps: int, registers: int, smem: int) -> int:
     """CTAs that fit an SM at once."""
-    return max(1, min(64 // warps, 65536 // (registers * warps * 32), arch.max_smem_per_sm // (smem + 1024)))
+    by_registers = REGISTERS_PER_SM // (registers * warps * 32)
+    return max(1, min(arch.max_warps_per_sm // warps, by_registers, arch.max_smem_per_sm // (smem + RESERVED_SMEM)))
 
 
 def _cycles(instructions: float) -> float:
@@ -82,7 +83,7 @@ def _gemv(problem: Problem, arch: Arch, variant: Gemv) -> float:
 
 def _split_k(problem: Problem, arch: Arch, variant: SplitK, num_tokens: int) -> float:
     cluster = variant.split if arch.has_cluster else 1
-    registers = min(255, variant.registers(problem))
+    registers = min(MAX_REGISTERS, variant.registers(problem))
     resident = _fitting(arch, variant.warps, registers, variant.static_smem(problem, arch.has_cluster))
     ctas = variant.ctas(problem, num_tokens)
     per_sm, _ = _waves(arch, ctas, cluster, resident)
@@ -110,7 +111,7 @@ def _split_k(problem: Problem, arch: Arch, variant: SplitK, num_tokens: int) -> 
 def _tiled(problem: Problem, arch: Arch, variant: Tiled, num_tokens: int) -> float:
     cluster = variant.split if arch.has_cluster else 1
     smem = variant.dynamic_smem(problem, arch.has_cluster) + variant.static_smem(problem, arch.has_cluster)
-    resident = _fitting(arch, variant.warps, max(64, min(255, variant.registers(problem))), smem)
+    resident = _fitting(arch, variant.warps, max(64, min(MAX_REGISTERS, variant.registers(problem))), smem)
     ctas = variant.ctas(problem, num_tokens)
     per_sm, waves = _waves(arch, ctas, cluster, resident)
     slice_ = variant.steps(problem) * variant.step

@@ -11,7 +11,6 @@ from rich.table import Column, Table
 
 from . import naming, terminal, variants
 from .arch import ARCHS, SM_TARGETS
-from .bench.paths import stages
 from .problem import Problem
 from .spec import RouterSpec
 
@@ -57,7 +56,7 @@ def covered(
         kernel = naming.kernel_name(problem)
         on = run.get(kernel, frozenset()), built.get(kernel, frozenset())
         sms = {sm: _status(spec, problem, sm, generated, *on) for sm in SM_TARGETS}
-        found.append(Covered(spec.name, stages(spec), kernel, spec.not_covered, sms))
+        found.append(Covered(spec.name, spec.stages, kernel, spec.not_covered, sms))
     return found
 
 

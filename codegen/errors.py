@@ -32,8 +32,6 @@ class NormgateError(Exception):
 class BadInput(NormgateError):
     """An input (a spec, a config.json, a flag) is wrong; all that is, one `file:line: message` a line."""
 
-    exit_code = 2
-
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
@@ -55,5 +53,3 @@ class Spilled(CheckFailed):
 
 class ToolError(NormgateError):
     """Something normgate needs is missing or failed; the message ends with the command that mends it."""
-
-    exit_code = 2

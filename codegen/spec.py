@@ -264,6 +264,19 @@ class RouterSpec(_Frozen):
     batch_invariant: bool = False
     allow_spills: bool = False
 
+    @property
+    def stages(self) -> str:
+        """The path in words, as in "add, RMSNorm, gate, sigmoid, top 8 of the best 4 of 8 groups"."""
+        routing = self.routing
+        words = ["add"] * bool(self.residual) + ["RMSNorm"] * bool(self.norm) + ["gate"]
+        if routing.scoring is None:
+            return ", ".join(words)
+        chosen = f"top {routing.top_k}"
+        if routing.groups:
+            chosen += f" of the best {routing.groups.topk_group} of {routing.groups.n_group} groups"
+        first, second = (chosen, "softmax") if routing.scoring == "softmax_of_chosen" else (routing.scoring, chosen)
+        return ", ".join([*words, first, second])
+
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> RouterSpec:
         data = self.model_dump()

@@ -24,11 +24,11 @@ from .bench.agreement import Agreement
 from .bench.build import launched_by_name, package_files
 from .bench.chain import Candidate, Chain, Timing
 from .bench.native import BenchLibrary, Library, PathArgs
-from .bench.rotation import Protocol
 from .compile import LIBRARY, compile_package
 from .errors import BadInput, CheckFailed, ToolError
 from .families import FAMILIES, MOST_TOKENS_FUSED, Apart, Variant, ceil_div, parse_served
 from .plan import Kernel, Plan, make_plan
+from .protocol import Protocol, ProtocolRecord
 from .ranges import BOUNDARIES
 from .spec import RouterSpec
 from .tuned import LAST_ANCHOR, Measurement, Tuned, TunedTable
@@ -320,7 +320,7 @@ def _begin(path: Path, kernel: str, sm: int, machine: record.Machine, protocol: 
         torch=machine.torch,
         cuda=machine.cuda_runtime,
         commit=source.commit + "-dirty" * source.dirty,
-        protocol=record.ProtocolRecord.of(protocol),
+        protocol=ProtocolRecord.of(protocol),
     )
     try:
         before = tuned.read(path) if path.is_file() else fresh

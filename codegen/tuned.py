@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import naming
 from .arch import ARCHS, SM_TARGETS
-from .bench.record import ProtocolRecord
 from .errors import BadInput
 from .errors import Problem as InputProblem
 from .families import Apart, Variant, parse_served
 from .problem import Problem
+from .protocol import ProtocolRecord
 from .spec import RouterSpec
 from .variants import objections
 
@@ -148,7 +148,8 @@ def read(path: Path) -> TunedTable:
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         messages = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found]
-        raise BadInput([InputProblem(str(path), None, message) for message in messages]) from None
+        mend = "tune anew: python build.py tune, or delete the file"
+        raise BadInput([InputProblem(str(path), None, f"{message}; {mend}") for message in messages]) from None
     wrong = []
     if table.file_name != path.name:
         wrong.append(f"is of {table.kernel} on sm_{table.sm}; its name would be {table.file_name}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from .arch import Arch
+from .arch import MAX_REGISTERS, REGISTERS_PER_SM, RESERVED_SMEM, Arch
 from .families import (
     CLUSTERS_AT_ONCE,
     FUSING,
     MAX_CHAIN,
-    REGISTERS_PER_SM,
+    MAX_TAKEN_REGISTERS,
     Gemv,
     Resident,
     SplitK,
@@ -22,13 +22,10 @@ from .families import (
 from .problem import Problem
 
 MAX_STATIC_SMEM = 48 * 1024  # bytes a kernel may declare without opting in (CUDA programming guide)
-RESERVED_SMEM = 1024  # bytes of a multiprocessor's for each of its blocks (CUDA programming guide)
-LEFT_SMEM = (
-    8 * RESERVED_SMEM
-)  # to blocks of other kernels: 15.7 us at 512 tokens without, 14.0 with (docs/notes/kernels.md)
+# To blocks of other kernels: 15.7 us at 512 tokens without, 14.0 with (docs/notes/kernels.md).
+LEFT_SMEM = 8 * RESERVED_SMEM
 MAX_PORTABLE_CLUSTER = 8  # CTAs; larger clusters are not launchable on every chip (CUDA programming guide)
 MAX_CLUSTER = 16  # on Hopper, where a kernel asks for a size that is not portable (CUDA programming guide)
-MAX_REGISTERS = 255  # of a thread
 
 
 def objections(problem: Problem, arch: Arch, variant: Variant) -> list[str]:
@@ -118,12 +115,12 @@ def _resource_objections(problem: Problem, arch: Arch, variant: Variant) -> list
     registers = variant.registers(problem)
     limit = min(MAX_REGISTERS, REGISTERS_PER_SM // (ceil_div(variant.warps, 4) * 4 * 32) // 8 * 8)
     if isinstance(variant, Wgmma):
-        limit = 240  # setmaxnreg's last step below what a thread can have
+        limit = MAX_TAKEN_REGISTERS
         if problem.folds_norm and variant.norm_registers(problem) < variant.fewest_norm_registers:
             out.append("its sums leave the warpgroup that norms rows too few registers")
     if isinstance(variant, Resident):
-        limit = 240
-        if problem.folds_norm and variant.norm_registers(problem) < 56:
+        limit = MAX_TAKEN_REGISTERS
+        if problem.folds_norm and variant.norm_registers(problem) < variant.fewest_norm_registers:
             out.append("its weights leave the warpgroup that norms rows too few registers")
     if registers > limit:
         out.append(f"about {registers} registers a thread: {variant.warps} warps leave {limit}")

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..protocol import Protocol
 from .native import BenchLibrary
-from .rotation import Protocol, Rotation, rotation
+from .rotation import Rotation, rotation
 
 # torch leaves what this file calls of it without annotations.
 _cuda: Any = torch.cuda

@@ -18,19 +18,6 @@ from .path_agreement import ROUNDED_TIE, UNROUNDED_TIE
 from .peers import BenchFunctions
 
 
-def stages(spec: RouterSpec) -> str:
-    """The path in words, as in "add, RMSNorm, gate, sigmoid, top 8 of the best 4 of 8 groups"."""
-    routing = spec.routing
-    words = ["add"] * bool(spec.residual) + ["RMSNorm"] * bool(spec.norm) + ["gate"]
-    if routing.scoring is None:
-        return ", ".join(words)
-    chosen = f"top {routing.top_k}"
-    if routing.groups:
-        chosen += f" of the best {routing.groups.topk_group} of {routing.groups.n_group} groups"
-    first, second = (chosen, "softmax") if routing.scoring == "softmax_of_chosen" else (routing.scoring, chosen)
-    return ", ".join([*words, first, second])
-
-
 def chain_of(
     bench: BenchLibrary, spec: RouterSpec, weights: Sequence[Weights], path: PathArgs, num_tokens: int
 ) -> Chain:

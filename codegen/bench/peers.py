@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ToolError
 from ..spec import RouterSpec
+from . import tables
 from .agreement import tolerance
 from .chain import Candidate, Outputs, Weights
 from .inputs import dtype
@@ -288,11 +289,10 @@ UNROUNDED = "torch_compiled_unrounded"
 COMPILED = ("torch_compiled", UNROUNDED)
 """Those of them that compile for seconds at each shape and token count."""
 
-NAMES = ("ours", "probe", "empty", "seed", "norm_then_gemv", "flashinfer", *TORCH)
+NAMES = tuple(tables.LABELS)
 """Every candidate that can be asked for, in the order of tables and plots."""
 
-
-PATH_NAMES = ("ours", "norm_gate", "apart", "one_by_one", "torch_eager", "torch_compiled")
+PATH_NAMES = tuple(tables.PATH_LABELS)
 """The same for whole paths; their makers are in paths.py."""
 
 PATH_COMPILED = ("torch_compiled",)

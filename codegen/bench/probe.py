@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arch import MAX_REGISTERS, REGISTERS_PER_SM
+
 _THREADS = (128, 256, 512, 1024)
 _CHUNK_BYTES = 16
 _CHUNKS_IN_FLIGHT = 4  # chunks of x that a thread loads before it stores the first
 _OTHER_REGISTERS = 28  # addresses, counters and the fold, beside the data held in registers
-_REGISTERS_PER_SM = 65536
-_MAX_REGISTERS = 255
 _WAVE = 128  # CTAs that fit the multiprocessors of a large chip once
 
 
@@ -45,7 +45,7 @@ def geometries(hidden_size: int, num_experts: int, gate_weight_bytes: int) -> tu
             loads = -(-chunks // threads)
             registers = 4 * (loads + _CHUNKS_IN_FLIGHT) + _OTHER_REGISTERS
             idle = threads > 128 and chunks <= threads // 2
-            if registers <= min(_MAX_REGISTERS, _REGISTERS_PER_SM // threads) and not idle:
+            if registers <= min(MAX_REGISTERS, REGISTERS_PER_SM // threads) and not idle:
                 found.append(Geometry(experts, threads, -(-num_experts // experts)))
     return tuple(found)
 

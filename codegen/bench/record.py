@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..errors import BadInput, Problem
 from ..output import replace_whole
 from ..problem import Problem as RouterPath
+from ..protocol import ProtocolRecord
 from ..spec import RouterSpec
-from .rotation import Protocol
 
 _Read = TypeVar("_Read", bound=BaseModel)
 
@@ -146,30 +146,6 @@ class ModelRecord(Frozen):
             norm_order=spec.norm.order if spec.norm else "",
             gate_bias=spec.gate_bias,
             logits_from=spec.logits_from,
-        )
-
-
-class ProtocolRecord(Frozen):
-    """How it was measured: `rotation.Protocol`, in words a reader of the file needs no code for."""
-
-    text: str
-    pairs: int
-    repeats: int
-    warmups: int
-    cold_factor: float
-    graph_ms: float
-
-    @classmethod
-    def of(cls, protocol: Protocol) -> ProtocolRecord:
-        return cls(
-            text="CUDA graph of (producer, op) pairs, programmatic stream serialization, weight sets in "
-            "rotation, less the same graph of producers alone; candidates interleaved round robin; median "
-            "and interquartile range of the rounds, microseconds an op",
-            pairs=protocol.pairs,
-            repeats=protocol.repeats,
-            warmups=protocol.warmups,
-            cold_factor=protocol.cold_factor,
-            graph_ms=protocol.graph_ms,
         )
 
 

@@ -6,24 +6,7 @@ import math
 import sys
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """How the chain is run.
-
-    pairs: at least so many (producer, op) pairs in a graph, fewer where graph_ms asks for it;
-    repeats: interleaved rounds that are timed, after `warmups` that are not;
-    cold_factor: a weight set comes round again only after this many times the L2 cache has been touched;
-    graph_ms: a graph takes no longer than about this; max_weight_bytes: memory all weight sets of a model may
-    take.
-    """
-
-    pairs: int = 40
-    repeats: int = 25
-    warmups: int = 3
-    cold_factor: float = 3.0
-    graph_ms: float = 20.0
-    max_weight_bytes: int = 4 << 30
+from ..protocol import Protocol
 
 
 @dataclass(frozen=True)

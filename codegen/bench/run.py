@@ -16,6 +16,7 @@ from rich.console import Console
 
 from .. import terminal
 from ..errors import CheckFailed, ToolError
+from ..protocol import Protocol, ProtocolRecord
 from ..spec import RouterSpec
 from . import agreement, ahead, chip, flashinfer, host, path_agreement, path_inputs, paths, peers, record
 from .agreement import Agreement
@@ -23,8 +24,8 @@ from .chain import Candidate, Chain, Measured, Outputs, Weights
 from .inputs import dtype, random_rows, random_weights
 from .native import BenchLibrary, Library, PathArgs
 from .peers import BenchFunctions
-from .record import Measurement, PathRecord, Point, ProtocolRecord, Record
-from .rotation import Protocol, rotation
+from .record import Measurement, PathRecord, Point, Record
+from .rotation import rotation
 
 # torch leaves what this file calls of it without annotations.
 _cuda: Any = torch.cuda
@@ -154,7 +155,7 @@ def run(
             step(work.title)
             point = _point(work, _measure(work, _chain(work, weights[spec.name]), protocol))
             if work.whole:
-                path = PathRecord(kernel=work.model.path_kernel, stages=paths.stages(spec))
+                path = PathRecord(kernel=work.model.path_kernel, stages=spec.stages)
                 written = written.with_path_point(spec, path, work.num_tokens, point)
             else:
                 written = written.with_point(spec, work.num_tokens, point)

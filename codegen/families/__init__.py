@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..problem import Problem
 from .gemv import Gemv
-from .limits import CLUSTERS_AT_ONCE, MAX_CHAIN, REGISTERS_PER_SM, ceil_div, mma_terms
+from .limits import CLUSTERS_AT_ONCE, MAX_CHAIN, MAX_TAKEN_REGISTERS, ceil_div, mma_terms
 from .resident import Resident
 from .split_k import SplitK
 from .tiled import Tiled
@@ -24,7 +24,7 @@ __all__ = [
     "FUSING",
     "MAX_CHAIN",
     "MOST_TOKENS_FUSED",
-    "REGISTERS_PER_SM",
+    "MAX_TAKEN_REGISTERS",
     "Apart",
     "Gemv",
     "Order",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..arch import ARCHS
 from ..problem import Problem
 
-REGISTERS_PER_SM = 65536  # 32-bit registers (CUDA programming guide, every target of arch.py)
 # mma that may add to one accumulator: the tensor cores cut off what fp32 would round, about 3e-8 of the sum each time
 # (measured on an H200, docs/notes/kernels.md), and logits are to stay within 2e-6.
 MAX_CHAIN = 32
@@ -12,7 +12,10 @@ MAX_CHAIN = 32
 # (cudaOccupancyMaxActiveClusters, about 200 KiB of shared memory a CTA; up to 8 on an H200, from 10 on an H100, whose
 # die is the same). Of 9 to 16, the sizes that are listed are those worth trying.
 CLUSTERS_AT_ONCE = {1: 132, 2: 66, 3: 39, 4: 30, 5: 22, 6: 17, 7: 15, 8: 15, 10: 7, 12: 7, 14: 7, 16: 7}
-RESIDENT_SMEM = 227 * 1024  # bytes of shared memory that a block of the one target of `resident` can have (arch.py)
+RESIDENT_SMEM = ARCHS[90].max_smem_per_block  # bytes, of the one target that `resident` has
+# Of a thread whose warpgroup takes registers of others. setmaxnreg gives steps of 8 (PTX ISA), 248 the last that a
+# thread can use; what a thread needs is an estimate, so a step less.
+MAX_TAKEN_REGISTERS = 240
 PUSH_BARRIERS = 16  # bytes of the barriers that count what a cluster's CTAs push to each other
 SPARE_REGISTERS = 56  # addresses, indices and temporaries, from the compiler's reports
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arch import REGISTERS_PER_SM
 from ..problem import Problem
-from .limits import CLUSTERS_AT_ONCE, REGISTERS_PER_SM, RESIDENT_SMEM, ceil_div
+from .limits import CLUSTERS_AT_ONCE, RESIDENT_SMEM, ceil_div
 from .tile import TensorCoreTile
 
 
@@ -28,6 +29,7 @@ class Resident(TensorCoreTile):
     threads = 512
     warps = 16
     copy_registers = 40  # of a thread that copies
+    fewest_norm_registers = 56  # of one that norms rows
 
     @property
     def name(self) -> str:

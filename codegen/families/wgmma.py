@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arch import REGISTERS_PER_SM
 from ..problem import Problem
-from .limits import MAX_CHAIN, PUSH_BARRIERS, REGISTERS_PER_SM, ceil_div, mma_terms
+from .limits import MAX_CHAIN, MAX_TAKEN_REGISTERS, PUSH_BARRIERS, ceil_div, mma_terms
 from .tile import TensorCoreTile
 
 
@@ -61,14 +62,14 @@ class Wgmma(TensorCoreTile):
     def sum_registers(self, problem: Problem) -> int:
         """Of a thread that multiplies: two sets of sums, two batches of terms, one of weights, and addresses."""
         if not problem.folds_norm:  # the one that copies is alone beside them and needs few
-            return min(240, (self._all_registers(problem) - 56) // self.groups // 8 * 8)
+            return min(MAX_TAKEN_REGISTERS, (self._all_registers(problem) - 56) // self.groups // 8 * 8)
         loaded = 8 * problem.gate_weight_bytes // 2 + 4
         return ceil_div(self.tokens + 2 * 2 * 4 * problem.gate_terms + loaded + 28, 8) * 8
 
     def norm_registers(self, problem: Problem) -> int:
         """Of a thread that norms rows: what the others leave."""
         others = self.groups * self.sum_registers(problem) + self.copy_registers
-        return min(240, self._all_registers(problem) - others)
+        return min(MAX_TAKEN_REGISTERS, self._all_registers(problem) - others)
 
     def _all_registers(self, problem: Problem) -> int:
         """Registers that the warpgroups share, a thread of each."""

@@ -15,11 +15,11 @@ from typing import Any
 from ..errors import BadInput, Problem
 from ..spec import RouterSpec, spec_from_data
 from .answers import ANSWERS, CORRECTION, RENORMALIZE, answered
-from .config import MAX_CONFIG_BYTES, Config, load_config
+from .config import Config, load_config
 from .facts import FAMILY, Facts
 from .families import NO_GATE
 
-__all__ = ["ANSWERS", "MAX_CONFIG_BYTES", "comment_for", "load_config", "spec_from_config", "unread_keys"]
+__all__ = ["ANSWERS", "comment_for", "load_config", "spec_from_config", "unread_keys"]
 
 
 def spec_from_config(

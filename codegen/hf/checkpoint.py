@@ -20,7 +20,6 @@ from ..strict_yaml import shown_key
 from .answers import CORRECTION, IMAGE_BIAS, SCALES
 from .config import IS_LFS_POINTER, LFS_POINTER
 
-CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}

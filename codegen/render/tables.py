@@ -23,7 +23,6 @@ def table_context(plan: Plan) -> dict[str, Any]:
             group_id = naming.group_name(kernel.name, group.sm)
             variants = [
                 {
-                    "name": v.name,
                     "function": naming.function_name(kernel.name, v.name, group.sm),
                     "workspace_bytes_per_token": workspace_bytes_per_token(kernel, group, v),
                     "max_tokens": _max_tokens(problem, v) or "kNoEnd",

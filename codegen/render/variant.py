@@ -78,7 +78,6 @@ def variant_context(kernel: Kernel, group: Group, variant: Variant) -> dict[str,
     spans = dict.fromkeys(f"{_span(r.first_token, r.last_token)}: {r.why}" for r in serves)
     what = "; ".join(spans) or "not dispatched to"
     return {
-        "name": variant.name,
         "comment": f"{variant.name}, {what}.",
         "struct": naming.struct_name(variant.name),
         "function": naming.function_name(kernel.name, variant.name, group.sm),

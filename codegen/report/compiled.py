@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..arch import MAX_REGISTERS
 from ..families import FAMILIES
 from ..resources import Usage
 from .charts import Dot, dots
@@ -10,7 +11,6 @@ from .kernels import by_kind, family_legend, short
 from .parts import Figure, Key, Table
 
 _HELPER = "helper"
-_MOST_REGISTERS = 255  # of a thread, on every target
 
 
 def legend() -> list[Key]:
@@ -45,7 +45,7 @@ def figures(facts: Facts) -> list[Figure]:
             left=2,
         )
         words = f"{title}: registers of a thread on sm_{facts.sm}, by the compiler's report"
-        chart = dots(list(rows.values()), drawn, words, "registers of a thread", (0, _MOST_REGISTERS + 5))
+        chart = dots(list(rows.values()), drawn, words, "registers of a thread", (0, MAX_REGISTERS + 5))
         found.append(Figure(f"registers-{title.split()[0].lower()}", title, f"sm_{facts.sm}", chart, table, "marks"))
     return found
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from .. import derived
 from ..bench import tables
-from ..bench.paths import stages as in_words
 from ..bench.record import ChipRates
 from ..problem import Problem
 from . import kernels, listing, stages
@@ -62,7 +61,7 @@ def card(facts: Facts, model: Model, errors: Mapping[str, float]) -> Card:
     return Card(
         name=spec.name,
         shape=f"{spec.hidden_size:,} × {spec.num_experts}",
-        path=in_words(spec),
+        path=spec.stages,
         facts=_facts(model),
         highlights=tuple(_highlights(facts, model)),
         stages=tuple(found),

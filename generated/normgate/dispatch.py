@@ -187,11 +187,14 @@ def why_unserved(table: KernelTable, sm: int) -> str:
     )
 
 
-def current_sm() -> int:
-    """The SM of the current CUDA device, 90 for compute capability 9.0; ValueError where there is none."""
-    if not torch.cuda.is_available():
+def current_sm(device: torch.device | None = None) -> int:
+    """The SM of a CUDA device, by default the current one: 90 for compute capability 9.0.
+
+    ValueError where there is no current one.
+    """
+    if device is None and not torch.cuda.is_available():
         raise ValueError("sm is not given and there is no CUDA device to ask; pass it, e.g. sm=90")
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .table_types import SelectionTable
+from .table_types import SelectionTable, dtype_name
 
 SCORINGS = ("softmax", "softmax_of_chosen", "sigmoid", "sqrtsoftplus")
 GROUP_SCORES = ("top2_sum", "max")
@@ -120,8 +120,8 @@ def selection_key(
         softcaps=routing.softcap > 0,
         hashes=hashes,
         returns_logits=returns_logits,
-        ids_dtype=_name(routing.ids_dtype),
-        weights_dtype=_name(routing.weights_dtype),
+        ids_dtype=dtype_name(routing.ids_dtype),
+        weights_dtype=dtype_name(routing.weights_dtype),
         image_bias=image_bias,
         scales_experts=scales_experts,
     )
@@ -145,7 +145,3 @@ def _require_one_of(name: str, found: str, expected: tuple[str, ...]) -> None:
 
 def _require_dtype(name: str, found: torch.dtype, expected: tuple[torch.dtype, ...]) -> None:
     _require(found in expected, f"{name} is {found}", " or ".join(map(str, expected)))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

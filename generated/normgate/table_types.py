@@ -2,6 +2,13 @@
 
 from typing import NamedTuple
 
+import torch
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As tables have dtypes: ``bfloat16`` for ``torch.bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
 
 class VariantRange(NamedTuple):
     """One kernel variant and the token counts it serves, both ends included; ``None`` is no upper end."""

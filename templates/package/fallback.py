@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import dispatch
 from .routing import residual_key
-from .table_types import SelectionTable
+from .table_types import SelectionTable, dtype_name
 
 ALIGNMENT_BYTES = 16  # of what the kernels read at once
 
@@ -45,9 +45,8 @@ def warn(
     selection: SelectionTable | None = None,
 ) -> None:
     """Warn that the reference composition serves this call; nothing happens when it did so before."""
-    major, minor = torch.cuda.get_device_capability(x.device)
     num_experts, hidden_size = gate_weight.shape
-    dtypes = (_name(x.dtype), _name(gate_weight.dtype), _name(logits_dtype))
+    dtypes = (dtype_name(x.dtype), dtype_name(gate_weight.dtype), dtype_name(logits_dtype))
     added = "" if residual is None else residual_key(residual_multiplier, stream_multiplier)
     gate = (norm_order, gate_bias is not None, logits_from)
     path = RouterPath(hidden_size, num_experts, *dtypes, *gate, added, selection)
@@ -57,7 +56,7 @@ def warn(
     if x.shape[0] > 1:
         starts.extend(tensor.stride(0) * tensor.element_size() for tensor in rows)
     aligned = all(start % ALIGNMENT_BYTES == 0 for start in starts)
-    _warn_once(path, 10 * major + minor, library_loaded, aligned)
+    _warn_once(path, dispatch.current_sm(x.device), library_loaded, aligned)
 
 
 @functools.cache
@@ -114,7 +113,3 @@ def _choice(selection: SelectionTable) -> str:
     particulars = [text for text, holds in said.items() if holds]
     dtypes = f"ids {selection.ids_dtype}, weights {selection.weights_dtype}"
     return ", ".join([f"{selection.scoring} top-{selection.top_k}", *particulars, dtypes])
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -46,11 +46,11 @@ class Verified:
 
 
 def verify(folder: Path) -> Verified:
-    """Hold the package in ``folder`` against its manifest. ValueError where that cannot be read or is unfinished."""
+    """Hold the package in ``folder`` against its manifest. ValueError where that cannot be read."""
     manifest = _read(folder / MANIFEST)
     expected = manifest.get("outputs")
-    if not isinstance(expected, dict) or "" in expected.values():
-        raise ValueError(f"{folder / MANIFEST}: names no hashes; it belongs to a write that was interrupted")
+    if not isinstance(expected, dict):
+        raise ValueError(f"{folder / MANIFEST}: names no hashes, so it is none of normgate's")
     there = _files(folder)
     found = {path: _sha256(folder / path) for path in there & expected.keys()}
     changed = [path for path in found if found[path] != expected[path]]

@@ -12,11 +12,10 @@ from codegen.bench.record import (
     Measurement,
     PathRecord,
     Point,
-    ProtocolRecord,
     Record,
     Source,
 )
-from codegen.bench.rotation import Protocol
+from codegen.protocol import Protocol, ProtocolRecord
 from codegen.spec import Norm, RouterSpec, Routing
 
 MB = 1 << 20

@@ -23,9 +23,10 @@ from codegen.bench.native import LaunchArgs, launch_args
 from codegen.bench.peers import chosen, seed_allows, torch_eager
 from codegen.bench.probe import geometries, kernel_names, template_values
 from codegen.bench.record import HostCost, Record, Source
-from codegen.bench.rotation import Protocol, Rotation, rotation
+from codegen.bench.rotation import Rotation, rotation
 from codegen.compile import LIBRARY
 from codegen.errors import BadInput, CheckFailed, ToolError
+from codegen.protocol import Protocol
 from codegen.spec import Norm, RouterSpec
 
 # Rotation.

@@ -13,11 +13,10 @@ from rich.console import Console
 from codegen import cost, families, manifest, naming, package, places, tune, tuned, variants
 from codegen.arch import ARCHS
 from codegen.bench.chain import Timing
-from codegen.bench.record import ProtocolRecord
-from codegen.bench.rotation import Protocol
 from codegen.errors import BadInput, CheckFailed
 from codegen.plan import make_plan
 from codegen.problem import Problem
+from codegen.protocol import Protocol, ProtocolRecord
 from codegen.spec import load_spec, load_specs
 from codegen.tuned import Measurement, TunedTable
 

@@ -101,7 +101,7 @@ def test_refusals(monkeypatch):
 
 def test_sm_of_the_current_device(monkeypatch):
     monkeypatch.setattr(dispatch.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(dispatch.torch.cuda, "get_device_capability", lambda: (10, 3))
+    monkeypatch.setattr(dispatch.torch.cuda, "get_device_capability", lambda device: (10, 3))
     assert normgate.explain("hashed", 1).sm == 103
 
 

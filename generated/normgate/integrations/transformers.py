@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import dispatch, fallback, ops
-from ..routing import Routed, selection_key
+from ..routing import Routed, residual_key, selection_key
+from ..table_types import dtype_name
 from ._routers import Router, Unserved, find_router, norm_of, read_router, tensor_at
 from ._source import STEP, LayerCode, calls_on_rows, layer_code
 from ._spec import spec_text
@@ -119,10 +120,10 @@ class _Step:
             return
         if self.kernel is None:
             raise Unserved("no kernel was generated for its path; Report.specs has the spec for it")
-        major, minor = torch.cuda.get_device_capability(self.device)
-        served = dispatch.select_target(dispatch.kernel_table(self.kernel), 10 * major + minor)
+        sm = dispatch.current_sm(self.device)
+        served = dispatch.select_target(dispatch.kernel_table(self.kernel), sm)
         if served is None or ops.LIBRARY is None:
-            raise Unserved(fallback.message(self.path, 10 * major + minor, ops.LIBRARY is not None, aligned=True))
+            raise Unserved(fallback.message(self.path, sm, ops.LIBRARY is not None, aligned=True))
 
     def serves(self, layer: nn.Module, x: Tensor) -> bool:
         """Whether this call is one for the fused path."""
@@ -200,13 +201,13 @@ def _step(layer: nn.Module, moe: str) -> _Step:
     path = fallback.RouterPath(
         hidden_size=weight.shape[1],
         num_experts=weight.shape[0],
-        activation_dtype=_name(dtype),
-        gate_weight_dtype=_name(weight.dtype),
-        logits_dtype=_name(router.logits_dtype),
+        activation_dtype=dtype_name(dtype),
+        gate_weight_dtype=dtype_name(weight.dtype),
+        logits_dtype=dtype_name(router.logits_dtype),
         norm_order=order_and_eps[0],
         gate_bias=router.bias is not None,
         logits_from="rounded",
-        residual="add" if multiplier == 1.0 else "scaled_add",
+        residual=residual_key(multiplier, 1.0),
         selection=selection,
     )
     return _Step(code, router_name, router, *order_and_eps, multiplier, weight.device, path)
@@ -254,7 +255,3 @@ def _spec(model: nn.Module, step: _Step) -> dict[str, str]:
     model_type = getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__.lower()
     name = f"{model_type.replace('_', '-')}-{step.path.hidden_size}x{step.path.num_experts}-transformers"
     return {f"{name}.yaml": spec_text(name, step.path, step.router.routing, step.eps, step.residual_multiplier)}
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

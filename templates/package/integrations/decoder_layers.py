@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import dispatch, ops
 from ..fallback import RouterPath
+from ..table_types import dtype_name
 
 
 class Family(NamedTuple):
@@ -108,7 +109,7 @@ def _fuse_layer(norm: Any, block: Any, gate: Any, handover: "_Handover", contrac
     if getattr(block, "is_sequence_parallel", False):
         raise LeftAlone("its tokens are split among ranks between the norm and the gate (sequence parallel)")
     num_experts, hidden_size = weight.shape
-    dtypes = (_name(activation), _name(weight.dtype), _name(logits_dtype))
+    dtypes = (dtype_name(activation), dtype_name(weight.dtype), dtype_name(logits_dtype))
     path = RouterPath(hidden_size, num_experts, *dtypes, norm_order, bias is not None, "unrounded", "add")
     kernel, logits_from = _serving(path, weight.device)
     fused = _FusedLayer(norm, block, gate, handover, kernel, norm_order, logits_from, logits_dtype, in_pair)
@@ -139,11 +140,10 @@ def _serving(path: RouterPath, device: torch.device) -> tuple[str, str]:
         raise LeftAlone("its weights are not on a CUDA device")
     if ops.LIBRARY is None:
         raise LeftAlone("libnormgate.so is not beside the package; `python build.py` compiles it")
-    major, minor = torch.cuda.get_device_capability(device)
     for logits_from in ("unrounded", "rounded"):
         table = dispatch.find_kernel(*path._replace(logits_from=logits_from))
         if table is not None:
-            sm = 10 * major + minor
+            sm = dispatch.current_sm(device)
             if dispatch.select_target(table, sm) is None:
                 raise LeftAlone(dispatch.why_unserved(table, sm))
             return table.kernel, logits_from
@@ -263,7 +263,3 @@ class _FusedLayer:
             return self.own_experts_impl(hidden_states, router_logits, *args, **kwargs)
         finally:
             self.given = None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
