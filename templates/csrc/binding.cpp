@@ -30,7 +30,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// CUDA remembers an error until somebody asks: left there, torch's next launch check would say it of an innocent kernel.
+// CUDA remembers an error until somebody asks: left there, torch's next launch check would say it of an innocent
+// kernel.
 void forget_error() { static_cast<void>(cudaGetLastError()); }
 
 void check_cuda(cudaError_t error, const char* what) {

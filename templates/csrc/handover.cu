@@ -69,8 +69,8 @@ cudaError_t allocate_beside_captures(int64_t num_places, Memory* memory) {
   return error != cudaSuccess ? error : restored;
 }
 
-// A graph, and all that was made of it, is gone. CUDA calls this from a thread that must not call CUDA, nor wait for one
-// that does.
+// A graph, and all that was made of it, is gone. CUDA calls this from a thread that must not call CUDA, nor wait for
+// one that does.
 void note_gone(void* data) {
   const std::unique_ptr<Owner> owner(static_cast<Owner*>(data));
   Registry& all = registry();

@@ -197,7 +197,9 @@ def _launch(functions: list[_Function], most_tokens: int, until: float, *, of_tw
             break
         last = min(most or most_tokens, most_tokens)
         # One token, a partly filled tile, the most.
-        counts = _counts_of_twin(kernel, function) if of_twins else sorted({1, min(3, last), last})
+        counts = sorted({1, min(3, last), last})
+        if of_twins:
+            counts = [min(count, most or count) for count in _counts_of_twin(kernel, function)]
         # A path's second launch finds the hand-over's memory as the first has left it; a twin's are of what CTAs share.
         repeats = 2 if whole and not of_twins else 1
         begin = time.monotonic()
