@@ -1,7 +1,8 @@
 """Facts about the SM targets normgate generates kernels for: one table, one row a target.
 
-Shared memory figures are those of the CUDA programming guide's table "Technical Specifications per Compute
-Capability" ("Maximum amount of shared memory per multiprocessor" / "per thread block"). A block can have all
+Shared memory figures and resident warps are those of the CUDA programming guide's table "Technical Specifications per
+Compute Capability" ("Maximum amount of shared memory per multiprocessor" / "per thread block", "Maximum number of
+resident warps per SM"; ptxas 13.0 says of the same targets that they have no room for 64). A block can have all
 of an SM's shared memory but the 1 KiB that the driver reserves for each block.
 
 The number of multiprocessors belongs to a product, not to a target: the cost model needs one, so each row
@@ -50,23 +51,21 @@ class Arch:
         return self.sm >= 90
 
 
-def _arch(sm: int, chip: str, multiprocessors: int, smem_kib: int) -> Arch:
-    # "Maximum number of resident warps per SM" of the same table; ptxas 13.0 says which targets have no room for 64.
-    warps = 64 if sm in (80, 90, 100, 103) else 48
+def _arch(sm: int, chip: str, multiprocessors: int, warps: int, smem_kib: int) -> Arch:
     smem = smem_kib * _KIB
     return Arch(sm, chip, multiprocessors, warps, smem, smem - RESERVED_SMEM, has_wgmma=sm == 90)
 
 
 _ROWS = (
-    _arch(80, "A100", 108, 164),  # A100 whitepaper: 108 SMs enabled of 128
-    _arch(86, "A10", 72, 100),  # A10 datasheet: 9216 CUDA cores, 128 an SM
-    _arch(89, "L40S", 142, 100),  # L40S datasheet: 18176 CUDA cores, 128 an SM
-    _arch(90, "H200", 132, 228),  # H100 whitepaper: 132 SMs (SXM5); H200 is the same die
-    _arch(100, "B200", 148, 228),  # device query, 148 SMs (74 a die); NVIDIA blog on DGX Spark, its table 8
-    _arch(103, "B300", 148, 228),  # device query, 148 SMs (the full chip has 160: NVIDIA blog on Blackwell Ultra)
-    _arch(110, "Jetson Thor T5000", 20, 228),  # Jetson Thor datasheet: 2560 CUDA cores, 128 an SM
-    _arch(120, "RTX PRO 6000 Blackwell", 188, 100),  # its datasheet: 24064 CUDA cores, 128 an SM
-    _arch(121, "GB10 (DGX Spark)", 48, 100),  # DGX Spark datasheet: 6144 CUDA cores, 128 an SM
+    _arch(80, "A100", 108, 64, 164),  # A100 whitepaper: 108 SMs enabled of 128
+    _arch(86, "A10", 72, 48, 100),  # A10 datasheet: 9216 CUDA cores, 128 an SM
+    _arch(89, "L40S", 142, 48, 100),  # L40S datasheet: 18176 CUDA cores, 128 an SM
+    _arch(90, "H200", 132, 64, 228),  # H100 whitepaper: 132 SMs (SXM5); H200 is the same die
+    _arch(100, "B200", 148, 64, 228),  # device query, 148 SMs (74 a die); NVIDIA blog on DGX Spark, its table 8
+    _arch(103, "B300", 148, 64, 228),  # device query, 148 SMs (the full chip has 160: NVIDIA blog on Blackwell Ultra)
+    _arch(110, "Jetson Thor T5000", 20, 48, 228),  # Jetson Thor datasheet: 2560 CUDA cores, 128 an SM
+    _arch(120, "RTX PRO 6000 Blackwell", 188, 48, 100),  # its datasheet: 24064 CUDA cores, 128 an SM
+    _arch(121, "GB10 (DGX Spark)", 48, 48, 100),  # DGX Spark datasheet: 6144 CUDA cores, 128 an SM
 )
 
 ARCHS: dict[int, Arch] = {row.sm: row for row in _ROWS}

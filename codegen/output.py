@@ -163,6 +163,7 @@ def diff(files: Mapping[str, Content], folder: Path) -> Freshness:
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A path for a folder to be made, which takes the place of `folder` when all went well."""
+    _finish(folder)
     stage = folder.with_name(f".{folder.name}{_TMP}")
     shutil.rmtree(stage, ignore_errors=True)  # of a run that died
     try:

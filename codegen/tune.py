@@ -352,7 +352,7 @@ def _candidates(
         names.append(tuned.ranges_of(before)[-1].variant)
     for name in dict.fromkeys(names):
         variant = parse_served(name)
-        most = variant.inner.max_tokens if isinstance(variant, Apart) else variant.max_tokens
+        most = variant.max_tokens
         if name in work.functions and (most is None or num_tokens <= most):
             library, function = work.functions[name]
             if path is None:

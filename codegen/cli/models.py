@@ -41,7 +41,7 @@ def add(config: Path, name: str | None, out: Path | None, force: bool, source: s
     spec = hf.spec_from_config(known, name=name, answers=given, file=str(file), source=source, checkpoint=checkpoint)
     text = dump_spec(spec, hf.comment_for(known, spec))
     path = (out or places.home() / "specs") / f"{spec.name}.yaml"
-    _is_free(path)
+    _require_free(path)
     if path.exists() and not force:
         if path.read_bytes() != text.encode() and load_spec(path) != spec:
             raise BadInput(
@@ -69,7 +69,7 @@ def _is_home(folder: Path) -> bool:
     return folder.resolve() == (places.home() / "specs").resolve()
 
 
-def _is_free(path: Path) -> None:
+def _require_free(path: Path) -> None:
     """Raises BadInput where `path` would give a spec of the specs folder the name of another one there."""
     for other in places.every_spec():
         if _is_home(path.parent) and other.stem == path.stem and other.resolve() != path.resolve():

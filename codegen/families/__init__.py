@@ -35,6 +35,7 @@ __all__ = [
     "Wgmma",
     "ceil_div",
     "mma_terms",
+    "most_tokens",
     "order_of_sums",
     "parse",
     "parse_served",
@@ -59,6 +60,11 @@ class Apart:
     def accelerated(self) -> bool:
         return self.inner.accelerated
 
+    @property
+    def max_tokens(self) -> int | None:
+        """The most a launch serves; None: any number."""
+        return self.inner.max_tokens
+
 
 _NAMES: dict[Callable[..., Variant], re.Pattern[str]] = {
     Gemv: re.compile(r"gemv_t(\d+)_e(\d+)_w(\d+)_c(\d+)(_late)?"),
@@ -78,6 +84,12 @@ MOST_TOKENS_FUSED = 64
 """Tokens of a launch that chooses experts itself. In tiles of 8 tokens, each with a ticket counter for each of up to 8
 CTAs of a cluster, they need half of the counters that templates/include/handover.h has.
 """
+
+
+def most_tokens(problem: Problem, served: Variant | Apart) -> int | None:
+    """The most that a launch serves; None: any number."""
+    fused = problem.selection is not None and not isinstance(served, Apart)
+    return served.max_tokens or (MOST_TOKENS_FUSED if fused else None)
 
 
 def parse(name: str) -> Variant:

@@ -56,14 +56,14 @@ def spec_from_config(
     return spec
 
 
-def comment_for(config: dict[str, Any], spec: RouterSpec | None = None) -> str:
+def comment_for(config: dict[str, Any], spec: RouterSpec) -> str:
     """What is special about the config's family, for the top of its spec; "" when the family is not known, or when
     `spec` chooses experts otherwise.
     """
     family = Config.of(config).family
     if family is None:
         return ""
-    if spec is not None and spec.routing.scoring is not None:
+    if spec.routing.scoring is not None:
         chosen = {
             "routing.scoring": spec.routing.scoring,
             CORRECTION: spec.routing.e_score_correction_bias,

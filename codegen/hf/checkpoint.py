@@ -55,10 +55,11 @@ def claims_of(folder: Path, hidden_size: object, num_experts: object, quantized:
     right = {at: tensor for at, tensor in gates.items() if tensor.shape == (num_experts, hidden_size)}
     if gates and not right:
         at, tensor = next(iter(gates.items()))
-        shape = f"of shape {list(tensor.shape)}, [num_experts, hidden_size] = [{num_experts}, {hidden_size}]"
-        by = f", and the config says that {quantized} quantizes it: a checkpoint with the gate in " * bool(quantized)
-        words = f"{', '.join(_DTYPES)}" * bool(quantized)
-        raise BadInput([Problem(at, None, f"{shape}{by}{words} would be right")])
+        right_is = f"[num_experts, hidden_size] = [{num_experts}, {hidden_size}]"
+        if quantized:
+            stored = ", ".join(_DTYPES)
+            right_is += f", and the config says that {quantized} quantizes it: a checkpoint with the gate in {stored}"
+        raise BadInput([Problem(at, None, f"of shape {list(tensor.shape)}, {right_is} would be right")])
     for at, tensor in right.items():
         dtypes = found.setdefault("dtypes.gate_weight", {})
         if (dtype := _dtype(at, tensor, quantized)) not in dtypes.values():

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from .. import naming
-from ..families import MOST_TOKENS_FUSED, Apart, Variant
+from ..families import most_tokens
 from ..plan import Plan
 from ..problem import Problem
 from ..spec import RouterSpec
@@ -25,7 +25,7 @@ def table_context(plan: Plan) -> dict[str, Any]:
                 {
                     "function": naming.function_name(kernel.name, v.name, group.sm),
                     "workspace_bytes_per_token": workspace_bytes_per_token(kernel, group, v),
-                    "max_tokens": _max_tokens(problem, v) or "kNoEnd",
+                    "max_tokens": most_tokens(problem, v) or "kNoEnd",
                 }
                 for v in group.served_by
             ]
@@ -85,13 +85,6 @@ def table_context(plan: Plan) -> dict[str, Any]:
     models.sort(key=_model_name)
     targets = sorted({sm for kernel in plan.all_kernels for group in kernel.groups for sm in group.sm_targets})
     return {"kernels": kernels, "models": models, "sm_targets": targets}
-
-
-def _max_tokens(problem: Problem, variant: Variant | Apart) -> int | None:
-    """Of a launch; None: any number."""
-    if isinstance(variant, Apart):
-        return variant.inner.max_tokens
-    return variant.max_tokens or (MOST_TOKENS_FUSED if problem.selection else None)
 
 
 def routing_of(spec: RouterSpec) -> dict[str, Any] | None:

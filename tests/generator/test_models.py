@@ -32,7 +32,7 @@ def test_the_spec_is_what_add_writes(name: str) -> None:
     config, said = load_config(DATA / f"{name}.json"), SOURCES[name]
     source = said.get("source") or "said by a flag of add"
     spec = spec_from_config(config, name=name, answers=said.get("answers", {}), source=source)
-    assert dump_spec(spec, comment_for(config)) == (SPECS / f"{name}.yaml").read_text()
+    assert dump_spec(spec, comment_for(config, spec)) == (SPECS / f"{name}.yaml").read_text()
     assert load_spec(SPECS / f"{name}.yaml") == spec
 
 

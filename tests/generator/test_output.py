@@ -221,6 +221,19 @@ def test_killed_where_folders_cannot_be_exchanged(tmp_path: Path, monkeypatch: p
     assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.lock"}
 
 
+def test_what_takes_no_lock_finishes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the copy that a project's wheel takes along, which has no lock of its own to leave in the wheel."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").write_text("")
+    ready = tmp_path / ".out.ready.normgate-tmp"
+    ready.mkdir()
+    exchange_fails_by(monkeypatch, errno.EXDEV)
+    with output.replacing(tmp_path / "out") as stage:
+        stage.mkdir()
+        (stage / "new").write_text("")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"] and not ready.exists()
+
+
 def test_in_a_container_whose_image_brought_the_folder(tmp_path: Path) -> None:
     """overlayfs renames no folder of a lower layer."""
     old, new = package(a_py="old\n", csrc__c_cu="3\n"), package(a_py="1\n", csrc__c_cu="4\n")

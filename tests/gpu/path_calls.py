@@ -38,7 +38,7 @@ def is_apart(kernel: Any, function: str) -> bool:
 def _most_tokens(name: str) -> int | None:
     variant = parse_served(name)
     if isinstance(variant, Apart):
-        return variant.inner.max_tokens
+        return variant.max_tokens
     return min(variant.max_tokens or MOST_TOKENS_FUSED, MOST_TOKENS_FUSED)
 
 

@@ -645,13 +645,15 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // add: the residual stream's next rows, for a gate launched after it. One CTA a row.
+constexpr int kAddThreads = 256;  // of a CTA
+
 __device__ __forceinline__ void add_residual(const normgate_args& args) {
   const int64_t token = blockIdx.x;
   const auto* x = static_cast<const Activation*>(args.x);
   const auto* residual = static_cast<const Activation*>(args.residual);
   launch_next_kernel();
   wait_for_previous_kernel();
-  for (int k = threadIdx.x * 8; k < kHiddenSize; k += 256 * 8) {
+  for (int k = threadIdx.x * 8; k < kHiddenSize; k += kAddThreads * 8) {
     const Vec8<Activation> row = load_activations(x + token * args.x_row_stride + k);
     const Vec8<Activation> residual_row = load_activations(residual + token * args.residual_row_stride + k);
     store_activations(static_cast<Activation*>(args.residual_out) + token * kHiddenSize + k,
@@ -661,11 +663,13 @@ __device__ __forceinline__ void add_residual(const normgate_args& args) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // select_rows: the selection alone, for logits that a launch before has written. A warp a row.
+constexpr int kSelectWarps = 4;  // of a CTA
+
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
-  const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
+  const int64_t token = blockIdx.x * int64_t{kSelectWarps} + threadIdx.x / 32;
   launch_next_kernel();
   wait_for_previous_kernel();
-  __shared__ Select::Scratch scratch[4];
+  __shared__ Select::Scratch scratch[kSelectWarps];
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 

@@ -583,11 +583,13 @@ __device__ __forceinline__ float norm_row(const normgate_args& args, int64_t tok
 // ---------------------------------------------------------------------------------------------------------------------
 // finish: one CTA a row adds the slices' sums in their order and norms the row. Chips without clusters have no
 // faster way to meet that keeps the order of a sum fixed.
+constexpr int kFinishThreads = 256;  // of a CTA
+
 template <class V>
 __device__ __forceinline__ void finish(const normgate_args& args) {
   const int64_t token = blockIdx.x;
   const float rstd = norm_row(args, token);
-  for (int column = threadIdx.x; column < (kNumExperts + 3) / 4; column += 256) {
+  for (int column = threadIdx.x; column < (kNumExperts + 3) / 4; column += kFinishThreads) {
     float4 logits = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int s = 0; s < V::kSplit; ++s) {

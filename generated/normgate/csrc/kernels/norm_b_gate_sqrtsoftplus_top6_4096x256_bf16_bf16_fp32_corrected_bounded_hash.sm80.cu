@@ -524,13 +524,15 @@ __device__ __forceinline__ float norm_row(const normgate_args& args, int64_t tok
 // ---------------------------------------------------------------------------------------------------------------------
 // finish: one CTA a row adds the slices' sums in their order and norms the row. Chips without clusters have no
 // faster way to meet that keeps the order of a sum fixed. Then a warp chooses the row's experts.
+constexpr int kFinishThreads = 256;  // of a CTA
+
 template <class V>
 __device__ __forceinline__ void finish(const normgate_args& args) {
   const int64_t token = blockIdx.x;
   const float rstd = norm_row(args, token);
   __shared__ Select::Scratch scratch;
   __shared__ __align__(16) float row_logits[(kNumExperts + 3) / 4 * 4];
-  for (int column = threadIdx.x; column < (kNumExperts + 3) / 4; column += 256) {
+  for (int column = threadIdx.x; column < (kNumExperts + 3) / 4; column += kFinishThreads) {
     float4 logits = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int s = 0; s < V::kSplit; ++s) {
@@ -551,9 +553,11 @@ __device__ __forceinline__ void finish(const normgate_args& args) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // select_rows: the selection alone, for logits that a launch before has written. A warp a row.
+constexpr int kSelectWarps = 4;  // of a CTA
+
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
-  const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
-  __shared__ Select::Scratch scratch[4];
+  const int64_t token = blockIdx.x * int64_t{kSelectWarps} + threadIdx.x / 32;
+  __shared__ Select::Scratch scratch[kSelectWarps];
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 

@@ -622,15 +622,17 @@ __device__ __forceinline__ void split_k(const normgate_args& args) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // select_rows: the selection alone, for logits that a launch before has written. A warp a row.
+constexpr int kSelectWarps = 4;  // of a CTA
+
 __device__ __forceinline__ void select_rows(const normgate_args& args) {
-  const int64_t token = blockIdx.x * int64_t{4} + threadIdx.x / 32;
+  const int64_t token = blockIdx.x * int64_t{kSelectWarps} + threadIdx.x / 32;
   launch_next_kernel();
   constexpr int kLine = 128 / sizeof(float);  // a thread fetches a cache line
   if (blockIdx.x == 0 && threadIdx.x * kLine < kNumExperts && args.e_score_correction_bias != nullptr) {
     prefetch(static_cast<const float*>(args.e_score_correction_bias) + threadIdx.x * kLine);
   }
   wait_for_previous_kernel();
-  __shared__ Select::Scratch scratch[4];
+  __shared__ Select::Scratch scratch[kSelectWarps];
   if (token < args.num_tokens) select_written(args, token, scratch[threadIdx.x / 32]);
 }
 
