@@ -227,6 +227,7 @@ def test_what_takes_no_lock_finishes_too(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "out/old").write_text("")
     ready = tmp_path / ".out.ready.normgate-tmp"
     ready.mkdir()
+    (ready / "of a run that died").write_text("")
     exchange_fails_by(monkeypatch, errno.EXDEV)
     with output.replacing(tmp_path / "out") as stage:
         stage.mkdir()
