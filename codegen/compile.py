@@ -165,33 +165,6 @@ def compile_package(
     )
 
 
-def compile_kernels(
-    package_dir: Path, kernels: Sequence[str], *, sms: Sequence[int], build_dir: Path, jobs: int | None = None
-) -> list[Row]:
-    """Compile the sources of these kernels only, and link nothing: a later `compile_package` goes on from there.
-
-    What they need, row by row. Raises as `compile_package` does.
-    """
-    package_dir, build_dir = package_dir.absolute(), build_dir.absolute()
-    toolkit, ninja, host = find_toolkit(), find_ninja(), host_compiler()
-    with locked(package_dir):
-        manifest = load_manifest(package_dir)
-        selection = _select(manifest, sms)
-        toolkit.require(selection.sms)
-        paths = {
-            str(source_path(name, group.sm_targets[0])) for name in kernels for group in manifest.kernels[name].groups
-        }
-        asked = _Selection(tuple(one for one in selection.sources if one.source.path in paths), selection.sms)
-        with os_errors(build_dir):
-            build_dir.mkdir(parents=True, exist_ok=True)
-            torch = _torch_paths(build_dir)
-            replace_whole(build_dir / "build.ninja", _ninja_file(selection, package_dir, toolkit, host, torch).encode())
-        _run_ninja(ninja, build_dir, jobs, None, [_object(one.source) for one in asked.sources])
-        rows, _ = _collect(asked, build_dir)
-        _require_fitting(asked, rows)
-    return rows
-
-
 def reported(package_dir: Path, build_dir: Path) -> list[Row]:
     """What each function of the package needs, as the compilers said when it was built in `build_dir`; empty where it
     was not built, or something else was since.
@@ -349,13 +322,9 @@ def _binary(command: Sequence[str]) -> str:
     return shutil.which(program) or program
 
 
-def _run_ninja(
-    ninja: Path, build_dir: Path, jobs: int | None, console: Console | None, targets: Sequence[str] = ()
-) -> int:
-    """Run ninja, for everything or for `targets`, and show how far it is; the number of steps it ran. Raises ToolError
-    with a failed compiler's words.
-    """
-    command = [str(ninja), *(["-j", str(jobs)] if jobs else []), *targets]
+def _run_ninja(ninja: Path, build_dir: Path, jobs: int | None, console: Console | None) -> int:
+    """Run ninja and show how far it is; the number of steps it ran. Raises ToolError with a failed compiler's words."""
+    command = [str(ninja), *(["-j", str(jobs)] if jobs else [])]
     env = {**os.environ, "NINJA_STATUS": "[%f/%t] "}
     failed: list[str] = []
     done = 0

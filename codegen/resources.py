@@ -44,6 +44,11 @@ class Row:
     object_bytes: int
     seconds: float
 
+    @property
+    def kernel(self) -> str:
+        """The kernel that the source is of: its name before the SM's."""
+        return PurePosixPath(self.source).name.split(".")[0]
+
 
 def parse(text: str) -> tuple[list[Usage], list[str]]:
     """Read a compiler's output with ptxas' -v report: what each function needs, and the lines that are no
@@ -116,7 +121,7 @@ class BuildReport:
         """A line for each kernel: of its functions on all SMs the most registers of a thread, static shared memory,
         spills and stack frame, bytes; and the size of its objects and the seconds of their compilers, together.
         """
-        lines = [_in_short(name, list(rows)) for name, rows in groupby(self.rows, key=lambda row: _kernel(row.source))]
+        lines = [_in_short(name, list(rows)) for name, rows in groupby(self.rows, key=lambda row: row.kernel)]
         if lines[1:]:
             lines.append(_in_short("all of them", self.rows))
         return terminal.names_last(("functions", "regs", "smem", "spill", "stack", "KiB", "sec", "kernel"), lines)
@@ -129,11 +134,6 @@ class BuildReport:
             figures = map(str, (usage.smem, usage.spill, usage.stack))
             lines.append((registers, *figures, ",".join(map(str, sms)), usage.function))
         return terminal.names_last(("regs", "smem", "spill", "stack", "SM", "function"), lines)
-
-
-def _kernel(source: str) -> str:
-    """The kernel that a source is of: its name before the SM's."""
-    return PurePosixPath(source).name.split(".")[0]
 
 
 def _in_short(name: str, rows: Sequence[Row]) -> tuple[str, ...]:

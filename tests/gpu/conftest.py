@@ -1,4 +1,7 @@
-"""GPU tests: skipped with a reason where there is no GPU or nothing compiled; recorded where NORMGATE_RECORD names a file."""
+"""GPU tests: skipped with a reason where there is no GPU or nothing compiled; recorded where NORMGATE_RECORD names a file.
+
+With `-n` of pytest-xdist each worker has one of the GPUs that CUDA_VISIBLE_DEVICES lists.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from packages import ROOT, Package, packages  # noqa: E402
 
-_measured: dict[str, dict[str, Any]] = {}
+_worker, _visible = os.environ.get("PYTEST_XDIST_WORKER"), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+if _worker and _visible[0]:  # gw0, gw1, ...; CUDA has not been asked anything yet
+    os.environ["CUDA_VISIBLE_DEVICES"] = _visible[int(_worker[2:]) % len(_visible)]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,8 +44,10 @@ def sm() -> int:
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What a test measured, by its name, for the record of the run."""
-    return _measured.setdefault(request.node.name, {})
+    """What a test measured, for the record of the run, where it passes."""
+    measured: dict[str, Any] = {}
+    request.node.user_properties.append(("measured", measured))  # which workers hand over with each test's outcome
+    return measured
 
 
 def software() -> dict[str, Any]:
@@ -68,19 +75,19 @@ def _code(package: Package) -> str:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     out = os.environ.get("NORMGATE_RECORD")
-    if not out or not torch.cuda.is_available():
+    if not out or _worker or not torch.cuda.is_available():
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     outcomes = {name: len(reporter.stats.get(name, ())) for name in ("passed", "failed", "error", "skipped")}
+    passed = reporter.stats.get("passed", ())
+    measured = {one.nodeid.partition("::")[2]: found for one in passed for _, found in one.user_properties if found}
     record = {
         "what": "pytest tests/gpu",
         **software(),
         "packages": [str(p.folder.relative_to(ROOT)) for p in packages()],
         "code": [_code(package) for package in packages()],
         "outcomes": outcomes,
-        "passed": dict(
-            sorted(Counter(one.nodeid.partition("[")[0] for one in reporter.stats.get("passed", ())).items())
-        ),
-        "measured": {name: found for name, found in sorted(_measured.items()) if found},  # not of what did not end
+        "passed": dict(sorted(Counter(one.nodeid.partition("[")[0] for one in passed).items())),
+        "measured": dict(sorted(measured.items())),
     }
     Path(out).write_text(json.dumps(record, indent=1) + "\n")

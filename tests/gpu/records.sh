@@ -11,8 +11,9 @@
 #   shipped memcheck, synccheck, initcheck over the shipped functions, through the operators too
 #   tests   pytest tests/gpu on the shipped package
 #   specs   the same on the package of tests/specs
+#   models  the same on the package of all 82 models
 #   random  the same on a package of specs drawn at random, without the 100,000 rows
-#   soak    two streams at once for a minute, then 10^5 replays of a graph of each of four paths
+#   soak    two streams at once for a minute, then 10^5 replays of a graph of each shipped path
 #   ptx80   the tests on the library that has PTX of sm_80 alone
 #   ptx90   the same on PTX of sm_90 alone
 # The first four need compute-sanitizer, which comes with the CUDA toolkit. What is tested is built before, where
@@ -29,7 +30,7 @@ AWKWARD="smallest odd-7 odd-17 odd-17-rounded odd-258 fp16-a gate-bias qwen2-moe
 ROUTED="add-norm-gate deepseek-v2 deepseek-v4-flash-vision ernie-4.5 gemma-4 granite-4-h-small grok-1 images-in-groups
   llama-4-maverick minimax-text-01 nemotron-3-super qwen2-moe-a2.7b routed-1024 routed-258 routed-7
   routed-gate-alone routed-rounded softcap-softmax"
-LANES="race paths shapes shipped tests specs random soak ptx80 ptx90"
+LANES="race paths shapes shipped tests specs models random soak ptx80 ptx90"
 python="${PYTHON:-python3}"
 files() { for name in $1; do printf 'tests/specs/%s.yaml ' "$name"; done; }
 
@@ -42,6 +43,7 @@ build() {
       $python build.py $(printf -- '--spec %s ' $(files "$AWKWARD")) --out build/awkward --sm 90 ;;
     shipped | tests | soak) $python build.py --sm 90 ;;
     specs) $python build.py $(printf -- '--spec %s ' tests/specs/*.yaml) --out build/test-package --sm 90 ;;
+    models) $python -m tests.models ;;
     random)
       $python tests/gpu/random_specs.py --count 16 build/random/specs
       $python build.py $(printf -- '--spec %s ' build/random/specs/*.yaml) --out build/random --sm 90 ;;
@@ -60,6 +62,8 @@ out="$1"; shift
 mkdir -p "$out/logs"
 export PYTHONPATH="generated:.${PYTHONPATH:+:$PYTHONPATH}" PATH="$PATH:/usr/local/cuda/bin"
 gpus="$(nvidia-smi --list-gpus | wc -l)"
+lanes="${*:-$LANES}"
+workers=$(($(nproc) / $(wc -w <<<"$lanes") + 1))
 
 # step NAME SECONDS COMMAND...: says how it went; its output goes to a file. SIGINT lets pytest write its record.
 step() {
@@ -68,17 +72,17 @@ step() {
   timeout --signal=INT --kill-after=20 "$seconds" "$@" >"$out/logs/$name.log" 2>&1 || code=$?
   echo "$name: exit code $code, $((SECONDS - started)) s: $(tail -n 1 "$out/logs/$name.log" | cut -c1-160)"
 }
-# Sanitizers use all GPUs, pytest that of its lane.
+# Sanitizers and pytest use all GPUs, pytest by workers of its own for each lane.
 sanitize() {
   local name="$1" seconds="$2"; shift 2
   step "$name" "$((seconds + 60))" "$python" tests/gpu/sanitize.py --seconds "$seconds" --record "$out/$name.json" "$@"
 }
-race_over() { sanitize "$1" 500 --tools racecheck --shares "$((6 * gpus))" --twins "$2"; }
 gpu_tests() {
   local name="$1" seconds="$2"; shift 2
-  NORMGATE_RECORD="$out/$name.json" CUDA_VISIBLE_DEVICES="$gpu" \
-    step "$name" "$seconds" "$python" -m pytest tests/gpu -q -p no:cacheprovider "$@"
+  NORMGATE_RECORD="$out/$name.json" CUDA_VISIBLE_DEVICES="$(seq -s, 0 $((gpus - 1)))" \
+    step "$name" "$seconds" "$python" -m pytest tests/gpu -q -p no:cacheprovider -n "$workers" "$@"
 }
+race_over() { sanitize "$1" 500 --tools racecheck --shares "$((6 * gpus))" --twins "$2"; }
 THREE="memcheck,synccheck,initcheck"
 
 race() { race_over h200-racecheck build/twins; }
@@ -95,21 +99,18 @@ shapes() {
 shipped() { sanitize h200-sanitize 400 --tools $THREE --shares 3 --operators; }
 tests() { gpu_tests h200-tests 500; }
 specs() { NORMGATE_TEST_PACKAGES=build/test-package/normgate gpu_tests h200-tests-shapes 500; }
+models() { NORMGATE_TEST_PACKAGES=build/models/normgate gpu_tests h200-tests-models 500; }
 random() {
   NORMGATE_TEST_PACKAGES=build/random/normgate \
     gpu_tests h200-tests-random 500 -k "not test_random_rows_through_the_dispatch"
 }
 soak() {
-  NORMGATE_SOAK_SECONDS=62 gpu_tests h200-soak-streams 120 -k "test_two_streams_at_once and 7168x384 and add_norm_a"
-  NORMGATE_SOAK=1 gpu_tests h200-soak 400 -k "test_graph_replays_follow_changing_inputs and (7168 or 2880)"
+  NORMGATE_SOAK_SECONDS=62 gpu_tests h200-soak-streams 150 -k "test_two_streams_at_once and 7168x384 and add_norm_a"
+  NORMGATE_SOAK=1 gpu_tests h200-soak 400 -k test_graph_replays_follow_changing_inputs
 }
 ptx80() { NORMGATE_TEST_PACKAGES=build/ptx80/normgate gpu_tests h200-tests-ptx80 500; }
 ptx90() { NORMGATE_TEST_PACKAGES=build/ptx90/normgate gpu_tests h200-tests-ptx90 500; }
 
-lane_number=0
-for lane in ${*:-$LANES}; do
-  gpu=$((lane_number++ % gpus))
-  "$lane" &
-done
+for lane in $lanes; do "$lane" & done
 wait
 "$python" -m tests.reliability --show "$out"

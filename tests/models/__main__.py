@@ -2,7 +2,8 @@
 
 The specs that `add` writes make one package, for kernels are shared by models. What was compiled is kept in --work, and
 what was found of a model's op too, for the same commit, so that a run that was interrupted goes on where it was. Writes
-the record that docs/coverage.md tells from; exit code 1 for a model that did not come through.
+the record that docs/coverage.md tells from; exit code 1 for a model that did not come through, or a kernel that did not
+compile.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codegen import build, cli, compile, naming, package, places, spills
+from codegen import build, cli, naming, package, places
 from codegen.bench.record import source
-from codegen.errors import CheckFailed, NormgateError, Spilled
-from codegen.manifest import load_manifest
+from codegen.errors import CheckFailed, NormgateError
 from codegen.output import replace_whole
 from codegen.problem import Problem
 from codegen.spec import RouterSpec, load_spec
@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 RECORD = ROOT / "docs" / "measured" / "models.json"
 _COMMAND = "python -m tests.models"
-_MOST_PLANS = 8  # of kernels that the compiler spills
 _OF_OPS = ("logits_error", "weight_error", "ties")
 
 
@@ -49,7 +48,6 @@ class Run:
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.specs: dict[str, RouterSpec] = {}
         self.library = False
-        self.planned_anew: set[str] = set()  # kernels, by the next `generate`
         commit = source(ROOT)
         self.commit = commit.commit + "-dirty" * commit.dirty
         before = json.loads(self.found.read_text(encoding="utf-8")) if self.found.is_file() else {}
@@ -85,58 +83,19 @@ class Run:
             outcome["wrong"] = f"add: not what {places.shown(committed)} says"
 
     def generate(self) -> None:
-        self.planned_anew.clear()
         package.generate(self.spec_paths, self.work)
 
-    def compile_all(self) -> None:
-        """Every model's kernels. Those that the compiler spills are planned anew once the others are through: to plan and
-        render them all takes a while.
-        """
-        left = list(self.specs)
-        for _ in range(_MOST_PLANS):
-            left = [name for name in left if not self.compile(name)]
-            if not left:
-                return
-            self.generate()
-        self.outcomes |= {
-            name: {**self.outcomes[name], "wrong": "compile: spills however it is planned"} for name in left
-        }
-
-    def compile(self, name: str) -> bool:
-        """A model's kernels. False: some have to be planned anew."""
-        outcome, started = self.outcomes[name], time.monotonic()
-        folder = places.build_folder(self.work)
-        try:
-            rows = compile.compile_kernels(
-                self.package, outcome["kernels"], sms=self.sms, build_dir=folder, jobs=self.jobs
-            )
-        except NormgateError as error:
-            if isinstance(error, Spilled) and self.plans_without(error):
-                return False
-            outcome["wrong"] = f"compile: {error}"
-            return True
-        entries = [row.usage for row in rows if row.usage.registers is not None]
-        outcome["functions"] = {str(sm): sum(one.sm == sm for one in entries) for sm in self.sms}
-        outcome["spills"] = sum(row.usage.spill for row in rows)
-        self.say(name, f"{outcome['functions']} functions, {outcome['spills']} bytes of spills", started)
-        return True
-
-    def plans_without(self, spilled: Spilled) -> bool:
-        """Whether what spilled is left out by the next plan; what another model's spilled before is already."""
-        found = spills.named(spilled.functions, load_manifest(self.package).kernels)
-        if found.keys() <= self.planned_anew:
-            return bool(found)
-        try:
-            build.plan_without(spilled, found, spills.read(places.tuned_folder()))
-        except Spilled:
-            return False
-        self.planned_anew |= found.keys()
-        return True
-
-    def link(self) -> None:
-        """The library of all kernels; CheckFailed where one did not compile."""
-        build.build_package(self.spec_paths, self.work, sm=",".join(map(str, self.sms)), jobs=self.jobs)
+    def compile(self) -> None:
+        """The library of all kernels, planned anew where one spills; what each model's functions need."""
+        started = time.monotonic()
+        rows = build.build_package(self.spec_paths, self.work, sm=",".join(map(str, self.sms)), jobs=self.jobs).rows
         self.library = True
+        for name in self.specs:
+            outcome = self.outcomes[name]
+            usages = [row.usage for row in rows if row.kernel in outcome["kernels"] and row.usage.registers is not None]
+            outcome["functions"] = {str(sm): sum(usage.sm == sm for usage in usages) for sm in self.sms}
+            outcome["spills"] = sum(usage.spill for usage in usages)
+        self.say("all", f"{len(rows)} functions", started)
 
     def call(self) -> None:
         """The CPU ops, in a process of its own, which imports the package and loads its library; before there is one,
@@ -189,12 +148,10 @@ def main() -> int:
         if not given.models or name in given.models:
             run.add(name, config)
     run.generate()
-    run.call()  # what is wrong here is known before hours of compiling
+    run.call()  # what is wrong here is known before the long compiling
     if sms:
-        run.compile_all()
-        if not any("compile" in outcome.get("wrong", "") for outcome in run.outcomes.values()):
-            run.link()
-            run.call()
+        run.compile()
+        run.call()
     run.write()
     if record:
         replace_whole(record, run.found.read_bytes())
