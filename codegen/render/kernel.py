@@ -144,6 +144,7 @@ def _selection_context(chosen: Selection) -> dict[str, Any]:
         "late_weights": [("e_score_correction_bias", chosen.hashes)] * chosen.correction_bias
         + [("per_expert_scale", False)] * chosen.scales_experts,
         "renormalize": chosen.renormalize,
+        "unbounded": chosen.scoring == "sqrtsoftplus" and not chosen.renormalize,  # weights, of logits without end
         "weight_type": naming.cuda_type(chosen.weights_dtype),
         "id_type": naming.cuda_type(chosen.ids_dtype),
     }

@@ -149,9 +149,10 @@ def route(
     per_expert_scale         [num_experts] float32, multiplies the weights of each expert at the end
     returns_logits           whether logits are wanted besides; without a ``routing`` they always are
 
-    Of equal choices the lower expert id comes first. A choice that is NaN comes last and weighs 0, so ids are
-    distinct and in range whatever x holds. Outputs are contiguous; see :class:`Routed`. There is no
-    backward, as in :func:`norm_gate`. RuntimeError names the argument that does not fit.
+    Of equal choices the lower expert id comes first. A choice that is NaN comes last and weighs 0, as one of
+    infinite weight does: ids are distinct and in range and weights finite, whatever x holds. Outputs are
+    contiguous; see :class:`Routed`. There is no backward, as in :func:`norm_gate`. RuntimeError names the
+    argument that does not fit.
     """
     if not (norm_weight is None) == (eps is None) == (norm_order is None):
         weight = None if norm_weight is None else "a tensor"

@@ -133,8 +133,8 @@ def choose_experts(
     scores alone, and times ``per_expert_scale`` [num_experts] of their experts.
 
     Of equal choices the lower expert id comes first, of equal groups the lower. A logit that is NaN, as in
-    padding, counts as -inf, and a weight that comes out as NaN as 0: ids are distinct and weights are numbers
-    whatever the logits. An input id that ``tid2eid`` has no row for reads row 0; an expert id in it that is
+    padding, counts as -inf, and a weight that comes out as NaN or infinite as 0: ids are distinct and weights
+    finite whatever the logits. An input id that ``tid2eid`` has no row for reads row 0; an expert id in it that is
     none is the nearest that is one.
     """
     logits = logits.to(compute_dtype)
@@ -160,7 +160,7 @@ def choose_experts(
     weights = weights * routing.routed_scaling_factor
     if per_expert_scale is not None:
         weights = weights * per_expert_scale.to(compute_dtype)[topk_ids]
-    weights = torch.where(weights.isnan(), 0, weights)  # 0 / 0, or inf / inf
+    weights = torch.where(weights.isfinite(), weights, 0)  # 0 / 0, inf / inf, or a score of inf
     topk_ids = topk_ids.to(routing.ids_dtype).clone(memory_format=torch.contiguous_format)
     return weights.to(routing.weights_dtype), topk_ids
 

@@ -45,7 +45,7 @@ build() {
     specs) $python build.py $(printf -- '--spec %s ' tests/specs/*.yaml) --out build/test-package --sm 90 ;;
     models) $python -m tests.models ;;
     random)
-      $python tests/gpu/random_specs.py --count 16 build/random/specs
+      $python tests/gpu/random_specs.py --count 40 build/random/specs
       $python build.py $(printf -- '--spec %s ' build/random/specs/*.yaml) --out build/random --sm 90 ;;
     ptx80) $python build.py --out build/ptx80 --sm 80 --ptx-only --ops normgate_ptx80 ;;
     ptx90) $python tests/gpu/portable.py ;;
