@@ -78,19 +78,17 @@ def _status(
 
 
 def ran(folder: Path) -> dict[str, frozenset[int]]:
-    """Kernels by name and the SMs they ran on, by the records of tests/gpu in `folder`, whose chips are all sm_90."""
-    found: dict[str, set[int]] = {}
-    for path in sorted(folder.glob("*-tests*.json")):
+    """Kernels by name and the SMs whose machine code ran, by the records of tests/gpu on an H200 in `folder`."""
+    found: set[str] = set()
+    for path in sorted(folder.glob("h200-tests*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["outcomes"]["failed"] or record["outcomes"]["error"] or not path.name.startswith("h200"):
+        if record["outcomes"]["failed"] or record["outcomes"]["error"]:
             continue
-        for name in record["measured"]:
-            _, _, inside = name.rstrip("]").partition("[")
-            for package in record["packages"]:
-                kernel = inside.removeprefix(f"{Path(package).parent.name}-")
-                if kernel != inside and "sm80" not in path.name:
-                    found.setdefault(kernel, set()).add(90)
-    return {kernel: frozenset(sms) for kernel, sms in found.items()}
+        for package, held in zip(record["packages"], record["code"], strict=True):
+            if "sm_90" in held.split(", "):
+                tested = f"[{Path(package).parent.name}-"
+                found |= {name.rstrip("]").partition(tested)[2] for name in record["measured"] if tested in name}
+    return dict.fromkeys(found, frozenset({90}))
 
 
 def compiled(folder: Path) -> dict[str, frozenset[int]]:

@@ -32,15 +32,16 @@ def test_the_table_fits_80_columns(cli) -> None:
 
 
 def test_a_run_is_claimed_from_a_record_of_that_chip_without_failures(tmp_path: Path) -> None:
-    def record(name: str, kernel: str, failed: int = 0) -> None:
+    def record(name: str, kernel: str, failed: int = 0, code: str = "sm_80, sm_90, PTX of sm_90") -> None:
         tests = {f"test_variants[generated-{kernel}]": {}}
         outcomes = {"passed": 1, "failed": failed, "error": 0}
-        text = {"packages": ["generated/normgate"], "outcomes": outcomes, "measured": tests}
+        text = {"packages": ["generated/normgate"], "code": [code], "outcomes": outcomes, "measured": tests}
         (tmp_path / name).write_text(json.dumps(text))
 
     record("h200-tests.json", "gate_a")
     record("h200-tests-failing.json", "gate_b", failed=1)
-    record("h200-tests-shapes-sm80.json", "gate_c")
+    record("h200-tests-ptx.json", "gate_c", code="PTX of sm_90")
+    record("b200-tests.json", "gate_d")
     assert coverage.ran(tmp_path) == {"gate_a": frozenset({90})}
 
 

@@ -1,14 +1,17 @@
-"""`python -m tests.models.ops PACKAGE MODEL...`: CPU ops of a generated package against the oracle, a JSON line a model.
+"""`python -m tests.models.ops PACKAGE MODEL...`: layers of a generated package against the oracle, a JSON line a model.
 
 PACKAGE is a folder of `build.py generate`; where it holds a compiled library, that is loaded, and asked for the
-functions of each model's kernels. The oracle is that of tests/gpu: float64, written from the definitions.
+functions of each model's kernels. On a GPU the kernels have to serve what `explain` says they do, without a fallback. The
+oracle is that of tests/gpu: float64, written from the definitions.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,38 +20,46 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-TOKENS = (1, 33)
+TOKENS = {"cpu": (1, 33), "cuda": (1, 2, 7, 16, 33, 65, 300, 2000)}
 LOOKED_UP = (1, 16, 300, 8192)
 
 
 def main() -> int:
-    package, *models = sys.argv[1:]
-    os.environ["NORMGATE_TEST_PACKAGES"] = package
-    sys.path[:0] = [str(Path(package).parent), str(ROOT), str(ROOT / "tests" / "gpu")]
+    parser = argparse.ArgumentParser(prog="python -m tests.models.ops", description=__doc__)
+    parser.add_argument("package", type=Path)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--device", choices=TOKENS, default="cpu")
+    given = parser.parse_args()
+    os.environ["NORMGATE_TEST_PACKAGES"] = str(given.package)
+    sys.path[:0] = [str(given.package.parent), str(ROOT), str(ROOT / "tests" / "gpu")]
     import normgate
 
-    assert Path(normgate.__file__).resolve().parent == Path(package).resolve(), f"{normgate.__file__} was imported"
-    for number, model in enumerate(models):
+    assert Path(normgate.__file__).resolve().parent == given.package.resolve(), f"{normgate.__file__} was imported"
+    if given.device == "cuda":
+        warnings.simplefilter("error", RuntimeWarning)  # that of a fallback
+    for number, model in enumerate(given.models):
         torch.manual_seed(number)
-        with torch.no_grad():
-            print(json.dumps({"model": model, **_try(normgate, model)}), flush=True)
+        with torch.no_grad(), torch.device(given.device):
+            print(json.dumps({"model": model, **_try(normgate, model, given.device)}), flush=True)
     return 0
 
 
-def _try(normgate: Any, model: str) -> dict[str, Any]:
+def _try(normgate: Any, model: str, device: str) -> dict[str, Any]:
     """What the op's results were off by; `wrong` says where they were not right."""
     from path_oracle import Found
 
     table, found = normgate.dispatch.model_table(model), Found()
     try:
-        _look_up(normgate, [name for name in (table.kernel, table.path_kernel) if name])
+        if device == "cpu":
+            _look_up(normgate, [name for name in (table.kernel, table.path_kernel) if name])
         for routes in (False, True) if table.path_kernel else (False,):
             for hash_layer in (False, True) if table.tid2eid_vocab_size else (False,):
                 layer = normgate.NormGateLinear.from_model(model, routes=routes, hash_layer=hash_layer)
                 _fill(layer)
                 kernel = normgate.dispatch.kernel_table(table.path_kernel if routes else table.kernel)
-                for tokens in TOKENS:
-                    found.include(_call(layer, kernel, table, tokens, f"{model}, {tokens} tokens"))
+                for tokens in TOKENS[device]:
+                    if device == "cpu" or normgate.explain(kernel.kernel, tokens).variant != "reference":
+                        found.include(_call(layer, kernel, table, tokens, f"{model}, {tokens} tokens"))
     except Exception as error:  # whatever it is, the other models are tried
         return {"wrong": f"{type(error).__name__}: {error}"}
     return {"logits_error": found.logits_error, "weight_error": found.weight_error, "ties": found.ties}
