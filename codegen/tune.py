@@ -23,6 +23,7 @@ from .bench import agreement, path_agreement, path_inputs, paths, peers, record,
 from .bench.agreement import Agreement
 from .bench.build import launched_by_name, package_files
 from .bench.chain import Candidate, Chain, Timing
+from .bench.inputs import random_chain
 from .bench.native import BenchLibrary, Library, PathArgs
 from .compile import LIBRARY, compile_package
 from .errors import BadInput, CheckFailed, ToolError
@@ -285,10 +286,7 @@ def run_all(
                     left += 1
                     continue
                 path = path_inputs.path_args(work.spec, count) if kernel in plan.paths else None
-                if path is None:
-                    chain = run.chain_of(work.marks, work.spec, count, weights)
-                else:
-                    chain = paths.chain_of(work.marks, work.spec, weights, path, count)
+                chain = random_chain(work.marks, work.spec, weights, count, path)
                 candidates = list(_candidates(work, index, table, count, path))
                 if not candidates:
                     continue  # nothing is legal there: the reference serves

@@ -11,25 +11,11 @@ from torch import Tensor
 
 from ..spec import RouterSpec
 from . import path_inputs, peers
-from .chain import Candidate, Chain, Outputs, Weights
-from .inputs import dtype, random_rows
-from .native import BenchLibrary, Library, PathArgs, launch_args
+from .chain import Candidate, Outputs, Weights
+from .inputs import dtype
+from .native import BenchLibrary, Library, PathArgs
 from .path_agreement import ROUNDED_TIE, UNROUNDED_TIE
 from .peers import BenchFunctions
-
-
-def chain_of(
-    bench: BenchLibrary, spec: RouterSpec, weights: Sequence[Weights], path: PathArgs, num_tokens: int
-) -> Chain:
-    """A chain of random rows whose outputs are those of `path`."""
-    sources = [random_rows(spec, num_tokens) for _ in range(2)]
-    normed_x = torch.empty_like(sources[0]) if spec.norm else None
-    logits: Tensor | None = None
-    if spec.routing.router_logits or spec.routing.scoring is None:
-        logits = torch.empty((num_tokens, spec.num_experts), dtype=dtype(spec.logits_dtype), device="cuda")
-    return Chain(
-        bench, weights, sources, Outputs(normed_x, logits, path.residual_out, path.topk_weights, path.topk_ids)
-    )
 
 
 def own(
@@ -111,45 +97,11 @@ def ours(spec: RouterSpec, package: ModuleType, served_by: str, path: PathArgs) 
 
 def one_by_one(spec: RouterSpec, bench: BenchLibrary, function: str, path: PathArgs, num_tokens: int) -> Candidate:
     """Our kernels one after the other: norm, with the residual add, then `function`: gate and selection."""
-    norm, workspace = spec.norm, bench.workspace(function, num_tokens)
-    assert norm is not None
-    after = dataclasses.replace(path, residual=None, residual_out=None, residual_multiplier=1.0, stream_multiplier=1.0)
-    name = "row_norm" if path.residual is None else "add_row_norm"
-    first_launch = bench.row_norm if path.residual is None else bench.add_row_norm
-
-    def launch(weights: Weights, x: Tensor, outputs: Outputs, stream: int) -> Outputs:
-        first = launch_args(
-            router_logits=None,
-            normed_x=outputs.normed_x,
-            x=x,
-            norm_weight=weights.norm_weight,
-            gate_weight=None,
-            gate_bias=None,
-            eps=norm.eps,
-            stream=stream,
-            path=path,
-        )
-        first_launch(first)
-        assert outputs.normed_x is not None
-        second = launch_args(
-            router_logits=outputs.router_logits,
-            normed_x=None,
-            x=outputs.normed_x,
-            norm_weight=None,
-            gate_weight=weights.gate_weight,
-            gate_bias=weights.gate_bias,
-            workspace=workspace,
-            eps=0.0,
-            stream=stream,
-            path=after,
-        )
-        bench.launch(function, second)
-        return outputs
-
+    norm = "row_norm" if path.residual is None else "add_row_norm"
     return Candidate(
         f"one_by_one_{function}",
-        launch,
-        f"{name} + {function}",
+        peers.norm_then(spec, bench, function, num_tokens, path),
+        f"{norm} + {function}",
         checks="path",
         tolerance=ROUNDED_TIE,  # the gate reads normed_x as it is written
         best_of="one_by_one",

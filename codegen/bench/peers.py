@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -14,7 +14,7 @@ from ..errors import ToolError
 from ..spec import RouterSpec
 from . import tables
 from .agreement import tolerance
-from .chain import Candidate, Outputs, Weights
+from .chain import Candidate, Launch, Outputs, Weights
 from .inputs import dtype
 from .native import BenchLibrary, Library, PathArgs, launch_args
 from .probe import geometries
@@ -115,10 +115,21 @@ def norm_then_gemv(
 ) -> Candidate | None:
     """A norm kernel and a gate GEMV, two launches; None where there is no norm or no such GEMV."""
     gemv = functions.gate_gemv.get(num_tokens)
-    norm = spec.norm
-    if gemv is None or norm is None or not functions.row_norm:
+    if gemv is None or not functions.row_norm:
         return None
-    workspace = library.workspace(gemv, num_tokens)
+    launch = norm_then(spec, library, gemv, num_tokens)
+    return Candidate("norm_then_gemv", launch, f"row_norm + {gemv}", tolerance=tolerance(spec, "rounded"))
+
+
+def norm_then(
+    spec: RouterSpec, library: BenchLibrary, function: str, num_tokens: int, path: PathArgs | None = None
+) -> Launch:
+    """Two launches: a norm, with the residual add that `path` may have, and `function` over normed_x as written."""
+    norm, path = spec.norm, path or PathArgs()
+    assert norm is not None
+    workspace = library.workspace(function, num_tokens)
+    normed = library.row_norm if path.residual is None else library.add_row_norm
+    after = replace(path, residual=None, residual_out=None, residual_multiplier=1.0, stream_multiplier=1.0)
 
     def launch(weights: Weights, x: Tensor, outputs: Outputs, stream: int) -> Outputs:
         first = launch_args(
@@ -130,8 +141,9 @@ def norm_then_gemv(
             gate_bias=None,
             eps=norm.eps,
             stream=stream,
+            path=path,
         )
-        library.row_norm(first)
+        normed(first)
         assert outputs.normed_x is not None
         second = launch_args(
             router_logits=outputs.router_logits,
@@ -143,18 +155,18 @@ def norm_then_gemv(
             workspace=workspace,
             eps=0.0,
             stream=stream,
+            path=after,
         )
-        library.launch(gemv, second)
+        library.launch(function, second)
         return outputs
 
-    variant = f"row_norm + {gemv}"
-    return Candidate("norm_then_gemv", launch, variant, tolerance=tolerance(spec, "rounded"))
+    return launch
 
 
 def probes(spec: RouterSpec, library: BenchLibrary) -> list[Candidate]:
     """The streaming probe, one candidate a geometry; `fastest` makes them one."""
 
-    def at(index: int) -> Callable[[Weights, Tensor, Outputs, int], Outputs]:
+    def at(index: int) -> Launch:
         def launch(weights: Weights, x: Tensor, outputs: Outputs, stream: int) -> Outputs:
             args = launch_args(
                 router_logits=outputs.router_logits,

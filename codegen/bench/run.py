@@ -21,7 +21,7 @@ from ..spec import RouterSpec
 from . import agreement, ahead, chip, flashinfer, host, path_agreement, path_inputs, paths, peers, record
 from .agreement import Agreement
 from .chain import Candidate, Chain, Measured, Outputs, Weights
-from .inputs import dtype, random_rows, random_weights
+from .inputs import random_chain, random_weights
 from .native import BenchLibrary, Library, PathArgs
 from .peers import BenchFunctions
 from .record import Measurement, PathRecord, Point, Record
@@ -136,7 +136,7 @@ def run(
                 asked += [peer for peer in torch_peers[spec.name] if peer.name not in work.left_out]
                 if "flashinfer" in names:
                     asked += flashinfer.candidates(spec, work.num_tokens, sm)
-            wrong += _agree(work, asked, _chain(work, weights[spec.name]), package)
+            wrong += _agree(work, asked, chain_of(work, weights[spec.name]), package)
             agreed.append(work)
     if wrong:
         raise CheckFailed("\n".join(wrong))
@@ -153,7 +153,7 @@ def run(
                 break
             spec = work.model.spec
             step(work.title)
-            point = _point(work, _measure(work, _chain(work, weights[spec.name]), protocol))
+            point = _point(work, _measure(work, chain_of(work, weights[spec.name]), protocol))
             if work.whole:
                 path = PathRecord(kernel=work.model.path_kernel, stages=spec.stages)
                 written = written.with_path_point(spec, path, work.num_tokens, point)
@@ -214,19 +214,9 @@ def weight_sets(spec: RouterSpec, l2_bytes: int, protocol: Protocol) -> list[Wei
     return [first, *(random_weights(spec) for _ in range(count - 1))]
 
 
-def chain_of(bench: BenchLibrary, spec: RouterSpec, num_tokens: int, weights: Sequence[Weights]) -> Chain:
-    """A chain of random rows, for one spec and token count."""
-    sources = [random_rows(spec, num_tokens) for _ in range(2)]
-    normed_x = torch.empty_like(sources[0]) if spec.norm else None
-    logits = torch.empty((num_tokens, spec.num_experts), dtype=dtype(spec.logits_dtype), device="cuda")
-    return Chain(bench, weights, sources, Outputs(normed_x, logits))
-
-
-def _chain(work: _Work, weights: Sequence[Weights]) -> Chain:
-    model = work.model
-    if work.path is None:
-        return chain_of(model.bench, model.spec, work.num_tokens, weights)
-    return paths.chain_of(model.bench, model.spec, weights, work.path, work.num_tokens)
+def chain_of(work: _Work, weights: Sequence[Weights]) -> Chain:
+    """A chain of random rows for what is to be timed."""
+    return random_chain(work.model.bench, work.model.spec, weights, work.num_tokens, work.path)
 
 
 def _torch_peers(spec: RouterSpec, names: tuple[str, ...]) -> list[Candidate]:

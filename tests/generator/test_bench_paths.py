@@ -369,7 +369,6 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(record, "machine", lambda: MACHINE)
     monkeypatch.setattr(bench_run, "weight_sets", lambda *_: [None])
     monkeypatch.setattr(bench_run, "chain_of", lambda *_: chain)
-    monkeypatch.setattr(bench_run.paths, "chain_of", lambda *_: chain)
     monkeypatch.setattr(bench_run.path_inputs, "path_args", lambda *_: PathArgs())
     monkeypatch.setattr(bench_run.path_agreement, "Right", lambda *_: "right")
     monkeypatch.setattr(bench_run.path_agreement, "agree", agree)

@@ -231,7 +231,7 @@ def test_a_run_writes_after_each_count_and_goes_on_where_it_was(small_spec, tmp_
     index = tune.Index(sm=90, kernels={kernel.name: tune.Built(parts=parts, candidates=at)})
     measured: list[int] = []
 
-    def chain_of(bench, spec, num_tokens, weights):
+    def random_chain(bench, spec, weights, num_tokens, path):
         def measure(candidates, protocol):
             measured.append(num_tokens)
             return SimpleNamespace(timings={one.name: Timing(2.0 + i, 0.1) for i, one in enumerate(candidates)})
@@ -244,7 +244,7 @@ def test_a_run_writes_after_each_count_and_goes_on_where_it_was(small_spec, tmp_
     problem = ""
     monkeypatch.setattr(tune.record, "machine", lambda: machine)
     monkeypatch.setattr(tune.run, "weight_sets", lambda *_: [])
-    monkeypatch.setattr(tune.run, "chain_of", chain_of)
+    monkeypatch.setattr(tune, "random_chain", random_chain)
     monkeypatch.setattr(tune, "BenchLibrary", lambda _: SimpleNamespace(workspace=lambda *_: None))
     monkeypatch.setattr(tune.agreement, "expected", lambda *_: None)
     monkeypatch.setattr(tune.agreement, "agree", lambda *_: SimpleNamespace(problem=problem))
