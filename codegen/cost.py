@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .arch import MAX_REGISTERS, REGISTERS_PER_SM, RESERVED_SMEM, Arch
 from .families import CLUSTERS_AT_ONCE, Gemv, Resident, SplitK, Tiled, Variant, Wgmma, ceil_div, mma_terms
-from .problem import Problem
+from .problem import ACTIVATION_BYTES, Problem
 
 _CYCLES_PER_US = 1750.0  # an SM's clock under load (H200, nvidia-smi during the sweeps)
 _SCHEDULERS = 4  # of an SM, an instruction of a warp each a cycle (CUDA programming guide)
@@ -77,7 +77,7 @@ def _gemv(problem: Problem, arch: Arch, variant: Gemv) -> float:
     per_sm = ceil_div(ctas, arch.multiprocessors)
     arithmetic = _cycles(variant.tokens * variant.chunks * 8 * (3 + 2 * variant.experts) * variant.warps * per_sm)
     weight_bytes = variant.experts * problem.hidden_size * problem.gate_weight_bytes
-    row_bytes = ctas * variant.tokens * problem.hidden_size * 2
+    row_bytes = ctas * variant.tokens * problem.hidden_size * ACTIVATION_BYTES
     return 1.16 + 1.91 * arithmetic + 0.2 * weight_bytes / 1e5 + 0.64 * row_bytes / _L2_BYTES_PER_US
 
 
@@ -92,7 +92,7 @@ def _split_k(problem: Problem, arch: Arch, variant: SplitK, num_tokens: int) -> 
     products = expert_tiles * token_tiles * 2 * mma_terms(problem) + 2 * token_tiles * problem.row_terms**2
     mma = _cycles(warp_blocks * products * _MMA_CYCLES)
     fold = _cycles(warp_blocks * expert_tiles * 8 * problem.gate_terms * (1 if problem.gate_terms == 2 else 4))
-    row_bytes = min(variant.tokens, num_tokens) * 2
+    row_bytes = min(variant.tokens, num_tokens) * ACTIVATION_BYTES
     operands = ctas * variant.slice * (row_bytes + variant.experts * problem.gate_weight_bytes) / _L2_BYTES_PER_US
     sums = _cycles(variant.tokens * variant.experts / 4 / 32 * (2 * variant.warps + 4) * per_sm)
     apart = 0.0 if arch.has_cluster else _ROW_NORM_LAUNCH * (1 + problem.rounds_rows)

@@ -11,7 +11,7 @@ from . import terminal
 from .arch import ARCHS, Arch
 from .families import Apart, Gemv, SplitK, Variant, ceil_div, mma_terms
 from .plan import Group, Kernel
-from .problem import Problem
+from .problem import ACTIVATION_BYTES, Problem
 from .ranges import Range, in_tokens
 from .tuned import LAST_ANCHOR
 
@@ -35,8 +35,6 @@ class Quantity(NamedTuple):
         return self.name, self.formula, self.shown, self.meaning
 
 
-_ACTIVATION_BYTES = 2
-_LOGIT_BYTES = {"float32": 4, "bfloat16": 2}
 _MMA = 16 * 8 * 16  # multiply-adds of one tensor-core instruction: experts x tokens x elements of hidden_size
 
 
@@ -110,8 +108,8 @@ def _overview(problem: Problem, arch: Arch, group: Group) -> Table:
 def of_problem(problem: Problem) -> list[Quantity]:
     """What a call moves and computes, whatever serves it."""
     hidden, experts, size = problem.hidden_size, problem.num_experts, problem.gate_weight_bytes
-    weight, row = hidden * experts * size, hidden * _ACTIVATION_BYTES
-    out = experts * _LOGIT_BYTES[problem.logits_dtype] + row * problem.has_norm
+    weight, row = hidden * experts * size, hidden * ACTIVATION_BYTES
+    out = experts * problem.logit_bytes + row * problem.has_norm
     flops = 2 * experts * hidden
     out_formula, out_meaning = "num_experts * size of a logit", "router_logits"
     if problem.has_norm:

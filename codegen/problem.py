@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 
 from .spec import RouterSpec
 
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int32": 4, "int64": 8}
+ACTIVATION_BYTES = 2  # of either dtype that activations may have
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -143,7 +146,12 @@ class Problem:
     @property
     def gate_weight_bytes(self) -> int:
         """Bytes of one element of the gate weight."""
-        return 4 if self.gate_weight_dtype == "float32" else 2
+        return ELEMENT_BYTES[self.gate_weight_dtype]
+
+    @property
+    def logit_bytes(self) -> int:
+        """Bytes of one logit."""
+        return ELEMENT_BYTES[self.logits_dtype]
 
     @property
     def gate_terms(self) -> int:

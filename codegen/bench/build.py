@@ -27,7 +27,6 @@ from .peers import SEED_THREADS, SEED_TOKENS, BenchFunctions, seed_allows
 from .probe import kernel_names, template_values
 
 INDEX = "bench.json"
-_LOGIT_BYTES = {"float32": 4, "bfloat16": 2}
 _FEW_TOKENS = 64
 _WAYS_OF_FEW = 2  # in which a gate alone is tried up to there; beyond, families are far apart
 
@@ -211,7 +210,7 @@ def _marks(spec: RouterSpec, arch: Arch, files: dict[str, output.Content]) -> li
     problem = Problem.of(spec).gate_part
     environment = render.environment()
     shape = (spec.hidden_size, spec.num_experts, problem.gate_weight_bytes)
-    values = template_values(*shape, _LOGIT_BYTES[spec.logits_dtype], pdl=arch.has_pdl)
+    values = template_values(*shape, problem.logit_bytes, pdl=arch.has_pdl)
     files["csrc/kernels/probe.cu"] = environment.get_template("bench/probe.cu.j2").render(values)
     sources = [manifest.Source("csrc/kernels/probe.cu", (arch.sm,), False, tuple(kernel_names(*shape)))]
     for residual in dict.fromkeys(("", Problem.of(spec).residual)) if problem.has_norm else ():

@@ -134,7 +134,7 @@ def preparation(kernel: Kernel, group: Group, variant: Variant | Apart) -> dict[
 
 def workspace_bytes_per_token(kernel: Kernel, group: Group, variant: Variant | Apart) -> int:
     """Of the sums that a launch hands to the next, and of logits that are no output."""
-    logits = kernel.problem.num_experts * (4 if kernel.problem.logits_dtype == "float32" else 2)
+    logits = kernel.problem.num_experts * kernel.problem.logit_bytes
     passes_logits = preparation(kernel, group, variant)["logits_at"] is not None
     return _sums_bytes_per_token(kernel, group, variant) + logits * passes_logits
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..problem import Problem, Selection
+from ..problem import ACTIVATION_BYTES, ELEMENT_BYTES, Problem, Selection
 
-_ACTIVATION_BYTES = 2
 _ADD_FLOPS = {"add": 1, "scaled_add": 2, "scaled_sum": 3}  # of an element: the sum, and what is multiplied before
-_SIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int32": 4, "int64": 8}
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ def stages(problem: Problem) -> list[Stage]:
     """The stages in their order. Each tensor is counted once, at the first stage that reads it or the one that writes
     it: together they are the bytes of `bench.roofline`, and those of the stages around norm and gate.
     """
-    hidden, experts, row = problem.hidden_size, problem.num_experts, problem.hidden_size * _ACTIVATION_BYTES
+    hidden, experts, row = problem.hidden_size, problem.num_experts, problem.hidden_size * ACTIVATION_BYTES
     found = []
     if problem.residual:
         found.append(
@@ -61,7 +59,7 @@ def stages(problem: Problem) -> list[Stage]:
             ("x",) * (not found) + ("gate weight",) + ("gate bias",) * problem.gate_bias,
             ("router_logits",) * problem.returns_logits,
             weight,
-            row * (not found) + experts * _SIZE[problem.logits_dtype] * problem.returns_logits,
+            row * (not found) + experts * ELEMENT_BYTES[problem.logits_dtype] * problem.returns_logits,
             2 * experts * hidden,
         )
     )
@@ -84,7 +82,7 @@ def _selection(chosen: Selection, experts: int) -> list[Stage]:
         ("correction bias",) * chosen.correction_bias + ("tid2eid (hash layers)",) * chosen.hashes,
         ("topk_weights", "topk_ids"),
         experts * 4 * chosen.correction_bias,
-        chosen.top_k * (_SIZE[chosen.weights_dtype] + _SIZE[chosen.ids_dtype]),
+        chosen.top_k * (ELEMENT_BYTES[chosen.weights_dtype] + ELEMENT_BYTES[chosen.ids_dtype]),
         work=f"{chosen.top_k} of {experts} a token",
     )
     return [choice, scoring] if softmax_of_chosen else [scoring, choice]
