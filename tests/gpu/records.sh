@@ -11,7 +11,7 @@
 #   shipped memcheck, synccheck, initcheck over the shipped functions, through the operators too
 #   tests   pytest tests/gpu on the shipped package
 #   specs   the same on the package of tests/specs
-#   models  the same on the package of all 82 models
+#   models  the same on the package of all 82 models, without what several launches share
 #   random  the same on a package of specs drawn at random, without the 100,000 rows
 #   soak    two streams at once for a minute, then 10^5 replays of a graph of each shipped path
 #   ptx80   the tests on the library that has PTX of sm_80 alone
@@ -99,7 +99,9 @@ shapes() {
 shipped() { sanitize h200-sanitize 400 --tools $THREE --shares 3 --operators; }
 tests() { gpu_tests h200-tests 500; }
 specs() { NORMGATE_TEST_PACKAGES=build/test-package/normgate gpu_tests h200-tests-shapes 500; }
-models() { NORMGATE_TEST_PACKAGES=build/models/normgate gpu_tests h200-tests-models 500; }
+models() {
+  NORMGATE_TEST_PACKAGES=build/models/normgate gpu_tests h200-tests-models 500 -k "not test_handover and not test_drawn_rows"
+}
 random() {
   NORMGATE_TEST_PACKAGES=build/random/normgate \
     gpu_tests h200-tests-random 500 -k "not test_random_rows_through_the_dispatch"
