@@ -27,11 +27,9 @@ _NUMERICS, _PATH, _ROUTE, _OPS, _HARD, _HANDOVER, _DRAWN = (
 )
 _GPU_TESTS = (
     "h200-tests.json",
-    "h200-tests-gates.json",
     "h200-tests-shapes.json",
-    "h200-tests-shapes-gates.json",
-    "h200-tests-shapes-in-turn.json",
-    "h200-tests-shapes-odd.json",
+    "h200-tests-models.json",
+    "h200-tests-random.json",
 )
 
 POINTS: tuple[tuple[str, tuple[Shown, ...]], ...] = (
@@ -155,7 +153,7 @@ POINTS: tuple[tuple[str, tuple[Shown, ...]], ...] = (
                 ),
             ),
             Shown(
-                "100,000 replays of a graph with changing inputs",
+                "100,000 replays of a graph of each shipped path with changing inputs",
                 (f"{_HANDOVER}::test_graph_replays_follow_changing_inputs",),
                 ("h200-soak.json",),
                 "NORMGATE_SOAK=1 python -m pytest tests/gpu/test_handover.py",
