@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The records of a GPU that docs/reliability.md maps to, in about 20 minutes of an H200 and 16 cores, or 6 of four.
+# The records of a GPU that docs/reliability.md maps to, in about a quarter of an hour of two H200s and 32 cores.
 #
 #     tests/gpu/records.sh OUT [LANE ...]
 #
@@ -20,7 +20,8 @@
 # compilers are, by `tests/gpu/records.sh --build [LANE ...]`, into generated/ and build/. A machine with the GPU needs of
 # each package its folder, and build/twins*/twins.json.
 #
-# PYTHON is the Python to run, NORMGATE_COMMIT what the records are to name where there is no .git.
+# PYTHON is the Python to run, NORMGATE_COMMIT what the records are to name where there is no .git, STEP_SECONDS the most that
+# a step may take: a sanitizer then says what it left, a test run what had passed.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -63,55 +64,56 @@ mkdir -p "$out/logs"
 export PYTHONPATH="generated:.${PYTHONPATH:+:$PYTHONPATH}" PATH="$PATH:/usr/local/cuda/bin"
 gpus="$(nvidia-smi --list-gpus | wc -l)"
 lanes="${*:-$LANES}"
+seconds="${STEP_SECONDS:-3600}"
 workers=$(($(nproc) / $(wc -w <<<"$lanes") + 1))
 
-# step NAME SECONDS COMMAND...: says how it went; its output goes to a file. SIGINT lets pytest write its record.
+# step NAME COMMAND...: says how it went; its output goes to a file. SIGINT lets pytest write its record.
 step() {
-  local name="$1" seconds="$2" started=$SECONDS code=0
-  shift 2
-  timeout --signal=INT --kill-after=20 "$seconds" "$@" >"$out/logs/$name.log" 2>&1 || code=$?
+  local name="$1" started=$SECONDS code=0
+  shift
+  timeout --signal=INT --kill-after=20 "$((seconds + 60))" "$@" >"$out/logs/$name.log" 2>&1 || code=$?
   echo "$name: exit code $code, $((SECONDS - started)) s: $(tail -n 1 "$out/logs/$name.log" | cut -c1-160)"
 }
 # Sanitizers and pytest use all GPUs, pytest by workers of its own for each lane.
 sanitize() {
-  local name="$1" seconds="$2"; shift 2
-  step "$name" "$((seconds + 60))" "$python" tests/gpu/sanitize.py --seconds "$seconds" --record "$out/$name.json" "$@"
+  local name="$1"; shift
+  step "$name" "$python" tests/gpu/sanitize.py --seconds "$seconds" --record "$out/$name.json" "$@"
 }
 gpu_tests() {
-  local name="$1" seconds="$2"; shift 2
+  local name="$1"; shift
   NORMGATE_RECORD="$out/$name.json" CUDA_VISIBLE_DEVICES="$(seq -s, 0 $((gpus - 1)))" \
-    step "$name" "$seconds" "$python" -m pytest tests/gpu -q -p no:cacheprovider -n "$workers" "$@"
+    step "$name" "$python" -m pytest tests/gpu -q -p no:cacheprovider -n "$workers" "$@"
 }
-race_over() { sanitize "$1" 500 --tools racecheck --shares "$((6 * gpus))" --twins "$2"; }
+race_over() { sanitize "$1" --tools racecheck --shares "$((6 * gpus))" --twins "$2"; }
 THREE="memcheck,synccheck,initcheck"
 
 race() { race_over h200-racecheck build/twins; }
 paths() {
-  NORMGATE_TEST_PACKAGES=build/test-package/normgate sanitize h200-sanitize-unshipped 300 --tools $THREE --shares 3 --paths &
+  NORMGATE_TEST_PACKAGES=build/test-package/normgate sanitize h200-sanitize-unshipped --tools $THREE --shares 3 --paths &
   race_over h200-racecheck-unshipped build/twins-paths
   wait
 }
 shapes() {
-  NORMGATE_TEST_PACKAGES=build/awkward/normgate sanitize h200-sanitize-shapes 300 --tools $THREE --shares 3 --operators &
+  NORMGATE_TEST_PACKAGES=build/awkward/normgate sanitize h200-sanitize-shapes --tools $THREE --shares 3 --operators &
   race_over h200-racecheck-shapes build/twins-shapes
   wait
 }
-shipped() { sanitize h200-sanitize 400 --tools $THREE --shares 3 --operators; }
-tests() { gpu_tests h200-tests 500; }
-specs() { NORMGATE_TEST_PACKAGES=build/test-package/normgate gpu_tests h200-tests-shapes 500; }
+shipped() { sanitize h200-sanitize --tools $THREE --shares 3 --operators; }
+tests() { gpu_tests h200-tests; }
+specs() { NORMGATE_TEST_PACKAGES=build/test-package/normgate gpu_tests h200-tests-shapes; }
 models() {
-  NORMGATE_TEST_PACKAGES=build/models/normgate gpu_tests h200-tests-models 500 -k "not test_handover and not test_drawn_rows"
+  NORMGATE_TEST_PACKAGES=build/models/normgate gpu_tests h200-tests-models -k "not test_handover and not test_drawn_rows"
 }
 random() {
   NORMGATE_TEST_PACKAGES=build/random/normgate \
-    gpu_tests h200-tests-random 500 -k "not test_random_rows_through_the_dispatch"
+    gpu_tests h200-tests-random -k "not test_random_rows_through_the_dispatch"
 }
 soak() {
-  NORMGATE_SOAK_SECONDS=62 gpu_tests h200-soak-streams 150 -k "test_two_streams_at_once and 7168x384 and add_norm_a"
-  NORMGATE_SOAK=1 gpu_tests h200-soak 400 -k test_graph_replays_follow_changing_inputs
+  NORMGATE_SOAK_SECONDS=62 gpu_tests h200-soak-streams -k "test_two_streams_at_once and 7168x384 and add_norm_a"
+  NORMGATE_SOAK=1 gpu_tests h200-soak -k test_graph_replays_follow_changing_inputs
 }
-ptx80() { NORMGATE_TEST_PACKAGES=build/ptx80/normgate gpu_tests h200-tests-ptx80 500; }
-ptx90() { NORMGATE_TEST_PACKAGES=build/ptx90/normgate gpu_tests h200-tests-ptx90 500; }
+ptx80() { NORMGATE_TEST_PACKAGES=build/ptx80/normgate gpu_tests h200-tests-ptx80; }
+ptx90() { NORMGATE_TEST_PACKAGES=build/ptx90/normgate gpu_tests h200-tests-ptx90; }
 
 for lane in $lanes; do "$lane" & done
 wait
