@@ -138,6 +138,10 @@ POINTS: tuple[tuple[str, tuple[Shown, ...]], ...] = (
                 "python -m pytest tests/gpu",
             ),
             Shown(
+                "Every model's layer through the operators of its package; no call falls back to the reference",
+                (f"{_GPU}test_layers.py::test_every_models_layer",),
+            ),
+            Shown(
                 "The choice of experts of every kind, lane by lane on the CPU: ids and weights against float64, the lower of "
                 "equals, NaN and infinities",
                 ("tests/warp/test_selection.py",),

@@ -59,7 +59,7 @@ def stages(problem: Problem) -> list[Stage]:
             ("x",) * (not found) + ("gate weight",) + ("gate bias",) * problem.gate_bias,
             ("router_logits",) * problem.returns_logits,
             weight,
-            row * (not found) + experts * ELEMENT_BYTES[problem.logits_dtype] * problem.returns_logits,
+            row * (not found) + experts * problem.logit_bytes * problem.returns_logits,
             2 * experts * hidden,
         )
     )

@@ -80,7 +80,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     outcomes = {name: len(reporter.stats.get(name, ())) for name in ("passed", "failed", "error", "skipped")}
     passed = reporter.stats.get("passed", ())
-    measured = {one.nodeid.partition("::")[2]: found for one in passed for _, found in one.user_properties if found}
+    measured = {
+        one.nodeid.partition("::")[2]: found
+        for one in passed
+        for what, found in one.user_properties
+        if what == "measured" and found
+    }
     record = {
         "what": "pytest tests/gpu",
         **software(),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The records of a GPU that docs/reliability.md maps to, in about a quarter of an hour of two H200s and 32 cores.
+# The records of a GPU that docs/reliability.md maps to, in about 20 minutes of two H200s and 32 cores.
 #
 #     tests/gpu/records.sh OUT [LANE ...]
 #

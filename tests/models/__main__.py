@@ -2,8 +2,8 @@
 
 The specs that `add` writes make one package, for kernels are shared by models. What was compiled is kept in --work, and
 what was found of a model's op too, for the same commit, so that a run that was interrupted goes on where it was. Writes
-the record that docs/coverage.md tells from; exit code 1 for a model that did not come through, or a kernel that did not
-compile.
+the record that docs/coverage.md tells from; exit code 1 for a model that did not come through, and that of `build.py`
+where a kernel does not compile.
 """
 
 from __future__ import annotations

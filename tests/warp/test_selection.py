@@ -117,6 +117,10 @@ void select_passed(const normgate_args&, int64_t, Select::Scratch&) { abort(); }
 def specs() -> Iterator[RouterSpec]:
     """Shipped ones, those of other models and stages, and some that nobody has; each selection once."""
     found = load_specs([*places.all_specs(), *sorted((places.home() / "tests" / "specs").glob("*.yaml"))])
+    # A score without a bound that nothing renormalizes.
+    unbounded = next(spec for spec in found if spec.name == "deepseek-v4-flash")
+    routing = unbounded.routing.model_copy(update={"renormalize": None})
+    found.append(unbounded.model_copy(update={"name": "unbounded", "routing": routing}))
     random = Random(11)
     found += [random_spec(random, f"random-{number}") for number in range(RANDOM_SPECS)]
     known = set()
